@@ -1,0 +1,149 @@
+"""What every autoencoder can do, and the latent scale, which lives here and nowhere else.
+
+Three spaces: *image* in [-1, 1]; *raw latents*, whatever the encoder produces; *latents* ``z``, whitened per channel to
+mean 0 and deviation 1, which is all that a diffusion model or a latent GAN ever sees.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from latentsynth.errors import CheckpointError, TrainingError
+from latentsynth.pretrained import Pretrained
+
+
+@dataclass
+class Moments:
+    """Gaussian over raw latents; what the latent cache stores.
+
+    Attributes:
+        mean: Shape ``(B, c, i, j, k)``.
+        deviation: Standard deviation, same shape; zero for a deterministic encoder.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """``mean + deviation * noise``."""
+        return self.mean + self.deviation * noise
+
+
+@dataclass
+class Reconstruction:
+    """One pass through an autoencoder while it trains.
+
+    Attributes:
+        image: Shape ``(B, C, I, J, K)``.
+        bottleneck_loss: The bottleneck's own term, weighted, a scalar.
+        perplexity: How many codes are in use (exponential of the entropy of their usage), a scalar; the number of
+            latent channels for a Gaussian bottleneck, where it has no meaning.
+    """
+
+    image: Tensor
+    bottleneck_loss: Tensor
+    perplexity: Tensor
+
+
+class Autoencoder(Pretrained, ABC):
+    """Compresses ``(B, C, I, J, K)`` images to ``(B, c, i, j, k)`` latents and back."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, latent_channels: int, factors: tuple[int, int, int]):
+        super().__init__()
+        self.factors = factors
+        self.latent_channels = latent_channels
+        # Not a number until fitted, so that latents of an unfitted scale cannot pass for data.
+        self.register_buffer("latent_mean", torch.full((latent_channels,), torch.nan))
+        self.register_buffer("latent_std", torch.full((latent_channels,), torch.nan))
+
+    @abstractmethod
+    def moments(self, image: Tensor) -> Moments:
+        """Image in [-1, 1] to a Gaussian over raw latents."""
+
+    @abstractmethod
+    def decode_raw(self, raw: Tensor) -> Tensor:
+        """Raw latents to an image in [-1, 1]."""
+
+    @abstractmethod
+    def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
+        """The training pass. ``noise``: standard normal, shaped like the latents; None decodes the mean."""
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """Weights of the decoder's last convolution, where the adversarial weight is balanced."""
+        return [weight for weight in self.decoder.parameters() if weight.ndim > 1][-1]
+
+    def latent_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
+        """``(c, i, j, k)`` of an image of ``shape``.
+
+        Raises:
+            TrainingError: ``shape`` is not divisible by the downsampling factors.
+        """
+        if any(n % f for n, f in zip(shape, self.factors, strict=True)):
+            raise TrainingError(f"shape {shape} is not divisible by downsampling {self.factors}: choose a grid that is")
+        i, j, k = (n // f for n, f in zip(shape, self.factors, strict=True))
+        return (self.latent_channels, i, j, k)
+
+    def encode(self, image: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Image to latents; the mean of the moments unless ``noise`` is given."""
+        moments = self.moments(image)
+        return self.whiten(moments.mean if noise is None else moments.sample(noise))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents to an image in [-1, 1]."""
+        return self.decode_raw(z * _channelwise(self.latent_std) + _channelwise(self.latent_mean))
+
+    def whiten(self, raw: Tensor) -> Tensor:
+        """Raw latents to latents.
+
+        Raises:
+            CheckpointError: The scale was never fitted.
+        """
+        if not bool(torch.isfinite(self.latent_std).all()):
+            raise CheckpointError("the latent scale of this autoencoder was never fitted: finish its training first")
+        return (raw - _channelwise(self.latent_mean)) / _channelwise(self.latent_std)
+
+    @torch.no_grad()
+    def fit_latent_stats(self, moments: Iterable[Moments]) -> None:
+        """Sets the latent scale from the moments of many images.
+
+        The variance is that of the sampled latents: the variance of the means plus the mean of the variances.
+
+        Raises:
+            TrainingError: A latent is not finite, a channel is constant, or there is nothing to fit.
+        """
+        count, total, square = 0, torch.zeros(self.latent_channels), torch.zeros(self.latent_channels)
+        for batch in moments:
+            mean = rearrange(batch.mean, "b c i j k -> c (b i j k)").double().cpu()
+            variance = rearrange(batch.deviation, "b c i j k -> c (b i j k)").double().cpu() ** 2
+            count += mean.shape[1]
+            total = total + mean.sum(1)
+            square = square + (mean**2 + variance).sum(1)
+        if not count:
+            raise TrainingError("no latents to fit the latent scale on: give at least one training case")
+        centre = total / count
+        deviation = (square / count - centre**2).clamp_min(0).sqrt()
+        if not bool(torch.isfinite(centre).all() and torch.isfinite(deviation).all()):
+            raise TrainingError("latents are not finite: lower train.lr, or raise autoencoder.kl_weight")
+        if bool((deviation < 1e-6).any()):
+            dead = torch.nonzero(deviation < 1e-6).flatten().tolist()
+            raise TrainingError(
+                f"latent channels {dead} are constant: train longer or lower autoencoder.latent_channels"
+            )
+        self.latent_mean.copy_(centre)
+        self.latent_std.copy_(deviation)
+
+
+def _channelwise(values: Tensor) -> Tensor:
+    return rearrange(values, "c -> 1 c 1 1 1")

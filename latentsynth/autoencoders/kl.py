@@ -1,0 +1,61 @@
+"""Autoencoder with a Gaussian bottleneck (Kingma & Welling 2014; latent diffusion: Rombach et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from latentsynth.autoencoders.base import Autoencoder, Moments, Reconstruction
+from latentsynth.autoencoders.networks import build_trunk
+
+
+class KLAutoencoder(Autoencoder):
+    """KL-regularised autoencoder.
+
+    Args:
+        image_channels: ``C``.
+        latent_channels: ``c``.
+        channels: Feature channels, one per halving.
+        res_blocks: Residual blocks per level.
+        factors: Voxels per latent cell along each axis.
+        backbone: Trunk, see :mod:`latentsynth.autoencoders.networks`.
+        kl_weight: Weight of the KL term, per latent element.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_channels: int,
+        latent_channels: int,
+        channels: Sequence[int],
+        res_blocks: int,
+        factors: Sequence[int],
+        backbone: str,
+        kl_weight: float,
+    ):
+        i, j, k = factors
+        super().__init__(latent_channels, (i, j, k))
+        self.kl_weight = kl_weight
+        self.encoder, self.decoder = build_trunk(
+            backbone, image_channels, 2 * latent_channels, latent_channels, channels, res_blocks, (i, j, k)
+        )
+
+    def moments(self, image: Tensor) -> Moments:
+        mean, log_variance = self.encoder(image).chunk(2, dim=1)
+        return Moments(mean, torch.exp(0.5 * log_variance.clamp(-30, 20)))
+
+    def decode_raw(self, raw: Tensor) -> Tensor:
+        return self.decoder(raw).clamp(-1, 1)
+
+    def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
+        moments = self.moments(image)
+        raw = moments.mean if noise is None else moments.sample(noise)
+        variance = moments.deviation**2
+        kl = 0.5 * (moments.mean**2 + variance - 1 - variance.clamp_min(1e-20).log())  # against N(0, 1)
+        # Summed over a case and divided by its voxels, as the reconstruction error is a mean over voxels.
+        per_voxel = kl.flatten(1).sum(1).mean() / image[0].numel()
+        weighted = self.kl_weight * per_voxel * image.shape[1]
+        return Reconstruction(self.decoder(raw), weighted, raw.new_tensor(float(self.latent_channels)))

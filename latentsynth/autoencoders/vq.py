@@ -1,0 +1,99 @@
+"""Autoencoder with a vector-quantised bottleneck (van den Oord et al. 2017, eq. 3; codebook by moving averages, app. A).
+
+The latents that a diffusion model learns are the vectors *before* quantisation; decoding quantises them, which also
+removes small errors of the sampler. The codebook comes from ``vector-quantize-pytorch``: it restarts dead codes from
+the batch and keeps the codebooks of several processes equal, which MONAI's quantiser does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from einops import rearrange
+from torch import Tensor
+from vector_quantize_pytorch import VectorQuantize
+
+from latentsynth.autoencoders.base import Autoencoder, Moments, Reconstruction
+from latentsynth.autoencoders.networks import build_trunk
+
+
+class VQAutoencoder(Autoencoder):
+    """Vector-quantised autoencoder.
+
+    Args:
+        image_channels: ``C``.
+        latent_channels: ``c``, the dimension of a code.
+        channels: Feature channels, one per halving.
+        res_blocks: Residual blocks per level.
+        factors: Voxels per latent cell along each axis.
+        backbone: Trunk, see :mod:`latentsynth.autoencoders.networks`.
+        codebook_size: Number of codes.
+        commitment: Weight of the commitment term.
+        codebook_decay: Decay of the codebook's moving averages.
+        restart_below: Codes used less often than this per batch, on average, are restarted.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        image_channels: int,
+        latent_channels: int,
+        channels: Sequence[int],
+        res_blocks: int,
+        factors: Sequence[int],
+        backbone: str,
+        codebook_size: int,
+        commitment: float,
+        codebook_decay: float,
+        restart_below: float,
+    ):
+        i, j, k = factors
+        super().__init__(latent_channels, (i, j, k))
+        self.codebook_size = codebook_size
+        self.encoder, self.decoder = build_trunk(
+            backbone, image_channels, latent_channels, latent_channels, channels, res_blocks, (i, j, k)
+        )
+        self.quantizer = VectorQuantize(
+            dim=latent_channels,
+            codebook_size=codebook_size,
+            decay=codebook_decay,
+            commitment_weight=commitment,
+            threshold_ema_dead_code=restart_below,
+            rotation_trick=False,  # straight-through, as published
+        )
+
+    def quantize(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Nearest codes.
+
+        Args:
+            raw: Shape ``(B, c, i, j, k)``.
+
+        Returns:
+            Codes shaped like ``raw``, their indices ``(B, i, j, k)``, and the weighted commitment loss.
+        """
+        # In float32 under autocast too: distances between close codes drown in bfloat16.
+        with torch.autocast(raw.device.type, enabled=False):
+            rows = rearrange(raw.float(), "b c i j k -> b (i j k) c")
+            codes, indices, commitment = self.quantizer(rows)
+        i, j, k = raw.shape[2:]
+        return (
+            rearrange(codes, "b (i j k) c -> b c i j k", i=i, j=j, k=k),
+            rearrange(indices, "b (i j k) -> b i j k", i=i, j=j, k=k),
+            commitment.sum(),
+        )
+
+    def moments(self, image: Tensor) -> Moments:
+        raw = self.encoder(image)
+        return Moments(raw, torch.zeros_like(raw))
+
+    def decode_raw(self, raw: Tensor) -> Tensor:
+        return self.decoder(self.quantize(raw)[0]).clamp(-1, 1)
+
+    def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
+        codes, indices, commitment = self.quantize(self.encoder(image))
+        used = torch.bincount(indices.flatten(), minlength=self.codebook_size).float()
+        share = used / used.sum()
+        perplexity = torch.exp(-(share * share.clamp_min(1e-12).log()).sum())
+        return Reconstruction(self.decoder(codes), commitment, perplexity)

@@ -1,0 +1,329 @@
+"""Every run as one strict model: an unknown key, a wrong type or an impossible value is an error that names it.
+
+Imports no torch, so that ``--check`` and ``--help`` answer at once. Each field's meaning is its docstring's line;
+defaults are chosen for a CPU, the files in ``configs/`` hold the settings for larger machines.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from latentsynth.errors import ConfigError
+from latentsynth.types import Framing, Grid
+
+Axes = tuple[int, int, int]
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class Strict(BaseModel):
+    """Base of every section: unknown keys are refused, values are frozen, paths stay as written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class AugmentConfig(Strict):
+    """Augmented copies of every training case, made once and cached; copy 0 is the scan as it is."""
+
+    copies: int = Field(0, ge=0, description="augmented copies per training case")
+    rotate_deg: NotNegative = Field(8.0, description="largest rotation about each axis, degrees")
+    scale: Annotated[float, Field(ge=0, lt=0.5)] = Field(0.08, description="largest relative change of size")
+    shift_mm: NotNegative = Field(4.0, description="largest shift along each axis, mm")
+    flip_axes: tuple[Literal[0, 1, 2], ...] = Field(
+        (), description="axes (0 = left-right) mirrored with probability 1/2"
+    )
+    elastic_mm: NotNegative = Field(0.0, description="largest elastic displacement, mm (TorchIO; slow)")
+    gamma: NotNegative = Field(0.0, description="largest |log gamma| of contrast changes (TorchIO)")
+    noise: NotNegative = Field(0.0, description="largest deviation of added noise, in units of the window (TorchIO)")
+    bias: NotNegative = Field(0.0, description="largest bias field coefficient (TorchIO)")
+
+
+class DataConfig(Strict):
+    """What to train on and the grid it is brought to."""
+
+    manifest: Path
+    grid: Grid
+    framing: Framing = Framing()
+    augment: AugmentConfig = AugmentConfig()
+    cache: Path = Field(Path("runs/cache"), description="where preprocessed volumes are kept")
+
+
+class _NetworkConfig(Strict):
+    backbone: Literal["strided", "resnet"] = Field(
+        "strided", description="strided: MONAI's VQVAE trunk, light; resnet: MONAI's AutoencoderKL trunk, heavy"
+    )
+    downsampling: Literal[2, 4, 8] | Axes = Field(
+        4, description="voxels per latent cell: 2, 4 or 8, one for all axes or three"
+    )
+    channels: tuple[Positive, ...] = Field((32, 64), description="feature channels, one per halving of the resolution")
+    res_blocks: Positive = 2
+    latent_channels: Positive = 4
+
+    @property
+    def factors(self) -> Axes:
+        """Voxels per latent cell along each axis."""
+        f = self.downsampling
+        return (f, f, f) if isinstance(f, int) else f
+
+    @model_validator(mode="after")
+    def _consistent(self) -> _NetworkConfig:
+        if any(f not in (1, 2, 4, 8) for f in self.factors):
+            raise ValueError(f"downsampling {self.factors}: each axis takes 2, 4 or 8 (1 leaves an axis alone)")
+        halvings = max(self.factors).bit_length() - 1
+        if len(self.channels) != halvings:
+            raise ValueError(f"channels has {len(self.channels)} entries, downsampling {self.factors} needs {halvings}")
+        if self.backbone == "resnet" and len(set(self.factors)) > 1:
+            raise ValueError(f"backbone resnet halves all axes alike, downsampling is {self.factors}: use strided")
+        return self
+
+
+class VQConfig(_NetworkConfig):
+    """Vector-quantised autoencoder."""
+
+    kind: Literal["vq"] = "vq"
+    codebook_size: Positive = 512
+    commitment: NotNegative = 0.25
+    codebook_decay: Fraction = 0.95
+    restart_below: NotNegative = Field(1.0, description="codes used less (moving average per batch) are restarted")
+
+
+class KLConfig(_NetworkConfig):
+    """Autoencoder with a Gaussian bottleneck."""
+
+    kind: Literal["kl"] = "kl"
+    kl_weight: NotNegative = 1e-6
+
+
+AutoencoderConfig = Annotated[VQConfig | KLConfig, Field(discriminator="kind")]
+
+
+class PerceptualConfig(Strict):
+    """A feature network from the user's disk (TorchScript); none is ever fetched."""
+
+    path: Path
+    weight: NotNegative = 0.1
+
+
+class ReconstructionConfig(Strict):
+    """Terms of the autoencoder's loss beside the bottleneck's own."""
+
+    reconstruction: Literal["l1", "l2", "robust"] = Field("l1", description="robust: Charbonnier, smooth near zero")
+    lesion_weight: Annotated[float, Field(ge=1)] = Field(1.0, description="weight of voxels inside the lesion")
+    adversarial_weight: NotNegative = Field(0.0, description="0 trains without a discriminator")
+    adversarial_after_images: int = Field(0, ge=0, description="images seen before the discriminator joins")
+    discriminator_channels: Positive = 32
+    discriminator_layers: Positive = 2
+    discriminator_lr: Annotated[float, Field(gt=0)] = 2e-4
+    perceptual: PerceptualConfig | None = None
+
+
+class TrainConfig(Strict):
+    """How long, how fast, what is kept. Progress is counted in images seen, so no meaning changes with processes."""
+
+    images: Positive = Field(20_000, description="images to see in all")
+    batch: Positive = Field(8, description="global batch, over processes and accumulation")
+    accumulation: Positive = Field(1, description="parts that one batch is split into on each process")
+    lr: Annotated[float, Field(gt=0)] = 3e-4
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    lr_warmup_images: int = Field(500, ge=0)
+    weight_decay: NotNegative = 0.0
+    betas: tuple[Fraction, Fraction] = (0.9, 0.99)
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    ema_halflife_images: int = Field(2_000, ge=0, description="half-life of the weight average; 0 keeps raw weights")
+    precision: Literal["no", "bf16"] = "no"
+    gradient_checkpointing: bool = False
+    compile: bool = Field(False, description="torch.compile the trained network (a GPU option)")
+    log_every_images: Positive = 200
+    save_every_images: Positive = 4_000
+    validate_every_images: Positive = 4_000
+    sample_every_images: Positive = 4_000
+    tensorboard: bool = False
+    workers: int = Field(0, ge=0, description="data loader processes per training process")
+
+
+class Run(Strict):
+    """What every trained thing has."""
+
+    run: Path = Field(description="run folder; the same command again resumes it")
+    seed: int = 0
+    train: TrainConfig = TrainConfig()
+    init_from: Path | None = Field(None, description="checkpoint whose weights training starts from")
+
+
+class AutoencoderRun(Run):
+    """Training an autoencoder."""
+
+    data: DataConfig
+    autoencoder: AutoencoderConfig = VQConfig()
+    loss: ReconstructionConfig = ReconstructionConfig()
+
+    @model_validator(mode="after")
+    def _divisible(self) -> AutoencoderRun:
+        bad = [n for n, f in zip(self.data.grid.shape, self.autoencoder.factors, strict=True) if n % f]
+        if bad:
+            raise ValueError(
+                f"data.grid.shape {self.data.grid.shape} is not divisible by downsampling {self.autoencoder.factors}: "
+                "scans of any size are padded and cropped to the grid, the grid itself must divide"
+            )
+        return self
+
+
+class DenoiserConfig(Strict):
+    """The denoising U-Net (MONAI's DiffusionModelUNet)."""
+
+    channels: tuple[Positive, ...] = (64, 128)
+    attention: tuple[bool, ...] = (False, True)
+    res_blocks: Positive = 2
+    head_channels: Positive = 32
+    norm_groups: Positive = 16
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DenoiserConfig:
+        if len(self.attention) != len(self.channels):
+            raise ValueError(f"attention has {len(self.attention)} entries, channels has {len(self.channels)}")
+        bad = [n for n in self.channels if n % self.norm_groups or n % self.head_channels]
+        if bad:
+            raise ValueError(
+                f"channels {bad} must be multiples of norm_groups {self.norm_groups} and head_channels {self.head_channels}"
+            )
+        return self
+
+
+class DiffusionConfig(Strict):
+    """The noise process and what the network is asked to predict."""
+
+    schedule: Literal["rectified", "cosine", "linear"] = "rectified"
+    prediction: Literal["v", "x0", "epsilon"] = Field("v", description="preconditioning inside the denoiser")
+    time: Literal["uniform", "logit_normal"] = "logit_normal"
+    time_mean: float = 0.0
+    time_std: Annotated[float, Field(gt=0)] = 1.0
+    shift: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        1.0, description="time shift for larger latents; auto: the square root of cells over 512"
+    )
+    condition_dropout: Fraction = Field(0.1, description="probability that a case trains without its mask")
+    lesion_weight: Annotated[float, Field(ge=1)] = Field(1.0, description="loss weight of cells inside the lesion")
+
+
+class SamplingConfig(Strict):
+    """Defaults that a checkpoint samples with; each can be changed at sampling."""
+
+    scheduler: str = "euler"
+    steps: Positive = 30
+    guidance: NotNegative = Field(1.0, description="1 follows the condition as trained, larger exaggerates it")
+    guidance_interval: tuple[Fraction, Fraction] = Field((0.0, 1.0), description="times t within which guidance acts")
+
+
+class LatentDataConfig(Strict):
+    """What latents to train on; everything left out is as the autoencoder was trained."""
+
+    manifest: Path | None = None
+    augment: AugmentConfig | None = None
+    cache: Path | None = None
+
+
+class LdmRun(Run):
+    """Training a mask-conditioned latent diffusion model."""
+
+    autoencoder: Path = Field(description="run folder or checkpoint of the frozen autoencoder")
+    data: LatentDataConfig = LatentDataConfig()
+    denoiser: DenoiserConfig = DenoiserConfig()
+    diffusion: DiffusionConfig = DiffusionConfig()
+    sampling: SamplingConfig = SamplingConfig()
+
+
+ConfigT = TypeVar("ConfigT", bound=Strict)
+
+
+def load(kind: type[ConfigT], path: Path | str, overrides: Sequence[str] = ()) -> ConfigT:
+    """Reads a YAML file and applies overrides.
+
+    Args:
+        kind: The model to read it as.
+        path: The YAML file.
+        overrides: ``key.sub=value`` strings; values are read as YAML.
+
+    Raises:
+        ConfigError: The file is missing or is not YAML; a key is unknown; a value is impossible.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config {path} does not exist: check the path, or start from a file in configs/") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"config {path} is not readable YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"config {path} holds {type(values).__name__}, expected keys and values")
+    for override in overrides:
+        _override(values, override)
+    return build(kind, values, str(path))
+
+
+def build(kind: type[ConfigT], values: dict[str, Any], origin: str = "config") -> ConfigT:
+    """Validates plain values as a configuration.
+
+    Raises:
+        ConfigError: One line per wrong key, each with its name, what was found and what is possible.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(kind, problem) for problem in error.errors()]
+        raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def dump(config: Strict) -> str:
+    """The resolved configuration as YAML, which :func:`load` reads back unchanged."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"override {override!r} is not key=value, for example train.images=1000")
+    *parents, last = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
+    try:
+        values[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
+
+
+def _explain(kind: type[BaseModel], problem: Any) -> str:
+    """One validation problem in words; for an unknown key, the keys that exist there."""
+    where = [str(part) for part in problem["loc"] if part not in ("vq", "kl", "function-after")]
+    key = ".".join(where) or "config"
+    if problem["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
+        found = problem.get("input")
+        shown = "" if problem["type"] == "missing" or isinstance(found, dict) else f" (found {found!r})"
+        return f"{key}: {problem['msg'].removeprefix('Value error, ')}{shown}"
+    choices = _keys_at(kind, problem["loc"][:-1])
+    near = difflib.get_close_matches(where[-1], choices, n=1)
+    hint = f", did you mean {near[0]}?" if near else ""
+    return f"unknown key {key}{hint} (choices: {', '.join(choices)})"
+
+
+def _keys_at(kind: Any, path: Sequence[str | int]) -> list[str]:
+    """Names of the fields of the section at ``path`` below the model ``kind``."""
+    for part in path:
+        if part in ("vq", "kl"):
+            kind = VQConfig if part == "vq" else KLConfig
+            continue
+        if isinstance(part, str) and hasattr(kind, "model_fields") and part in kind.model_fields:
+            kind = kind.model_fields[part].annotation
+        elif isinstance(part, str) and part in getattr(kind, "__dataclass_fields__", {}):
+            kind = get_type_hints(kind)[part]
+        options = [t for t in getattr(kind, "__args__", ()) if t is not type(None)]
+        kind = options[0] if options and not isinstance(options[0], str) else kind
+    fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
+    return [name for name in fields if not name.startswith("_")]

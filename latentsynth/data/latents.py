@@ -1,0 +1,86 @@
+"""The latent cache: mean and deviation of every case, written once; training never runs the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latentsynth.data.volumes import VolumeCache, one_hot
+from latentsynth.errors import DataError
+from latentsynth.files import atomic_path
+from latentsynth.provenance import fingerprint
+
+# image (B, C, I, J, K) -> mean and deviation of raw latents, each (B, c, i, j, k)
+Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class LatentCache:
+    """Latents of the entries of a volume cache.
+
+    Args:
+        root: The ``latents`` folder of the autoencoder's run.
+        autoencoder: Fingerprint of the autoencoder's weights.
+        volumes: The volumes they are latents of.
+    """
+
+    def __init__(self, root: Path, autoencoder: str, volumes: VolumeCache):
+        self.volumes = volumes
+        self.folder = root / fingerprint([autoencoder, volumes.recipe.key])
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def path(self, entry: int) -> Path:
+        """File of an entry; named after the volume's."""
+        return self.folder / self.volumes.path(entry).name
+
+    def missing(self) -> list[int]:
+        """Entries without a file."""
+        return [entry for entry in range(len(self)) if not self.path(entry).is_file()]
+
+    @torch.no_grad()
+    def write(self, entries: Sequence[int], encode: Encoder, advance: Callable[[], None] = lambda: None) -> None:
+        """Encodes some entries. They go in pairs: on a CPU torch is several times slower on a batch of one.
+
+        Raises:
+            DataError: A latent is not finite.
+        """
+        for start in range(0, len(entries), 2):
+            pair = list(entries[start : start + 2])
+            volumes = [self.volumes.volume(entry) for entry in pair]
+            images = torch.stack([torch.from_numpy(volume.image) for volume in volumes])
+            mean, deviation = encode(images if len(pair) > 1 else images.repeat(2, 1, 1, 1, 1))
+            if not bool(torch.isfinite(mean).all() and torch.isfinite(deviation).all()):
+                raise DataError(f"latents of {self.path(pair[0]).name} are not finite: train the autoencoder again")
+            for row, (entry, volume) in enumerate(zip(pair, volumes, strict=True)):
+                tensors = {"mean": mean[row].float().contiguous(), "deviation": deviation[row].float().contiguous()}
+                if volume.mask is not None:
+                    tensors["mask"] = torch.from_numpy(volume.mask)
+                with atomic_path(self.path(entry)) as temporary:
+                    save_file(tensors, temporary)
+                advance()
+
+    def item(self, entry: int) -> dict[str, Any]:
+        """One training item: ``mean`` and ``deviation`` (c, i, j, k), ``mask`` one-hot (L, I, J, K).
+
+        Raises:
+            DataError: The entry was not encoded, or its file is damaged.
+        """
+        path = self.path(entry)
+        if not path.is_file():
+            raise DataError(f"latents {path} are missing: run `latentsynth encode` on the autoencoder's run folder")
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise DataError(f"latents {path} are damaged ({error}): delete the file and encode again") from error
+        recipe = self.volumes.recipe
+        labels = len(recipe.labels)
+        mask = tensors.get("mask")
+        hot = torch.zeros(labels, *recipe.grid.shape) if mask is None else one_hot(mask, labels)
+        return {"mean": tensors["mean"], "deviation": tensors["deviation"], "mask": hot}

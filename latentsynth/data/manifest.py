@@ -1,0 +1,144 @@
+"""The manifest: one JSON file that says which files belong to which case, patient and split."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from latentsynth.errors import DataError
+from latentsynth.files import read_json, write_json
+from latentsynth.provenance import fingerprint
+from latentsynth.types import Case, Labels, Split
+
+FORMAT = "latentsynth-manifest/1"
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A cohort, split by patient.
+
+    Attributes:
+        name: Name of the cohort.
+        channels: Channel names, in the order of every case's ``images``.
+        labels: Label values and names.
+        cases: All cases.
+    """
+
+    name: str
+    channels: tuple[str, ...]
+    labels: Labels
+    cases: tuple[Case, ...]
+
+    def __post_init__(self) -> None:
+        repeated = [name for name, count in Counter(c.case_id for c in self.cases).items() if count > 1]
+        if repeated:
+            raise DataError(f"case ids {repeated[:3]} appear more than once: give every case its own id")
+        home: dict[str, str] = {}
+        for case in self.cases:
+            if len(case.images) != len(self.channels):
+                raise DataError(
+                    f"case {case.case_id} has {len(case.images)} images, expected {len(self.channels)} "
+                    f"({', '.join(self.channels)}): complete or remove it"
+                )
+            if home.setdefault(case.patient_id, case.split) != case.split:
+                raise DataError(
+                    f"patient {case.patient_id} is in both {home[case.patient_id]} and {case.split}: "
+                    "splits are by patient, so move all cases of one patient together"
+                )
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any case id, patient, split, label or voxel; not with where the files lie."""
+        facts = [[c.case_id, c.patient_id, c.split, c.source, c.parents, c.voxels] for c in self.cases]
+        return fingerprint([self.channels, asdict(self.labels), sorted(facts)])
+
+    def select(self, *splits: Split) -> tuple[Case, ...]:
+        """Cases of some splits, in manifest order.
+
+        Raises:
+            DataError: No case is in them.
+        """
+        chosen = tuple(case for case in self.cases if case.split in splits)
+        if not chosen:
+            raise DataError(f"manifest {self.name} has no case in split {' or '.join(splits)}: prepare it again")
+        return chosen
+
+    def save(self, path: Path | str) -> None:
+        """Writes the manifest atomically, with paths relative to its own folder."""
+        path = Path(path)
+        home = path.parent.resolve()
+
+        def relative(file: Path) -> str:
+            return Path(os.path.relpath(file.resolve(), home)).as_posix()
+
+        cases = [
+            {
+                **asdict(case),
+                "images": [relative(image) for image in case.images],
+                "mask": relative(case.mask) if case.mask else None,
+                "parents": list(case.parents),
+            }
+            for case in self.cases
+        ]
+        write_json(
+            path,
+            {
+                "format": FORMAT,
+                "name": self.name,
+                "channels": list(self.channels),
+                "labels": {name: v for v, name in zip(self.labels.values, self.labels.names, strict=True)},
+                "fingerprint": self.fingerprint,
+                "cases": cases,
+            },
+        )
+
+    @classmethod
+    def load(cls, path: Path | str) -> Manifest:
+        """Reads a manifest.
+
+        Raises:
+            DataError: It is missing, is not a manifest, or was edited after it was made.
+        """
+        path = Path(path)
+        if path.is_dir():
+            raise DataError(f"{path} is a folder, expected a manifest file: make one with `latentsynth prepare {path}`")
+        value = read_json(path)
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise DataError(f"{path} is not a manifest ({FORMAT}): make one with `latentsynth prepare`")
+        try:
+            manifest = cls._parse(value, path.parent.resolve())
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path} is a damaged manifest ({error!r}): make it again with `latentsynth prepare`"
+            ) from None
+        if manifest.fingerprint != value["fingerprint"]:
+            raise DataError(
+                f"{path} was edited after it was made (fingerprint {value['fingerprint']}, contents "
+                f"{manifest.fingerprint}): make it again with `latentsynth prepare`"
+            )
+        return manifest
+
+    @classmethod
+    def _parse(cls, value: dict[str, Any], home: Path) -> Manifest:
+        cases = tuple(
+            Case(
+                **{
+                    **case,
+                    "images": tuple(home / image for image in case["images"]),
+                    "mask": home / case["mask"] if case["mask"] else None,
+                    "parents": tuple(case["parents"]),
+                }
+            )
+            for case in value["cases"]
+        )
+        pairs = sorted((v, name) for name, v in value["labels"].items())
+        labels = Labels(tuple(v for v, _ in pairs), tuple(name for _, name in pairs))
+        return cls(value["name"], tuple(value["channels"]), labels, cases)
+
+    def with_splits(self, split_of: dict[str, Split]) -> Manifest:
+        """The same cohort with another split per case id."""
+        return replace(self, cases=tuple(replace(c, split=split_of[c.case_id]) for c in self.cases))

@@ -1,0 +1,335 @@
+"""``latentsynth prepare``: from a folder of scans to a checked manifest, split by patient."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from latentsynth.data.checks import CaseFacts, Problem, check_cohort, twins
+from latentsynth.data.layouts import Cohort, as_split, read_cohort, recognise
+from latentsynth.data.manifest import FORMAT, SPLITS, Manifest
+from latentsynth.errors import ConfigError, DataError
+from latentsynth.files import read_json
+from latentsynth.types import Case, Labels, Split
+
+FRACTIONS = (0.7, 0.15, 0.15)  # train, val, test
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What was found and what was written.
+
+    Attributes:
+        source: Folder or table that was read.
+        layout: ``"nnunet"``, ``"decathlon"`` or ``"table"``.
+        path: Where the manifest stands, or would stand.
+        manifest: The manifest that was written; None if problems kept it from being written.
+        problems: Everything that is wrong, dropped cases included.
+        notes: What the user should hear besides.
+        volumes_per_patient: Least, median and most cases of one patient.
+        facts: By case id, what was learnt about the cases of the manifest (or of the source, if there is none).
+    """
+
+    source: Path
+    layout: str
+    path: Path
+    manifest: Manifest | None
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    volumes_per_patient: tuple[int, float, int]
+    facts: dict[str, CaseFacts]
+
+
+def prepare(
+    source: Path | str,
+    out: Path | str,
+    *,
+    layout: str | None = None,
+    patient: str | None = None,
+    split_file: Path | str | None = None,
+    fractions: tuple[float, float, float] = FRACTIONS,
+    seed: int = 0,
+    skip_invalid: bool = False,
+    allow_unlabelled: bool = False,
+    progress: bool = True,
+) -> PrepareReport:
+    """Reads a cohort, checks every file and writes the manifest if all is well.
+
+    Splits come from ``split_file``, else from the source, else from :func:`split_patients`.
+
+    Args:
+        source: Folder or table.
+        out: Manifest to write; an older manifest there is replaced, nothing else is.
+        layout: Layout of ``source``; recognised if None.
+        patient: Regular expression that finds the patient in a case id.
+        split_file: See :func:`read_split_file`.
+        fractions: Shares of patients for train, val and test.
+        seed: Which random split.
+        skip_invalid: Leave out cases with problems (all copies of a duplicate) instead of writing nothing.
+        allow_unlabelled: Accept cases without a mask, for autoencoders.
+        progress: Show a bar on standard error, if that is a terminal.
+
+    Raises:
+        DataError: The source cannot be read, no case is left, splits and cases do not fit, or ``out`` cannot be
+            written.
+        ConfigError: An argument is wrong.
+    """
+    source, out = Path(source), Path(out)
+    _require_free(out)  # all that can fail early does so before an hour of reading scans
+    _require_fractions(fractions)
+    layout = layout or recognise(source)
+    cohort = read_cohort(source, layout, patient)
+    notes = list(cohort.notes)
+    declared = _declared_splits(cohort, Path(split_file) if split_file else None, notes)
+
+    problems, facts = check_cohort(cohort, allow_unlabelled=allow_unlabelled, progress=progress)
+    wrong = {problem.case_id for problem in problems}
+    kept = [(c, f) for c, f in zip(cohort.cases, facts, strict=True) if c.case_id not in wrong or not skip_invalid]
+    if not kept:
+        first = problems[0]
+        raise DataError(
+            f"none of the {len(cohort.cases)} cases of {source} passed the checks; the first is {first.file}: found "
+            f"{first.found}, expected {first.expected}: {first.cure}"
+        )
+    if wrong and skip_invalid:
+        notes.append(f"left out {len(cohort.cases) - len(kept)} of {len(cohort.cases)} cases: {_few(sorted(wrong))}")
+        if any(len({case.patient_id for case, _ in group}) > 1 for group in twins(cohort.cases, facts)):
+            notes.append("of a scan found under several patients, every copy was left out")
+    cases = [replace(case, voxels=fact.voxels) for case, fact in kept]
+    notes += _remarks(cohort, cases, [fact for _, fact in kept], allow_unlabelled)
+
+    manifest = None
+    if skip_invalid or not problems:
+        if declared is None:
+            by_patient = split_patients([case.patient_id for case in cases], fractions, seed)
+            declared = {case.case_id: by_patient[case.patient_id] for case in cases}
+            shares = ", ".join(f"{name} {share:g}" for name, share in zip(SPLITS, fractions, strict=True))
+            notes.append(f"patients were split at random with seed {seed} ({shares})")
+        cases = [replace(case, split=declared[case.case_id]) for case in cases]
+        empty = [split for split in SPLITS if split not in {case.split for case in cases}]
+        if empty:
+            notes.append(f"no case is in split {' or '.join(empty)}")
+        labels = cohort.labels or _found_labels(fact for _, fact in kept)
+        manifest = Manifest(cohort.name, cohort.channels, labels, tuple(cases))
+        manifest.save(out)
+    volumes = Counter(case.patient_id for case in cases).values()
+    return PrepareReport(
+        source,
+        layout,
+        out,
+        manifest,
+        tuple(problems),
+        tuple(notes),
+        (min(volumes), float(median(volumes)), max(volumes)),
+        {case.case_id: fact for case, (_, fact) in zip(cases, kept, strict=True)},
+    )
+
+
+def _require_free(out: Path) -> None:
+    """Refuses to replace anything but a manifest (a folder of scans, the table that is being read)."""
+    if out.exists():
+        found = "a folder" if out.is_dir() else "a file that is not a manifest"
+        if not out.is_file() or not _is_manifest(out):
+            raise DataError(f"{out} is {found}: choose another place for the manifest, such as manifest.json")
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise DataError(f"cannot write {out}: {parent} is not a writable folder; choose another place")
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        value = read_json(path)
+    except DataError:
+        return False
+    return isinstance(value, dict) and str(value.get("format", "")).startswith(FORMAT.partition("/")[0])
+
+
+def _remarks(cohort: Cohort, cases: Sequence[Case], facts: Sequence[CaseFacts], allow_unlabelled: bool) -> list[str]:
+    notes = []
+    if not cohort.patients_declared:
+        notes.append("every case counts as a patient of its own: if some share a patient, give --patient REGEX")
+    unlabelled = [case.case_id for case in cases if case.mask is None]
+    if unlabelled and allow_unlabelled:  # otherwise they stand in the table of problems
+        notes.append(f"without a mask, for autoencoders only: {len(unlabelled)} cases ({_few(unlabelled)})")
+    for group in twins(cases, facts):
+        if len({case.patient_id for case, _ in group}) == 1:
+            names = _few([case.case_id for case, _ in group])
+            notes.append(f"warning: the same scan {len(group)} times in patient {group[0][0].patient_id}: {names}")
+    flat = [case.case_id for case, fact in zip(cases, facts, strict=True) if any(fact.constant)]
+    if flat:
+        notes.append(f"warning: an image holds one value throughout in {len(flat)} cases: {_few(flat)}")
+    seen = {value for fact in facts for value in fact.label_voxels}
+    named = zip(cohort.labels.values, cohort.labels.names, strict=True) if cohort.labels else ()
+    absent = [name for value, name in named if value and value not in seen]
+    if absent and seen:
+        notes.append(f"declared labels that no mask holds: {_few(absent)}")
+    return notes
+
+
+def _found_labels(facts: Iterable[CaseFacts]) -> Labels:
+    return Labels(tuple(sorted({0}.union(*(fact.label_voxels for fact in facts)))))
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+# Splits ---------------------------------------------------------------------------------------------------------
+
+
+def split_patients(
+    patients: Sequence[str], fractions: tuple[float, float, float] = FRACTIONS, seed: int = 0
+) -> dict[str, Split]:
+    """Splits patients at random, but always the same way for the same patients and seed.
+
+    Args:
+        patients: Patient ids in any order; repeats count once.
+        fractions: Shares for train, val and test, adding up to 1. From three patients on, no split with a share is
+            left empty.
+        seed: Which random split.
+
+    Raises:
+        ConfigError: ``fractions`` are not three shares that add up to 1.
+    """
+    _require_fractions(fractions)
+    # Sorting by a hash needs no random generator: the order of listing, the platform and the version do not matter.
+    order = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
+    total = len(order)
+    _, val, test = (int(share * total + 0.5) for share in fractions)
+    if total >= 3:
+        val, test = max(val, int(fractions[1] > 0)), max(test, int(fractions[2] > 0))
+    room = total - int(fractions[0] > 0)  # train keeps at least one
+    while val + test > room:
+        val, test = (val, test - 1) if test >= val else (val - 1, test)
+    counts: dict[Split, int] = {"val": val, "test": test, "train": total - val - test}
+    return dict(zip(order, (split for split, count in counts.items() for _ in range(count)), strict=True))
+
+
+def _require_fractions(fractions: Sequence[float]) -> None:
+    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ConfigError(f"fractions {tuple(fractions)} must be three shares (train, val, test) that add up to 1")
+
+
+def read_split_file(path: Path | str) -> dict[str, Split]:
+    """Reads which case is in which split.
+
+    The file is JSON ``{"train": [case ids], "val": [...], "test": [...]}`` or a CSV with columns case and split.
+
+    Raises:
+        DataError: It is neither, or puts one case into two splits.
+    """
+    path = Path(path)
+    cure = 'expected {"train": [case ids], "val": [...], "test": [...]} or a CSV with columns case and split'
+    pairs: list[tuple[str, Split]] = []
+    if path.suffix.lower() == ".csv":
+        try:
+            rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"cannot read split file {path} ({error}): check the path") from None
+        if not rows or not {"case", "split"} <= set(rows[0]):
+            raise DataError(f"split file {path} has columns {list(rows[0]) if rows else []}: {cure}")
+        for row in rows:
+            pairs.append(((row["case"] or "").strip(), as_split((row["split"] or "").strip(), f"{path} {row['case']}")))
+    else:
+        value = read_json(path)
+        if not isinstance(value, dict) or not all(isinstance(ids, list) for ids in value.values()):
+            raise DataError(f"split file {path} is no JSON object of lists (of several folds, choose one): {cure}")
+        for name, ids in value.items():
+            pairs += [(str(case_id), as_split(name, str(path))) for case_id in ids]
+    homes: dict[str, set[Split]] = defaultdict(set)
+    for case_id, split in pairs:
+        homes[case_id].add(split)
+    torn = sorted(case_id for case_id, splits in homes.items() if len(splits) > 1)
+    if torn:
+        raise DataError(f"split file {path} puts {_few(torn)} into two splits: list every case once")
+    return dict(pairs)
+
+
+def _declared_splits(cohort: Cohort, split_file: Path | None, notes: list[str]) -> dict[str, Split] | None:
+    """Splits by case id from the file or from the source; None if neither has any."""
+    if split_file:
+        if cohort.splits_declared:
+            notes.append("splits come from the split file; those of the source are not used")
+        splits = read_split_file(split_file)
+        known = {case.case_id for case in cohort.cases}
+        unknown, missing = sorted(set(splits) - known), sorted(known - set(splits))
+        if unknown:
+            raise DataError(f"split file {split_file} names unknown cases {_few(unknown)}: remove or correct them")
+        if missing:
+            raise DataError(f"split file {split_file} misses cases {_few(missing)}: add every case of the source")
+    elif cohort.splits_declared:
+        splits = {case.case_id: case.split for case in cohort.cases}
+    else:
+        return None
+    homes: dict[str, set[Split]] = defaultdict(set)
+    for case in cohort.cases:
+        if case.patient_id:  # a case without a patient is a problem of its own
+            homes[case.patient_id].add(splits[case.case_id])
+    torn = sorted(patient for patient, found in homes.items() if len(found) > 1)
+    if torn:
+        raise DataError(f"patients {_few(torn)} are in two splits: move all cases of one patient together")
+    return splits
+
+
+# Report ---------------------------------------------------------------------------------------------------------
+
+
+def write_report(report: PrepareReport, console: Console) -> None:
+    """Prints the problems, then the notes, then a summary of the cohort.
+
+    File names are printed as they are: nothing is cut off or read as markup.
+    """
+    if report.problems:
+        table = Table(title=Text(f"{len(report.problems)} problems in {report.source}"), show_lines=True)
+        for column in ("File", "Found", "Expected", "Cure"):
+            table.add_column(column, overflow="fold")
+        for problem in report.problems:
+            file = problem.file.removeprefix(f"{report.source}{os.sep}")
+            table.add_row(*(Text(cell) for cell in (file, problem.found, problem.expected, problem.cure)))
+        console.print(table)
+    for note in report.notes:
+        console.print(Text(f"note: {note}"))
+    if report.manifest is None:
+        count = len({problem.case_id for problem in report.problems})
+        console.print(Text(f"nothing was written: cure {count} cases, or leave them out with --skip-invalid"))
+        return
+    for name, value in _summary(report, report.manifest):
+        console.print(Text(f"{name:20}", style="bold") + Text(value), soft_wrap=True)
+
+
+def _summary(report: PrepareReport, manifest: Manifest) -> list[tuple[str, str]]:
+    cases, facts = manifest.cases, report.facts
+    low, mid, high = report.volumes_per_patient
+    lines = [
+        ("cohort", f"{manifest.name} ({report.layout}; channels {', '.join(manifest.channels)})"),
+        ("cases", str(len(cases))),
+        ("patients", str(len({case.patient_id for case in cases}))),
+        ("volumes per patient", f"least {low}, median {mid:g}, most {high}"),
+    ]
+    for split in SPLITS:
+        chosen = [case for case in cases if case.split == split]
+        lines.append((f"split {split}", f"{len(chosen)} cases, {len({case.patient_id for case in chosen})} patients"))
+    for value, name in zip(manifest.labels.values, manifest.labels.names, strict=True):
+        voxels = [fact.label_voxels[value] for fact in facts.values() if value in fact.label_voxels]
+        typical = f", median {median(voxels):g} voxels there" if voxels else ""
+        lines.append((f"label {value}", f"{name}: in {len(voxels)} cases{typical}"))
+    shapes = [fact.shape for fact in facts.values() if fact.shape]
+    edges = [fact.spacing_mm for fact in facts.values() if fact.spacing_mm]
+    lines.append(("shape", " x ".join(_range(axis, "d") for axis in zip(*shapes, strict=True))))
+    lines.append(("spacing_mm", " x ".join(_range(axis, ".4g") for axis in zip(*edges, strict=True))))
+    return [*lines, ("fingerprint", manifest.fingerprint), ("manifest", str(report.path))]
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low}..{high}"

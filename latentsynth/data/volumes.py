@@ -1,0 +1,214 @@
+"""Volumes on the grid: one case from its files, and the cache of preprocessed and augmented cases on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentsynth.config import AugmentConfig
+from latentsynth.data import nifti, windows
+from latentsynth.data.frames import Frame, lay, resample, resample_labels
+from latentsynth.errors import DataError
+from latentsynth.files import atomic_path, write_json
+from latentsynth.provenance import fingerprint
+from latentsynth.types import Case, Framing, Grid, Labels
+
+_VERSION = 1  # raise it when preprocessing changes, so that old caches are not read
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One case on the grid.
+
+    Attributes:
+        image: float32 in [-1, 1], shape ``(C, I, J, K)``.
+        mask: Indices into ``Labels.values``, uint8, shape ``(I, J, K)``; None where there is no annotation.
+        limits: Per channel, the scanner units that map to -1 and 1.
+        zoom: 1, or how far the frame zoomed out to hold the lesion.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray | None
+    limits: tuple[windows.Limits, ...]
+    zoom: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a case looks like on the grid."""
+
+    grid: Grid
+    framing: Framing
+    labels: Labels
+    augment: AugmentConfig
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Names the cache folder."""
+        augment = self.augment.model_dump(exclude={"copies"})  # more copies add files, they change none
+        facts = [_VERSION, asdict(self.grid), asdict(self.framing), asdict(self.labels), augment, self.seed]
+        return fingerprint(facts)
+
+    def read(self, case: Case, copy: int = 0) -> Volume:
+        """Reads a case from its files; ``copy`` 0 is the scan as it is, others are augmented.
+
+        Raises:
+            DataError: A file is unreadable, holds an unknown label, is constant, or its lesion does not fit.
+        """
+        mask_file = case.mask
+        labels, affine = (None, None) if mask_file is None else read_mask(mask_file, self.labels)
+        native = [nifti.read(path) for path in case.images]
+        shape = native[0][0].shape
+        if affine is None:
+            affine = native[0][1]
+        lesion = None if labels is None else np.isin(labels, self.labels.lesions(self.framing))
+        frame, zoom = lay(self.grid, self.framing, affine, shape, lesion, case.case_id)
+        rng = np.random.default_rng([self.seed, copy, int(fingerprint(case.case_id), 16)])
+        if copy:
+            frame = _move(frame, self.augment, rng)
+        channels, between = [], []
+        for (voxels, own_affine), window, path in zip(native, self.grid.windows, case.images, strict=True):
+            limits = windows.limits(window, voxels, str(path))
+            placed = resample(voxels, own_affine, frame, fill=limits[0])
+            channels.append(windows.normalise(placed, limits))
+            between.append(limits)
+        image = np.stack(channels)
+        mask = None if labels is None else to_index(resample_labels(labels, affine, frame), self.labels)
+        if copy:
+            from latentsynth.data.transforms import distort  # TorchIO, which only augmentation needs
+
+            image, mask = distort(image, mask, self.grid.spacing_mm, self.augment, rng)
+        return Volume(image, mask, tuple(between), zoom)
+
+
+def read_mask(path: Path, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a label map and refuses values the cohort does not have.
+
+    Raises:
+        DataError: As :func:`nifti.read_labels`, or a label is unknown.
+    """
+    voxels, affine = nifti.read_labels(path)
+    unknown = sorted(set(np.unique(voxels).tolist()) - set(labels.values))
+    if unknown:
+        known = ", ".join(f"{v} = {n}" for v, n in zip(labels.values, labels.names, strict=True))
+        raise DataError(f"{path} holds label {', '.join(map(str, unknown))}, known are {known}: relabel the mask")
+    return voxels, affine
+
+
+def to_index(values: np.ndarray, labels: Labels) -> np.ndarray:
+    """Label values to indices into ``labels.values``, uint8."""
+    return np.searchsorted(labels.values, values).astype(np.uint8)
+
+
+def one_hot(index: Tensor, labels: int) -> Tensor:
+    """Label indices ``(..., I, J, K)`` to one-hot float ``(..., L, I, J, K)``."""
+    return torch.movedim(torch.nn.functional.one_hot(index.long(), labels), -1, -4).float()
+
+
+def _move(frame: Frame, augment: AugmentConfig, rng: np.random.Generator) -> Frame:
+    """A random rigid move, scaling and mirroring of the frame, drawn in a fixed order."""
+    rotate = rng.uniform(-1, 1, 3) * augment.rotate_deg
+    scale = float(np.exp(rng.uniform(-1, 1) * np.log1p(augment.scale)))
+    shift = rng.uniform(-1, 1, 3) * augment.shift_mm
+    flips = rng.random(3) < 0.5
+    mirror = np.array([-1.0 if axis in augment.flip_axes and flips[axis] else 1.0 for axis in range(3)])
+    return frame.moved(rotate, scale, shift, mirror)
+
+
+class VolumeCache:
+    """Preprocessed cases on disk, one safetensors file per case and copy, keyed by everything that made them.
+
+    Args:
+        root: Folder of all caches; this one lives in ``root/<key>``.
+        recipe: How cases are brought to the grid.
+        cases: Which cases.
+        copies: Augmented copies per case beside the scan as it is.
+    """
+
+    def __init__(self, root: Path, recipe: Recipe, cases: Sequence[Case], copies: int = 0):
+        self.recipe = recipe
+        self.folder = Path(root) / recipe.key
+        self.entries = [(case, copy) for case in cases for copy in range(copies + 1)]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def path(self, entry: int) -> Path:
+        """File of an entry; its name holds a stamp of the source files, so an edited mask is read anew."""
+        case, copy = self.entries[entry]
+        sources = [*case.images, *([case.mask] if case.mask else [])]
+        stats = [path.stat() if path.is_file() else None for path in sources]
+        stamp = fingerprint([[s.st_size, s.st_mtime_ns] if s else None for s in stats])[:8]
+        return self.folder / f"{case.case_id}.{copy}.{stamp}.safetensors"
+
+    def build(self, rank: int = 0, world: int = 1, advance: Callable[[], None] = lambda: None) -> None:
+        """Makes the missing entries of this rank's share.
+
+        Raises:
+            DataError: A case cannot be read; the ones before it stay cached.
+        """
+        if rank == 0:
+            recipe = self.recipe
+            write_json(self.folder / "recipe.json", {"grid": asdict(recipe.grid), "framing": asdict(recipe.framing)})
+        for entry in range(rank, len(self.entries), world):
+            path = self.path(entry)
+            if not path.is_file():
+                case, copy = self.entries[entry]
+                _save(path, self.recipe.read(case, copy))
+            advance()
+
+    def volume(self, entry: int) -> Volume:
+        """Reads one entry.
+
+        Raises:
+            DataError: It was not built, or its file is damaged.
+        """
+        return _load(self.path(entry))
+
+    def item(self, entry: int) -> dict[str, Any]:
+        """One training item: ``image`` (C, I, J, K), ``mask`` one-hot (L, I, J, K), zeros where unannotated."""
+        volume = self.volume(entry)
+        image = torch.from_numpy(volume.image)
+        labels = len(self.recipe.labels)
+        if volume.mask is None:
+            return {"image": image, "mask": torch.zeros(labels, *self.recipe.grid.shape)}
+        return {"image": image, "mask": one_hot(torch.from_numpy(volume.mask), labels)}
+
+    def median_limits(self) -> tuple[windows.Limits, ...]:
+        """Per channel, the median window over the unaugmented cases."""
+        rows = [self.volume(e).limits for e, (_, copy) in enumerate(self.entries) if copy == 0]
+        return tuple(windows.median([row[c] for row in rows]) for c in range(self.recipe.grid.channels))
+
+
+def _save(path: Path, volume: Volume) -> None:
+    # Half precision in [-1, 1] is exact to 5e-4, a fifth of the finest grey level that 12-bit scanners store.
+    tensors = {"image": torch.from_numpy(volume.image).half().contiguous()}
+    if volume.mask is not None:
+        tensors["mask"] = torch.from_numpy(volume.mask).contiguous()
+    facts = {"limits": json.dumps(volume.limits), "zoom": json.dumps(volume.zoom)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=facts)
+
+
+def _load(path: Path) -> Volume:
+    if not path.is_file():
+        raise DataError(f"cached volume {path} is missing: run the same command again to rebuild the cache")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            facts = stream.metadata()
+            image = stream.get_tensor("image").float().numpy()
+            mask = stream.get_tensor("mask").numpy() if "mask" in stream.keys() else None  # noqa: SIM118 (no __contains__)
+    except SafetensorError as error:
+        raise DataError(f"cached volume {path} is damaged ({error}): delete it and run again") from error
+    between = tuple((float(a), float(b)) for a, b in json.loads(facts["limits"]))
+    return Volume(image, mask, between, float(json.loads(facts["zoom"])))

@@ -1,0 +1,87 @@
+"""Atomic files: whatever stands under its final name is complete, also after a crash."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from latentsynth.errors import DataError
+
+_PARTIAL = ".partial-"  # prefix of everything unfinished, so that a later run can recognise and clear it
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yields a path beside ``path`` to write to; renames it to ``path`` if the block ends without an error.
+
+    The temporary name keeps all suffixes of ``path`` (``.nii.gz``), since writers choose their format by them.
+    It may become a file or a folder; an existing file or folder under the final name is replaced.
+
+    Raises:
+        DataError: The parent folder cannot be created or written.
+    """
+    path = Path(path)
+    make_folder(path.parent)
+    handle = tempfile.mkdtemp(prefix=_PARTIAL, dir=path.parent)
+    temporary = Path(handle) / path.name
+    try:
+        yield temporary
+        if path.is_dir() and not path.is_symlink():  # os.replace refuses a folder that is not empty
+            retired = Path(handle) / f"{path.name}.old"
+            os.replace(path, retired)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(handle, ignore_errors=True)
+
+
+def make_folder(path: Path | str) -> Path:
+    """Creates a folder and its parents; refuses one that cannot be written.
+
+    Raises:
+        DataError: The folder cannot be created or is not writable.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot create folder {path}: {error.strerror}; choose a place you can write to") from error
+    if not os.access(path, os.W_OK):
+        raise DataError(f"cannot write into {path}: permission denied; choose a place you can write to")
+    return path
+
+
+def clear_partial(folder: Path) -> None:
+    """Removes what a killed process left unfinished directly inside ``folder``."""
+    for leftover in folder.glob(f"{_PARTIAL}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Writes a text file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Writes JSON atomically, sorted and indented so that two versions can be compared line by line."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Reads JSON.
+
+    Raises:
+        DataError: The file is missing, unreadable or not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path} does not exist: check the path") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is not readable JSON ({error}): restore the file or make it again") from error

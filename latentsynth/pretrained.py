@@ -1,0 +1,131 @@
+"""Folders that hold one trained part: ``config.json`` and safetensors, saved atomically and loaded strictly.
+
+diffusers' ``ModelMixin`` and ``ConfigMixin`` give the format and the hub verbs (``save_pretrained``, ``push_to_hub``).
+Their loader accepts an unknown key or a missing tensor with a line in the log, and takes a missing folder for the name
+of a hub repository; ours raises.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from latentsynth.errors import CheckpointError
+from latentsynth.files import atomic_path, read_json
+from latentsynth.provenance import file_fingerprint
+
+CONFIG = "config.json"
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+
+
+class Pretrained(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not typed
+    """A network whose constructor arguments are its ``config.json``."""
+
+    config_name = CONFIG
+
+    def save(self, folder: Path | str) -> None:
+        """Writes the part atomically; whatever stood under ``folder`` is replaced."""
+        with atomic_path(folder) as temporary:
+            self.save_pretrained(temporary, safe_serialization=True)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path | str, **unsupported: Any) -> Self:
+        """Loads a part from a folder on this machine, in evaluation mode.
+
+        Args:
+            folder: What :meth:`save` wrote; a part of a subclass may be loaded through its base.
+
+        Raises:
+            CheckpointError: No such folder; the class is foreign; a key is unknown or missing; the weights are a
+                pickle; a tensor is missing, unexpected, or has another shape.
+        """
+        if unsupported:
+            raise CheckpointError(f"from_pretrained takes a folder alone, got also {sorted(unsupported)}")
+        folder = Path(folder)
+        config = read_config(folder)
+        kind = cls._class_named(config.pop("_class_name", None), folder)
+        arguments = {key: value for key, value in config.items() if not key.startswith("_")}
+        accepted = {name for name in inspect.signature(kind.__init__).parameters if name != "self"}
+        wrong = set(arguments) ^ accepted
+        if wrong:
+            raise CheckpointError(
+                f"{folder / CONFIG}: keys {sorted(wrong)} are {'unknown' if wrong - accepted else 'missing'} for "
+                f"{kind.__name__}: the checkpoint was altered, or made by another version of latentsynth"
+            )
+        model = kind(**arguments)
+        _load_weights(model, folder)
+        model.register_to_config(_name_or_path=str(folder))
+        return model.eval()
+
+    @classmethod
+    def _class_named(cls, name: object, folder: Path) -> type[Self]:
+        family: dict[str, type[Self]] = {}
+        todo = [cls]
+        while todo:
+            kind = todo.pop()
+            family[kind.__name__] = kind
+            todo += kind.__subclasses__()
+        if not isinstance(name, str) or name not in family or inspect.isabstract(family[name]):
+            raise CheckpointError(
+                f"{folder / CONFIG} names class {name!r}, expected one of "
+                f"{', '.join(sorted(n for n, k in family.items() if not inspect.isabstract(k)))}: not a part of this kind"
+            )
+        return family[name]
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The ``config.json`` of a checkpoint folder.
+
+    Raises:
+        CheckpointError: The folder or the file is missing, or the file is not a JSON object.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"checkpoint folder {folder} does not exist: check the path (nothing is fetched from a hub)"
+        )
+    if not (folder / CONFIG).is_file():
+        raise CheckpointError(
+            f"{folder} holds no {CONFIG}, so it is not a checkpoint: give the folder that training wrote"
+        )
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{folder / CONFIG} is not a JSON object: restore the checkpoint")
+    return config
+
+
+def part_fingerprint(folder: Path) -> str:
+    """Changes with any weight of a saved part."""
+    return file_fingerprint(*sorted(folder.glob("*.safetensors")))
+
+
+def _load_weights(model: torch.nn.Module, folder: Path) -> None:
+    files = sorted(folder.glob("*.safetensors"))
+    if not files:
+        pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
+        reason = f"only {pickles[0]}, a pickle, which can run code" if pickles else "no weights"
+        raise CheckpointError(f"{folder} holds {reason}: expected safetensors; save the part again with latentsynth")
+    state: dict[str, torch.Tensor] = {}
+    try:
+        for file in files:
+            state |= load_file(file)
+    except SafetensorError as error:
+        raise CheckpointError(f"{folder}: weights are damaged ({error}): copy the checkpoint again") from error
+    expected = model.state_dict()
+    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
+    if missing or extra:
+        words = [f"{kind} tensor {names[0]} (and {len(names) - 1} more)" for kind, names in
+                 (("missing", missing), ("unexpected", extra)) if names]  # fmt: skip
+        raise CheckpointError(f"{folder}: {'; '.join(words)}: the checkpoint is incomplete or was altered")
+    for name, tensor in expected.items():
+        if tensor.shape != state[name].shape:
+            raise CheckpointError(
+                f"{folder}: tensor {name} has shape {tuple(state[name].shape)}, {CONFIG} asks for {tuple(tensor.shape)}: "
+                "weights and config belong to different checkpoints"
+            )
+    model.load_state_dict(state, strict=True)

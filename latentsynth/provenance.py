@@ -1,0 +1,135 @@
+"""Who and what an artefact was made from: fingerprints, the patient ledger, the sidecar of a synthetic volume."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentsynth.errors import CheckpointError
+from latentsynth.files import atomic_path, read_json, write_json
+from latentsynth.types import Case
+
+KEY_VARIABLE = "LATENTSYNTH_KEY"
+_KEY_FILE = Path(".latentsynth") / "ledger.key"
+
+
+def fingerprint(value: Any) -> str:
+    """Sixteen hexadecimal digits that change when ``value`` (anything JSON can hold) changes."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_fingerprint(*paths: Path) -> str:
+    """Sixteen hexadecimal digits of the contents of some files, in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def voxel_hash(voxels: np.ndarray) -> str:
+    """Hash of a volume that was reoriented to RAS+: the same scan saved twice has the same hash.
+
+    Args:
+        voxels: Shape ``(I, J, K)`` in RAS+ order, any number type; compared as float32.
+    """
+    array = np.ascontiguousarray(voxels, dtype=np.float32)
+    return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:32]
+
+
+def project_key(create: bool = False) -> bytes | None:
+    """The secret that turns patient ids into ledger entries. It stays with the project, never in a checkpoint.
+
+    Looked for in the file named by ``LATENTSYNTH_KEY``, then in ``.latentsynth/ledger.key`` of the current folder
+    and its parents.
+
+    Args:
+        create: Make a key in the current folder (or the named file) if there is none.
+    """
+    named = os.environ.get(KEY_VARIABLE)
+    here = Path.cwd()
+    places = [Path(named)] if named else [folder / _KEY_FILE for folder in (here, *here.parents)]
+    for place in places:
+        if place.is_file():
+            return bytes.fromhex(place.read_text().strip())
+    if not create:
+        return None
+    with atomic_path(places[0]) as temporary:
+        temporary.write_text(secrets.token_hex(32))
+        temporary.chmod(0o600)
+    return bytes.fromhex(places[0].read_text().strip())
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The patients an artefact has seen, directly or through what it was made from.
+
+    Attributes:
+        patients: Keyed hashes (HMAC-SHA256 under the project key) of patient ids.
+        voxels: Voxel hashes of their scans; these need no key.
+    """
+
+    patients: frozenset[str] = frozenset()
+    voxels: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, cases: Iterable[Case], key: bytes | None = None) -> Ledger:
+        """Ledger of some cases, their parents included. Makes the project key if there is none."""
+        key = key or project_key(create=True)
+        assert key is not None
+        cases = list(cases)
+        patients = {p for case in cases for p in (case.patient_id, *case.parents)}
+        return cls(
+            frozenset(hmac.new(key, p.encode(), hashlib.sha256).hexdigest() for p in patients),
+            frozenset(case.voxels for case in cases if case.voxels),
+        )
+
+    def __or__(self, other: Ledger) -> Ledger:
+        return Ledger(self.patients | other.patients, self.voxels | other.voxels)
+
+    def seen(self, cases: Iterable[Case], key: bytes | None = None) -> tuple[list[Case], bool]:
+        """Which of ``cases`` the artefact has seen, and whether patient ids could be compared.
+
+        Returns:
+            The cases found by voxel hash or by patient, and False where the project key is missing ("cannot
+            verify" patients, only voxels).
+        """
+        key = key or project_key()
+        found = []
+        for case in cases:
+            by_patient = key is not None and bool(Ledger.of([case], key).patients & self.patients)
+            if by_patient or (case.voxels and case.voxels in self.voxels):
+                found.append(case)
+        return found, key is not None
+
+    def save(self, path: Path) -> None:
+        """Writes the ledger as JSON."""
+        write_json(path, {"patients": sorted(self.patients), "voxels": sorted(self.voxels)})
+
+    @classmethod
+    def load(cls, path: Path) -> Ledger:
+        """Reads a ledger.
+
+        Raises:
+            CheckpointError: The file is not a ledger.
+        """
+        value = read_json(path)
+        if not isinstance(value, dict) or set(value) != {"patients", "voxels"}:
+            raise CheckpointError(f"{path} is not a patient ledger: restore the checkpoint it belongs to")
+        return cls(frozenset(value["patients"]), frozenset(value["voxels"]))
+
+
+def sidecar(**facts: Any) -> dict[str, Any]:
+    """The JSON that stands beside every synthetic volume, marked so that nobody takes it for a patient."""
+    return {"SYNTHETIC": True, "notice": "Synthetic volume made by latentsynth. Not a patient.", **facts}

@@ -1,0 +1,27 @@
+"""The one place that knows every family of synthesizer by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from latentsynth import checkpoint
+from latentsynth.errors import CheckpointError
+from latentsynth.synthesizers.base import Synthesizer
+from latentsynth.synthesizers.diffusion import LatentDiffusion
+
+
+def load_synthesizer(path: Path | str) -> Synthesizer:
+    """Loads whatever family a checkpoint or run folder holds.
+
+    Raises:
+        CheckpointError: It is not a checkpoint, or not one of a synthesizer.
+    """
+    folder = checkpoint.locate(path)
+    kind = checkpoint.read_header(folder).kind
+    match kind:
+        case "latent_diffusion":
+            return LatentDiffusion.from_pretrained(folder)
+        case _:
+            raise CheckpointError(
+                f"{folder} holds a checkpoint of kind {kind}, which makes no volumes: give a generator's"
+            )

@@ -1,0 +1,266 @@
+"""The nouns everything else is written in, and the legend of shape letters.
+
+Shape letters, used in every docstring:
+
+=========  ==================================================================
+``B``      batch
+``C``      image channels (CT, PET, T1, ...)
+``L``      mask labels, 0 is background
+``I J K``  voxels along the axes of RAS+ (nibabel's and TorchIO's order)
+``c``      latent channels
+``i j k``  latent cells
+``N``      cases
+``F``      features
+=========  ==================================================================
+
+Units stand in names: ``spacing_mm``, ``images_seen``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from latentsynth.errors import ConfigError
+
+if TYPE_CHECKING:  # this module is imported by the configuration, which must not wait for torch
+    from torch import Tensor
+
+Crop = Literal["whole", "lesion"]
+Fit = Literal["error", "scale"]
+Split = Literal["train", "val", "test"]
+
+_STRICT = {"extra": "forbid"}  # read by pydantic when the class appears in a configuration
+
+
+@dataclass(frozen=True)
+class Case:
+    """One imaging study: the files of one patient at one time.
+
+    Attributes:
+        case_id: Unique in its manifest.
+        patient_id: Splits never separate cases that share it.
+        images: One file per channel, in the manifest's channel order; all on one voxel grid.
+        mask: Label map on the grid of the images, or None where nobody annotated the case.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        source: ``"real"``, or ``"<checkpoint fingerprint>:<seed>"`` for a synthetic case.
+        parents: Patients whose mask or scan a synthetic case was made from.
+        voxels: Hash of the first image's voxels on a canonical grid (see :mod:`latentsynth.provenance`), or "".
+    """
+
+    case_id: str
+    patient_id: str
+    images: tuple[Path, ...]
+    mask: Path | None
+    split: Split = "train"
+    source: str = "real"
+    parents: tuple[str, ...] = ()
+    voxels: str = ""
+
+
+@dataclass(frozen=True)
+class Window:
+    """What maps to [-1, 1] in one channel.
+
+    ``fixed`` takes ``low`` and ``high`` in scanner units (Hounsfield units, SUV), the same for every scan.
+    ``percentile`` takes them in per cent of each image's own foreground, for scanners without units (MR).
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    kind: Literal["fixed", "percentile"] = "percentile"
+    low: float = 0.5
+    high: float = 99.5
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ConfigError(f"window low {self.low} is not below high {self.high}: swap or widen them")
+        if self.kind == "percentile" and not (self.low >= 0 and self.high <= 100):
+            raise ConfigError(f"percentile window {self.low}:{self.high} leaves 0:100: give percentages")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The voxel grid that every volume of a run is resampled to.
+
+    Attributes:
+        shape: Voxels ``(I, J, K)``.
+        spacing_mm: Millimetres per voxel along each axis.
+        windows: One intensity window per channel, so its length is the number of channels.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float]
+    windows: tuple[Window, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", tuple(self.shape))
+        object.__setattr__(self, "spacing_mm", tuple(self.spacing_mm))
+        object.__setattr__(self, "windows", tuple(self.windows))
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise ConfigError(f"grid shape {self.shape} must be three positive voxel counts")
+        if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
+            raise ConfigError(f"grid spacing_mm {self.spacing_mm} must be three positive lengths in mm")
+        if not 1 <= len(self.windows) <= 4:
+            raise ConfigError(f"grid has {len(self.windows)} windows: give one per channel, for 1 to 4 channels")
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels ``C``."""
+        return len(self.windows)
+
+    @property
+    def extent_mm(self) -> tuple[float, float, float]:
+        """Edge lengths of the grid in mm."""
+        i, j, k = (n * s for n, s in zip(self.shape, self.spacing_mm, strict=True))
+        return (i, j, k)
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Where the grid is laid over a scan.
+
+    Attributes:
+        crop: ``"whole"`` centres the grid on the scan, ``"lesion"`` on the bounding box of the lesion labels.
+        fit: What to do with a lesion larger than the grid: ``"error"``, or ``"scale"`` (zoom out just enough).
+        lesion_labels: Label values that count as lesion; empty means every label but background.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+
+    crop: Crop = "whole"
+    fit: Fit = "error"
+    lesion_labels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What a volume is asked for.
+
+    Attributes:
+        mask: One-hot labels, shape ``(B, L, I, J, K)``; a row of zeros everywhere means "no mask given".
+        context: Scan to paint into, shape ``(B, C, I, J, K)`` in [-1, 1], or None.
+        covariates: Numbers such as age, shape ``(B, V)``, or None.
+        style: Style code or reference scan for models that take one, or None.
+    """
+
+    mask: Tensor
+    context: Tensor | None = None
+    covariates: Tensor | None = None
+    style: Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.mask.shape[0])
+
+    def __getitem__(self, rows: slice) -> Condition:
+        """The same request for some rows of the batch."""
+        fields = (self.mask, self.context, self.covariates, self.style)
+        return Condition(*(None if value is None else value[rows] for value in fields))
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """A condition as a network takes it in.
+
+    Attributes:
+        spatial: Feature maps on the latent grid, shape ``(B, S, i, j, k)``, concatenated to the input; zeros mean
+            "no condition".
+        vector: One feature vector per case, ``(B, V)``, or None.
+        residuals: Feature maps added to a network's skip connections (ControlNet), or None.
+    """
+
+    spatial: Tensor
+    vector: Tensor | None = None
+    residuals: tuple[Tensor, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What came out.
+
+    Attributes:
+        image: Shape ``(B, C, I, J, K)`` in [-1, 1].
+        mask: One-hot labels that the image claims to show, shape ``(B, L, I, J, K)``.
+    """
+
+    image: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The label values of a cohort and their names; position in ``values`` is the one-hot index.
+
+    Attributes:
+        values: Ascending label values as they stand in the mask files; the first is 0, background.
+        names: One name per value.
+    """
+
+    values: tuple[int, ...]
+    names: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", tuple(int(v) for v in self.values))
+        names = tuple(self.names) or tuple("background" if v == 0 else f"label {v}" for v in self.values)
+        object.__setattr__(self, "names", names)
+        if not self.values or self.values[0] != 0 or list(self.values) != sorted(set(self.values)):
+            raise ConfigError(f"label values {self.values} must ascend from 0 (background) without repeats")
+        if len(self.names) != len(self.values):
+            raise ConfigError(f"{len(self.names)} label names for {len(self.values)} label values")
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def lesions(self, framing: Framing) -> tuple[int, ...]:
+        """Label values that count as lesion under ``framing``.
+
+        Raises:
+            ConfigError: ``framing.lesion_labels`` holds a value that the cohort does not have.
+        """
+        unknown = set(framing.lesion_labels) - set(self.values[1:])
+        if unknown:
+            raise ConfigError(
+                f"lesion_labels {sorted(unknown)} are not labels of this cohort: choose from {self.values[1:]}"
+            )
+        return framing.lesion_labels or self.values[1:]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """The space of volumes a trained model belongs to; every checkpoint carries it.
+
+    Attributes:
+        grid: Voxel grid and intensity windows.
+        framing: Where the grid is laid over a scan.
+        labels: Label values and names.
+        channels: Channel names.
+        limits: Per channel, the scanner units that -1 and 1 come out as: fixed windows as they are, windows taken per
+            image as the median over the training images.
+    """
+
+    grid: Grid
+    framing: Framing
+    labels: Labels
+    channels: tuple[str, ...]
+    limits: tuple[tuple[float, float], ...]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Domain:
+        """Inverse of :func:`dataclasses.asdict` followed by JSON.
+
+        Raises:
+            KeyError, TypeError: A field is missing or unknown.
+        """
+        grid = dict(value["grid"])
+        grid["windows"] = tuple(Window(**window) for window in grid["windows"])
+        framing = {**value["framing"], "lesion_labels": tuple(value["framing"]["lesion_labels"])}
+        return cls(
+            Grid(**grid),
+            Framing(**framing),
+            Labels(**value["labels"]),
+            tuple(value["channels"]),
+            tuple((float(low), float(high)) for low, high in value["limits"]),
+        )

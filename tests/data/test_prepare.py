@@ -1,0 +1,462 @@
+"""Every check catches the fault planted for it and passes the clean cohort; splits keep patients together."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from rich.console import Console
+
+from latentsynth.data import nifti
+from latentsynth.data.checks import check_case, disagreement
+from latentsynth.data.manifest import Manifest
+from latentsynth.data.prepare import PrepareReport, prepare, read_split_file, split_patients, write_report
+from latentsynth.errors import ConfigError, DataError
+from latentsynth.types import Case, Labels
+
+SHAPE = (8, 9, 10)
+AFFINE = np.array([[1.0, 0, 0, -4], [0, 1.5, 0, 7], [0, 0, 2, -30], [0, 0, 0, 1]])
+NAMES = [f"P{patient:02d}_{visit}" for patient in range(5) for visit in "ab"]
+PATIENT = r"^(P\d+)_"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """nnU-Net raw: five patients with two cases each, CT and PET, labels 0, 1, 2."""
+    folder = tmp_path / "source"
+    for number, name in enumerate(NAMES):
+        rng = np.random.default_rng(number)
+        mask = np.zeros(SHAPE, np.uint8)
+        mask[1:4, 2:5, 3:6] = 1
+        mask[2, 3, 4] = 2
+        for channel in range(2):
+            nifti.write(image_of(folder, name, channel), rng.normal(size=SHAPE).astype(np.float32), AFFINE)
+        nifti.write(mask_of(folder, name), mask, AFFINE)
+    facts = {"channel_names": {"0": "CT", "1": "PET"}, "labels": {"background": 0, "tumour": 1, "core": 2}}
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    return folder
+
+
+def image_of(folder: Path, name: str, channel: int = 0) -> Path:
+    return folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz"
+
+
+def mask_of(folder: Path, name: str) -> Path:
+    return folder / "labelsTr" / f"{name}.nii.gz"
+
+
+def run(source: Path, out: Path | None = None, *, patient: str | None = PATIENT, **options: Any) -> PrepareReport:
+    out = out or source.parent / "manifest.json"
+    return prepare(source, out, patient=patient, progress=False, **options)
+
+
+def text_of(report: PrepareReport, width: int = 4000) -> str:
+    stream = io.StringIO()
+    write_report(report, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+# Faults to plant: each changes one file of the case P01_a (or adds one).
+
+NAME = "P01_a"
+
+
+Change = Callable[[np.ndarray], np.ndarray]
+
+
+def edit(path: Path, change: Change = lambda v: v, affine: np.ndarray | None = None) -> None:
+    """Writes a file again without latentsynth's help, so that wrong headers and shapes stay as they are."""
+    voxels, old = nifti.read(path)
+    nib.save(nib.Nifti1Image(change(np.array(voxels)), old if affine is None else affine), path)
+
+
+def moved(mm: float) -> np.ndarray:
+    shift = np.zeros((4, 4))
+    shift[0, 3] = mm
+    return AFFINE + shift
+
+
+def one(value: float, dtype: type = np.float32) -> Change:
+    def change(voxels: np.ndarray) -> np.ndarray:
+        voxels = voxels.astype(dtype)
+        voxels[3, 3, 3] = value
+        return voxels
+
+    return change
+
+
+def drop_images(folder: Path) -> None:
+    for channel in range(2):
+        image_of(folder, NAME, channel).unlink()
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def scaled(edge: float) -> np.ndarray:
+    affine = AFFINE.copy()
+    affine[1, 1] = edge
+    return affine
+
+
+def respace(folder: Path, edge: float) -> None:
+    for path in (image_of(folder, NAME), image_of(folder, NAME, 1), mask_of(folder, NAME)):
+        edit(path, affine=scaled(edge))
+
+
+def flatten(path: Path) -> None:
+    image = nib.Nifti1Image(nifti.read(path)[0], None)
+    image.header.set_sform(np.diag([1.0, 1.0, 0.0, 1.0]), code="scanner")
+    nib.save(image, path)
+
+
+FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated image": (lambda f: truncate(image_of(f, NAME)), "not a readable NIfTI"),
+    "truncated mask": (lambda f: truncate(mask_of(f, NAME)), "not a readable NIfTI"),
+    "no NIfTI": (lambda f: image_of(f, NAME).write_text("hello"), "not a readable NIfTI"),
+    "2D": (lambda f: edit(image_of(f, NAME), lambda v: v[:, :, 0]), "2 axes"),
+    "4D": (lambda f: edit(image_of(f, NAME, 1), lambda v: np.stack([v, v], -1)), "4 axes"),
+    "2D mask": (lambda f: edit(mask_of(f, NAME), lambda v: v[:, :, 4]), "2 axes"),
+    "complex": (lambda f: edit(image_of(f, NAME), lambda v: v.astype(np.complex64)), "complex64"),
+    "NaN": (lambda f: edit(image_of(f, NAME, 1), one(np.nan)), "NaN or infinity in 1 voxels"),
+    "infinity": (lambda f: edit(image_of(f, NAME), one(-np.inf)), "NaN or infinity in 1 voxels"),
+    "NaN in mask": (lambda f: edit(mask_of(f, NAME), one(np.nan)), "NaN or infinity in 1 voxels"),
+    "shifted mask": (lambda f: edit(mask_of(f, NAME), affine=moved(0.5)), "corners 0.5 mm away"),
+    "shifted channel": (lambda f: edit(image_of(f, NAME, 1), affine=moved(0.5)), "corners 0.5 mm away"),
+    "mask of other shape": (lambda f: edit(mask_of(f, NAME), lambda v: v[:-1]), "shape (7, 9, 10)"),
+    "channel of other shape": (lambda f: edit(image_of(f, NAME, 1), lambda v: v[:-1]), "shape (7, 9, 10)"),
+    "flipped mask": (lambda f: edit(mask_of(f, NAME), affine=AFFINE @ np.diag([-1, 1, 1, 1])), "corners 14 mm"),
+    "unknown label": (lambda f: edit(mask_of(f, NAME), one(7)), "unknown labels [7]"),
+    "fraction": (lambda f: edit(mask_of(f, NAME), one(0.5)), "fractions from 0 to 2"),
+    "negative label": (lambda f: edit(mask_of(f, NAME), one(-1)), "values from -1 to 2"),
+    "huge label": (lambda f: edit(mask_of(f, NAME), one(40000)), "values from 0 to 40000"),
+    "empty mask": (lambda f: edit(mask_of(f, NAME), lambda v: v * 0), "an empty mask"),
+    "no mask": (lambda f: mask_of(f, NAME).unlink(), "no mask"),
+    "fine spacing": (lambda f: respace(f, 0.001), "spacing 1 x 0.001 x 2 mm"),
+    "coarse spacing": (lambda f: respace(f, 50), "spacing 1 x 50 x 2 mm"),
+    "flat affine": (lambda f: flatten(image_of(f, NAME)), "no inverse"),
+    "one channel missing": (lambda f: image_of(f, NAME, 1).unlink(), "does not exist"),
+    "one channel too many": (
+        lambda f: nifti.write(image_of(f, NAME, 2), np.indices(SHAPE)[0].astype(np.int16), AFFINE),
+        "3 images",
+    ),
+    "channel twice": (lambda f: shutil.copy(image_of(f, NAME), image_of(f, NAME, 1)), "the same voxels as P01_a_0000"),
+    "mask without images": (lambda f: drop_images(f), "does not exist"),
+}
+
+
+def test_clean_cohort_passes(source: Path) -> None:
+    report = run(source)
+    assert not report.problems and report.manifest is not None
+    assert len(report.manifest.cases) == 10 and [*report.volumes_per_patient] == [2, 2, 2]
+    assert report.manifest.labels == Labels((0, 1, 2), ("background", "tumour", "core"))
+    assert report.facts[NAME].shape == SHAPE and report.facts[NAME].spacing_mm == (1, 1.5, 2)
+    assert report.facts[NAME].label_voxels == {0: 693, 1: 26, 2: 1}
+    assert all(len(case.voxels) == 32 for case in report.manifest.cases)
+    assert Manifest.load(report.path) == report.manifest
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_fault_is_caught(source: Path, fault: str) -> None:
+    plant, found = FAULTS[fault]
+    plant(source)
+    report = run(source)
+    assert {problem.case_id for problem in report.problems} == {NAME}
+    hits = [problem for problem in report.problems if found in problem.found]
+    assert hits and all(hit.file and hit.expected and hit.cure for hit in hits)
+    assert NAME in hits[0].file
+    assert report.manifest is None and not report.path.exists()
+
+
+def test_affines_may_differ_in_the_last_digits(source: Path) -> None:
+    edit(mask_of(source, NAME), affine=moved(0.005) + 1e-7)
+    assert not run(source).problems
+    assert not disagreement((512, 512, 300), AFFINE, (512, 512, 300), AFFINE * (1 + 1e-6))
+    assert disagreement(
+        (512, 512, 300), AFFINE, (512, 512, 300), AFFINE * (1 + 1e-4)
+    )  # small per voxel, but it adds up
+
+
+def test_a_trailing_axis_of_one_is_accepted(source: Path) -> None:
+    edit(image_of(source, NAME), lambda v: v[..., None])
+    edit(mask_of(source, NAME), lambda v: v[..., None].astype(np.float64))
+    assert not run(source).problems
+
+
+def flipped_copy(source: Path, to: str) -> None:
+    """The scan of P01_a under another name, stored with one axis reversed, two swapped and wider numbers."""
+    voxels, affine = nifti.read(image_of(source, NAME))
+    turn = np.array([[1, -1], [0, 1], [2, 1]])
+    image = nib.Nifti1Image(voxels.astype(np.float64), affine).as_reoriented(turn)
+    assert image.shape != voxels.shape
+    other, mask = image_of(source, to, 1), mask_of(source, to)
+    nib.save(image, image_of(source, to))
+    for path in (other, mask):  # the other files of the case stay on its grid
+        nib.save(nib.Nifti1Image.load(path).as_reoriented(turn), path)
+
+
+def test_scan_of_two_patients_is_a_leak_in_any_orientation(source: Path) -> None:
+    flipped_copy(source, "P03_a")
+    report = run(source)
+    assert {problem.case_id for problem in report.problems} == {NAME, "P03_a"}
+    assert all("the same voxels" in problem.found for problem in report.problems)
+    assert report.manifest is None and not report.path.exists()
+    kept = run(source, skip_invalid=True)
+    assert kept.manifest and {c.case_id for c in kept.manifest.cases} == set(NAMES) - {NAME, "P03_a"}
+    assert any("every copy" in note for note in kept.notes)
+
+
+def test_a_second_channel_leaks_too(source: Path) -> None:
+    shutil.copy(image_of(source, NAME, 1), image_of(source, "P03_a", 1))
+    assert {problem.case_id for problem in run(source).problems} == {NAME, "P03_a"}
+
+
+def test_scan_twice_in_one_patient_is_only_said(source: Path) -> None:
+    flipped_copy(source, "P01_b")
+    report = run(source)
+    assert not report.problems and report.manifest
+    assert any("same scan 2 times in patient P01" in note for note in report.notes)
+    assert len(run(source, patient=None).problems) == 2  # without the expression they are two patients
+
+
+def test_absent_channels_filled_with_zeros_are_no_leak(source: Path) -> None:
+    for name in ("P01_a", "P02_a"):
+        edit(image_of(source, name, 1), lambda v: v * 0)
+    report = run(source)
+    assert not report.problems and any("one value throughout in 2 cases" in note for note in report.notes)
+
+
+def test_duplicated_ids_are_caught(source: Path, tmp_path: Path) -> None:
+    rows = [{"case": "A", "images": [str(image_of(source, n))], "mask": str(mask_of(source, n))} for n in NAMES[:2]]
+    table = tmp_path / "table.jsonl"
+    table.write_text("\n".join(map(json.dumps, rows)))
+    problems = run(table, patient=None).problems
+    assert [problem.found for problem in problems] == ["the case id A 2 times"]
+    with pytest.raises(DataError, match="none of the 2 cases"):
+        run(table, patient=None, skip_invalid=True)
+
+
+def test_missing_masks_need_consent(source: Path) -> None:
+    mask_of(source, NAME).unlink()
+    report = run(source, allow_unlabelled=True)
+    assert not report.problems and report.manifest
+    assert next(case for case in report.manifest.cases if case.case_id == NAME).mask is None
+    assert any(NAME in note and "autoencoders only" in note for note in report.notes)
+
+
+def test_case_ids_can_be_file_names() -> None:
+    case = Case("../a", "p", (Path("missing.nii"),), None)
+    problems, facts = check_case(case, ("CT",), None, allow_unlabelled=True)
+    assert [problem.found for problem in problems] == ["a case id with a slash or dots", "does not exist"]
+    assert not facts.voxels and facts.shape is None
+
+
+def test_patient_expression_that_misses_a_case(source: Path) -> None:
+    report = run(source, patient="P0[0-3]")
+    assert {p.case_id for p in report.problems} == {"P04_a", "P04_b"}
+    assert {p.found for p in report.problems} == {"no patient"}
+
+
+def test_default_patients_are_said_aloud(source: Path) -> None:
+    report = run(source, patient=None)
+    assert [*report.volumes_per_patient] == [1, 1, 1]
+    assert any("a patient of its own" in note for note in report.notes)
+    assert not any("a patient of its own" in note for note in run(source).notes)
+
+
+def test_undeclared_labels_are_the_union_of_the_masks(source: Path) -> None:
+    facts = json.loads((source / "dataset.json").read_text())
+    (source / "dataset.json").write_text(json.dumps({k: v for k, v in facts.items() if k != "labels"}))
+    edit(mask_of(source, NAME), one(9, np.uint8))
+    edit(mask_of(source, "P02_a"), lambda v: v * 0 + 4)
+    report = run(source)
+    assert report.manifest and report.manifest.labels.values == (0, 1, 2, 4, 9)
+
+
+# What is written ------------------------------------------------------------------------------------------------
+
+
+def test_skip_invalid_writes_only_the_good(source: Path) -> None:
+    truncate(image_of(source, NAME))
+    edit(mask_of(source, "P02_b"), lambda v: v * 0)
+    report = run(source, skip_invalid=True)
+    assert report.manifest and {c.case_id for c in report.manifest.cases} == set(NAMES) - {NAME, "P02_b"}
+    assert Manifest.load(report.path) == report.manifest
+    assert any("left out 2 of 10" in note for note in report.notes)
+
+
+def test_nothing_left_is_an_error(source: Path) -> None:
+    for name in NAMES:
+        mask_of(source, name).unlink()
+    with pytest.raises(DataError, match=r"none of the 10 cases .* no mask"):
+        run(source, skip_invalid=True)
+    assert not (source.parent / "manifest.json").exists()
+
+
+def test_manifest_moves_with_its_folder(source: Path, tmp_path: Path) -> None:
+    report = run(source, source / "lists" / "manifest.json")
+    moved_to = tmp_path / "elsewhere" / "moved"
+    moved_to.parent.mkdir()
+    source.rename(moved_to)
+    loaded = Manifest.load(moved_to / "lists" / "manifest.json")
+    assert report.manifest and loaded.fingerprint == report.manifest.fingerprint
+    assert all(path.is_file() for case in loaded.cases for path in (*case.images, case.mask) if path)
+    assert str(tmp_path) not in (moved_to / "lists" / "manifest.json").read_text()
+    again = run(moved_to)
+    assert again.manifest and again.manifest.fingerprint == loaded.fingerprint
+
+
+def test_fingerprint_follows_one_voxel(source: Path) -> None:
+    before = run(source)
+    edit(image_of(source, NAME), lambda v: one(float(v[3, 3, 3]) + 0.01)(v))
+    after = run(source)
+    assert before.manifest and after.manifest and before.manifest.fingerprint != after.manifest.fingerprint
+
+
+def test_only_a_manifest_is_replaced(source: Path, tmp_path: Path) -> None:
+    kept = (source / "dataset.json").read_text()
+    for out, words in [(source, "a folder"), (source / "dataset.json", "not a manifest")]:
+        with pytest.raises(DataError, match=words):
+            run(source, out)
+    assert (source / "dataset.json").read_text() == kept
+    run(source, seed=1)
+    assert run(source, seed=2).manifest == Manifest.load(tmp_path / "manifest.json")
+
+
+def test_unwritable_place_is_refused_before_reading(source: Path) -> None:
+    truncate(image_of(source, NAME))
+    with pytest.raises(DataError, match="cannot write"):
+        run(source, source / "dataset.json" / "manifest.json")
+
+
+def test_empty_folder(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="the folder is empty"):
+        run(tmp_path / "empty")
+
+
+# Splits ---------------------------------------------------------------------------------------------------------
+
+
+def test_splits_are_by_patient_and_seeded(source: Path) -> None:
+    def splits(**options: Any) -> dict[str, str]:
+        manifest = run(source, **options).manifest
+        assert manifest
+        for case in manifest.cases:
+            assert case.split == next(c.split for c in manifest.cases if c.patient_id == case.patient_id)
+        return {case.case_id: case.split for case in manifest.cases}
+
+    first = splits()
+    assert set(first.values()) == {"train", "val", "test"}
+    assert first == splits() and first != splits(seed=1)
+
+
+def test_split_does_not_depend_on_order_or_global_state() -> None:
+    patients = [f"patient {n}" for n in range(40)]
+    state = random.getstate()
+    expected = split_patients(patients, seed=3)
+    for seed in range(5):
+        shuffled = random.Random(seed).sample(patients, 40) + patients[:7]
+        random.seed(seed)
+        np.random.seed(seed)
+        assert split_patients(shuffled, seed=3) == expected
+    random.setstate(state)
+    split_patients(patients)
+    assert random.getstate() == state
+    counts = [list(expected.values()).count(split) for split in ("train", "val", "test")]  # type: ignore[arg-type]
+    assert counts == [28, 6, 6]
+    assert len({tuple(sorted(split_patients(patients, seed=s).items())) for s in range(10)}) == 10
+
+
+@pytest.mark.parametrize("total", range(1, 30))
+@pytest.mark.parametrize("fractions", [(0.7, 0.15, 0.15), (0.9, 0.1, 0.0), (0.98, 0.01, 0.01), (0.1, 0.45, 0.45)])
+def test_small_cohorts_split_sensibly(total: int, fractions: tuple[float, float, float]) -> None:
+    found = list(split_patients([str(n) for n in range(total)], fractions).values())
+    assert len(found) == total and "train" in found
+    assert total < 3 or "val" in found
+    assert ("test" in found) == (fractions[2] > 0) or total < 3
+
+
+@pytest.mark.parametrize("fractions", [(0.5, 0.5, 0.5), (1.2, -0.2, 0.0), (0.5, 0.5)])
+def test_wrong_fractions_are_refused(fractions: tuple[float, float, float]) -> None:
+    with pytest.raises(ConfigError, match="add up to 1"):
+        split_patients(["a"], fractions)
+
+
+def test_split_file_is_honoured(source: Path, tmp_path: Path) -> None:
+    wanted = {name: "val" if "P00" in name else "test" if "P01" in name else "train" for name in NAMES}
+    as_json = tmp_path / "splits.json"
+    as_json.write_text(json.dumps({s: [n for n in NAMES if wanted[n] == s] for s in ("train", "val", "test")}))
+    as_csv = tmp_path / "splits.csv"
+    as_csv.write_text("case,split\n" + "".join(f"{n},{s}\n" for n, s in wanted.items()))
+    for path in (as_json, as_csv):
+        assert read_split_file(path) == wanted
+        manifest = run(source, split_file=path).manifest
+        assert manifest and {case.case_id: case.split for case in manifest.cases} == wanted
+    truncate(image_of(source, NAME))  # a case left out later is still a case that the file may name
+    assert run(source, split_file=as_json, skip_invalid=True).manifest
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda s: s["train"].append("stranger"), "unknown cases stranger"),
+        (lambda s: s["train"].remove("P00_a"), "misses cases P00_a"),
+        (lambda s: s["val"].append("P00_a"), "P00_a into two splits"),
+        (lambda s: s["val"].append(s["train"].pop(0)), "patients P00 are in two splits"),
+        (lambda s: s.update(holdout=[]) or s["holdout"].append("P00_a"), "'holdout'"),
+        (lambda s: s.update(train="P00_a"), "no JSON object of lists"),
+    ],
+)
+def test_wrong_split_files_are_refused(source: Path, tmp_path: Path, change: Callable, word: str) -> None:
+    splits = {"train": list(NAMES), "val": []}
+    change(splits)
+    (tmp_path / "splits.json").write_text(json.dumps(splits))
+    with pytest.raises(DataError, match=word):
+        run(source, split_file=tmp_path / "splits.json")
+
+
+def test_splits_of_a_table_are_used(source: Path, tmp_path: Path) -> None:
+    def table(split_of: Callable[[str], str]) -> Path:
+        lines = [f"{n},{n[:3]},{image_of(source, n)},{mask_of(source, n)},{split_of(n)}" for n in NAMES]
+        (tmp_path / "table.csv").write_text("\n".join(["case,patient,image,mask,split", *lines]))
+        return tmp_path / "table.csv"
+
+    manifest = run(table(lambda n: "test" if "P04" in n else "train"), patient=None).manifest
+    assert manifest and {c.case_id for c in manifest.select("test")} == {"P04_a", "P04_b"}
+    with pytest.raises(DataError, match="P00, P01"):
+        run(table(lambda n: "test" if n.endswith("b") else "train"), patient=None)
+
+
+# Report ---------------------------------------------------------------------------------------------------------
+
+
+def test_report_shows_every_problem_in_full(source: Path) -> None:
+    truncate(image_of(source, NAME))
+    edit(mask_of(source, "P02_b"), lambda v: v * 0)
+    report = run(source)
+    text = text_of(report)
+    for problem in report.problems:
+        for cell in (problem.file.removeprefix(f"{source}/"), problem.found, problem.expected, problem.cure):
+            assert cell in text
+    assert "2 problems" in text and "nothing was written" in text
+    narrow = text_of(report, width=60)
+    assert "…" not in narrow and "\\[" not in narrow
+
+
+def test_report_sums_up_the_cohort(source: Path) -> None:
+    report = run(source)
+    text = text_of(report)
+    assert report.manifest
+    for words in (report.manifest.fingerprint, str(report.path), "tumour: in 10 cases", "8 x 9 x 10", "1 x 1.5 x 2"):
+        assert words in text
+    assert "least 2, median 2, most 2" in text and "nothing was written" not in text
