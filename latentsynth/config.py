@@ -88,10 +88,18 @@ class VQConfig(_NetworkConfig):
     """Vector-quantised autoencoder."""
 
     kind: Literal["vq"] = "vq"
-    codebook_size: Positive = 512
+    latent_channels: Positive = 8
+    codebook_size: Positive = Field(256, description="codes per codebook")
+    codebooks: Positive = Field(2, description="groups of latent channels, each quantised by a codebook of its own")
     commitment: NotNegative = 0.25
     codebook_decay: Fraction = 0.95
     restart_below: NotNegative = Field(1.0, description="codes used less (moving average per batch) are restarted")
+
+    @model_validator(mode="after")
+    def _groups(self) -> VQConfig:
+        if self.latent_channels % self.codebooks:
+            raise ValueError(f"latent_channels {self.latent_channels} does not divide into {self.codebooks} codebooks")
+        return self
 
 
 class KLConfig(_NetworkConfig):
@@ -214,8 +222,8 @@ class DiffusionConfig(Strict):
 class SamplingConfig(Strict):
     """Defaults that a checkpoint samples with; each can be changed at sampling."""
 
-    scheduler: str = "euler"
-    steps: Positive = 30
+    scheduler: str = "dpmpp_2m"
+    steps: Positive = 20
     guidance: NotNegative = Field(1.0, description="1 follows the condition as trained, larger exaggerates it")
     guidance_interval: tuple[Fraction, Fraction] = Field((0.0, 1.0), description="times t within which guidance acts")
 

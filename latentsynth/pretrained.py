@@ -15,6 +15,7 @@ import torch
 from diffusers import ConfigMixin, ModelMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch.utils.checkpoint import checkpoint
 
 from latentsynth.errors import CheckpointError
 from latentsynth.files import atomic_path, read_json
@@ -129,3 +130,15 @@ def _load_weights(model: torch.nn.Module, folder: Path) -> None:
                 "weights and config belong to different checkpoints"
             )
     model.load_state_dict(state, strict=True)
+
+
+def recompute(block: torch.nn.Module) -> None:
+    """Makes one block recompute its activations in the backward pass (gradient checkpointing). Weights keep their names."""
+    forward = block.forward
+
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    block.forward = checkpointed  # type: ignore[method-assign]

@@ -42,9 +42,9 @@ def voxel_hash(voxels: np.ndarray) -> str:
     """Hash of a volume that was reoriented to RAS+: the same scan saved twice has the same hash.
 
     Args:
-        voxels: Shape ``(I, J, K)`` in RAS+ order, any number type; compared as float32.
+        voxels: Shape ``(I, J, K)`` in RAS+ order (the caller reorients), any number type; compared as float32.
     """
-    array = np.ascontiguousarray(voxels, dtype=np.float32)
+    array = np.asarray(voxels, dtype=np.float32) + np.float32(0)  # so that -0.0, the same value, has the same bytes
     return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()[:32]
 
 

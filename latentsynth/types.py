@@ -47,6 +47,7 @@ class Case:
         source: ``"real"``, or ``"<checkpoint fingerprint>:<seed>"`` for a synthetic case.
         parents: Patients whose mask or scan a synthetic case was made from.
         voxels: Hash of the first image's voxels on a canonical grid (see :mod:`latentsynth.provenance`), or "".
+        content: Hash of all images, their affine and the mask; changes with any edit, or "".
     """
 
     case_id: str
@@ -57,6 +58,7 @@ class Case:
     source: str = "real"
     parents: tuple[str, ...] = ()
     voxels: str = ""
+    content: str = ""
 
 
 @dataclass(frozen=True)
@@ -157,8 +159,8 @@ class Condition:
 
     def __getitem__(self, rows: slice) -> Condition:
         """The same request for some rows of the batch."""
-        fields = (self.mask, self.context, self.covariates, self.style)
-        return Condition(*(None if value is None else value[rows] for value in fields))
+        optional = (self.context, self.covariates, self.style)
+        return Condition(self.mask[rows], *(None if value is None else value[rows] for value in optional))
 
 
 @dataclass(frozen=True)
@@ -196,7 +198,10 @@ class Labels:
 
     Attributes:
         values: Ascending label values as they stand in the mask files; the first is 0, background.
-        names: One name per value.
+        names: One name per value, all different.
+
+    Raises:
+        ConfigError: Values do not ascend from 0, or names and values do not pair up one to one.
     """
 
     values: tuple[int, ...]
@@ -210,6 +215,9 @@ class Labels:
             raise ConfigError(f"label values {self.values} must ascend from 0 (background) without repeats")
         if len(self.names) != len(self.values):
             raise ConfigError(f"{len(self.names)} label names for {len(self.values)} label values")
+        repeated = sorted({name for name in self.names if self.names.count(name) > 1})
+        if repeated:
+            raise ConfigError(f"label names {', '.join(repeated)} appear more than once: give every label its own name")
 
     def __len__(self) -> int:
         return len(self.values)

@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from latentsynth.errors import CheckpointError, TrainingError
-from latentsynth.pretrained import Pretrained
+from latentsynth.pretrained import Pretrained, recompute
 
 
 @dataclass
@@ -42,8 +42,8 @@ class Reconstruction:
     Attributes:
         image: Shape ``(B, C, I, J, K)``.
         bottleneck_loss: The bottleneck's own term, weighted, a scalar.
-        perplexity: How many codes are in use (exponential of the entropy of their usage), a scalar; the number of
-            latent channels for a Gaussian bottleneck, where it has no meaning.
+        perplexity: How many codes of a codebook are in use, a scalar; the number of latent channels for a Gaussian
+            bottleneck, where it has no meaning.
     """
 
     image: Tensor
@@ -83,6 +83,15 @@ class Autoencoder(Pretrained, ABC):
     def last_layer(self) -> nn.Parameter:
         """Weights of the decoder's last convolution, where the adversarial weight is balanced."""
         return [weight for weight in self.decoder.parameters() if weight.ndim > 1][-1]
+
+    def code_usage(self, image: Tensor) -> Tensor | None:
+        """How often each code is used for some images, ``(codebooks, codes)``; None for a model without a codebook."""
+        return None
+
+    def checkpoint_gradients(self) -> None:
+        """Recomputes each block's activations in the backward pass instead of keeping them: less memory, more time."""
+        for block in (*self.encoder.blocks, *self.decoder.blocks):  # type: ignore[misc]
+            recompute(block)
 
     def latent_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:
         """``(c, i, j, k)`` of an image of ``shape``.

@@ -5,7 +5,6 @@ Every file is opened once. A problem says which file, what was found, what was e
 
 from __future__ import annotations
 
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,19 +12,17 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from latentsynth.data import nifti
 from latentsynth.data.layouts import Cohort
 from latentsynth.errors import DataError
-from latentsynth.provenance import voxel_hash
+from latentsynth.progress import bar
+from latentsynth.provenance import fingerprint, voxel_hash
 from latentsynth.types import Case, Labels
 
 SPACING_MM = (0.05, 20.0)  # finer is a wrong unit (metres), coarser a wrong header
 CORNER_MM = 0.01  # two grids agree if no corner of the volume is farther apart than this ...
 CORNER_VOXELS = 0.01  # ... or than this share of the smallest voxel edge, whichever is larger
-MAX_LABEL = np.iinfo(np.int16).max  # label maps are read as int16
 
 
 @dataclass(frozen=True)
@@ -57,6 +54,8 @@ class CaseFacts:
         shape: Voxels ``(I, J, K)`` in the file's own axis order, or None if no image could be read.
         spacing_mm: Voxel edges in mm along the same axes, or None.
         label_voxels: Voxels per label value in the mask, 0 included; empty without a valid mask.
+        content: As in :class:`latentsynth.types.Case`; the same in every orientation on disk, "" if no image could be
+            read.
     """
 
     hashes: tuple[str, ...] = ()
@@ -64,6 +63,7 @@ class CaseFacts:
     shape: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
     label_voxels: dict[int, int] = field(default_factory=dict)
+    content: str = ""
 
     @property
     def voxels(self) -> str:
@@ -90,12 +90,8 @@ def check_case(
     if not case.case_id or any(mark in case.case_id for mark in "/\\") or case.case_id in (".", ".."):
         report(case.case_id, "a case id with a slash or dots", "an id that can be a file name", "rename the case")
     if not case.patient_id:
-        report(
-            case.case_id,
-            "no patient",
-            "a patient id for every case",
-            "change the --patient expression so that it matches this case id, or complete the patient column",
-        )
+        cure = "change the --patient expression so that it matches this case id, or complete the patient column"
+        report(case.case_id, "no patient", "a patient id for every case", cure)
 
     hashes, constant = [], []
     grid: tuple[tuple[int, ...], np.ndarray] | None = None
@@ -116,31 +112,35 @@ def check_case(
             apart = disagreement(*grid, voxels.shape, affine)
             if apart:
                 report(path, apart, f"the grid of {case.images[0].name}", "resample it onto the first image")
-        hashes.append(voxel_hash(nib.orientations.apply_orientation(voxels, nib.orientations.io_orientation(affine))))
+        hashes.append(_canonical_hash(voxels, affine))
         constant.append(bool(voxels.min() == voxels.max()))
     split_channels = any("axes" in problem.found for problem in problems)  # one 4D file: the count says nothing more
     if len(case.images) != len(channels) and not split_channels:
-        report(
-            case.images[0] if case.images else case.case_id,
-            f"{len(case.images)} images",
-            f"{len(channels)} ({', '.join(channels)})",
-            "complete the case or remove it",
-        )
+        file, expected = case.images[0] if case.images else case.case_id, f"{len(channels)} ({', '.join(channels)})"
+        report(file, f"{len(case.images)} images", expected, "complete the case or remove it")
     repeats = [h for h, count in Counter(hashes).items() if h and count > 1 and not constant[hashes.index(h)]]
     for repeat in repeats:
         twins = [image for image, h in zip(case.images, hashes, strict=True) if h == repeat]
         report(twins[1], f"the same voxels as {twins[0].name}", "another image per channel", "name the right file")
 
     counts: dict[int, int] = {}
+    mask_hash = ""
     if case.mask is not None:
-        counts = _check_mask(case.mask, case, labels, grid, problems)
+        counts, mask_hash = _check_mask(case.mask, case, labels, grid, problems)
     elif not allow_unlabelled:
         file = case.images[0] if case.images else case.case_id
         report(file, "no mask", "a mask for every case", "add the mask, or give --allow-unlabelled for autoencoders")
     if grid is None:
         return problems, CaseFacts(tuple(hashes), tuple(constant), label_voxels=counts)
     (i, j, k), edges = grid[0], spacing(grid[1])
-    return problems, CaseFacts(tuple(hashes), tuple(constant), (i, j, k), edges, counts)
+    turn = nib.orientations.inv_ornt_aff(nib.orientations.io_orientation(grid[1]), grid[0])
+    canonical = np.round(grid[1] @ turn, 4) + 0.0  # the last digits depend on the tool that wrote it; no -0.0
+    content = fingerprint([hashes, mask_hash, canonical.tolist()])
+    return problems, CaseFacts(tuple(hashes), tuple(constant), (i, j, k), edges, counts, content)
+
+
+def _canonical_hash(voxels: np.ndarray, affine: np.ndarray) -> str:
+    return voxel_hash(nib.orientations.apply_orientation(voxels, nib.orientations.io_orientation(affine)))
 
 
 def _read(path: Path, expected: str, case_id: str, problems: list[Problem]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -178,26 +178,26 @@ def _check_mask(
     labels: Labels | None,
     grid: tuple[tuple[int, ...], np.ndarray] | None,
     problems: list[Problem],
-) -> dict[int, int]:
-    """Voxels per label; empty, and a problem, if the mask is no label map."""
+) -> tuple[dict[int, int], str]:
+    """Voxels per label, and the hash of the mask; both empty, and a problem, if the mask is no label map."""
 
     def report(found: str, expected: str, cure: str) -> None:
         problems.append(Problem(case.case_id, str(path), found, expected, cure))
 
     read = _read(path, "a readable 3D NIfTI label map", case.case_id, problems)
     if read is None:
-        return {}
+        return {}, ""
     voxels, affine = read
     if grid is not None:
         apart = disagreement(*grid, voxels.shape, affine)
         if apart:
             report(apart, "the grid of its image", "resample the mask onto the image with nearest neighbour")
     whole = voxels.dtype.kind in "biu" or bool((voxels == np.rint(voxels)).all())
-    if not whole or voxels.min() < 0 or voxels.max() > MAX_LABEL:
+    if not whole or voxels.min() < 0 or voxels.max() > nifti.MAX_LABEL:
         low, high = float(voxels.min()), float(voxels.max())
         found = f"{'values' if whole else 'fractions'} from {low:g} to {high:g}"
-        report(found, f"whole numbers from 0 to {MAX_LABEL}", "threshold it, or name the right file")
-        return {}
+        report(found, f"whole numbers from 0 to {nifti.MAX_LABEL}", "threshold it, or name the right file")
+        return {}, ""
     counts = {int(v): int(n) for v, n in enumerate(np.bincount(voxels.ravel().astype(np.int64))) if n}
     if set(counts) == {0}:
         report("an empty mask", "at least one voxel that is not 0", "annotate the case or remove its mask")
@@ -205,7 +205,7 @@ def _check_mask(
     if unknown:
         values = ", ".join(map(str, labels.values if labels else ()))
         report(f"unknown labels {unknown[:8]}", f"labels {values}", "declare the label or correct the mask")
-    return counts
+    return counts, _canonical_hash(voxels, affine)
 
 
 def check_cohort(
@@ -216,25 +216,20 @@ def check_cohort(
     Args:
         cohort: The cohort.
         allow_unlabelled: Accept cases without a mask.
-        progress: Show a bar on standard error, if that is a terminal.
+        progress: Show progress on standard error: a bar on a terminal, a line now and then in a log.
 
     Returns:
         The problems, and the facts in the order of ``cohort.cases``. Scans that appear twice within one patient are
         no problem; :func:`twins` finds those too.
     """
-    bar = track(
-        cohort.cases,
-        description="Checking scans",
-        console=Console(stderr=True),
-        transient=True,
-        disable=not (progress and sys.stderr.isatty()),
-    )
     problems: list[Problem] = []
     facts = []
-    for case in bar:
-        found, fact = check_case(case, cohort.channels, cohort.labels, allow_unlabelled=allow_unlabelled)
-        problems += found
-        facts.append(fact)
+    with bar("checking scans", len(cohort.cases), "cases", show=progress) as done:
+        for case in cohort.cases:
+            found, fact = check_case(case, cohort.channels, cohort.labels, allow_unlabelled=allow_unlabelled)
+            problems += found
+            facts.append(fact)
+            done.advance()
     for name, count in Counter(case.case_id for case in cohort.cases).items():
         if count > 1:
             files = ", ".join(str(c.images[0]) for c in cohort.cases if c.case_id == name and c.images)

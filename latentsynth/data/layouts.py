@@ -5,28 +5,24 @@ Reading a layout opens no scan; what is wrong with the scans is found by :mod:`l
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from latentsynth.data.manifest import SPLITS
+from latentsynth.data import tables
 from latentsynth.data.nifti import SUFFIXES, stem
 from latentsynth.errors import ConfigError, DataError, UnknownNameError
 from latentsynth.files import read_json
-from latentsynth.types import Case, Labels, Split
+from latentsynth.types import Case, Labels
 
-TABLES = (".csv", ".jsonl")
 _EXPECTED = (
     "expected an nnU-Net raw folder (dataset.json with channel_names, imagesTr/CASE_0000.nii.gz), a Decathlon folder "
     "(dataset.json with modality and training) or a table of paths (.csv or .jsonl)"
 )
-_KNOWN = ("case", "patient", "images", "mask", "split")  # keys of a table row; CSV spells images as several columns
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ def _with_patients(cohort: Cohort, expression: str) -> Cohort:
     return replace(cohort, cases=cases, patients_declared=True, notes=notes)
 
 
-# nnU-Net raw and Decathlon --------------------------------------------------------------------------------------
+# Layouts --------------------------------------------------------------------------------------------------------
 
 
 def _nnunet(source: Path) -> Cohort:
@@ -140,7 +136,7 @@ def _nnunet(source: Path) -> Cohort:
         raise DataError(f"{source} has no image imagesTr/CASE_0000{ending} but {_contents(folder)}; {_EXPECTED}")
     notes = []
     if stray:
-        notes.append(f"{len(stray)} files in imagesTr have no channel number and are not read: {_few(stray)}")
+        notes.append(f"{len(stray)} files in imagesTr have no channel number and are not read: {few(stray, 4)}")
     if any((source / "imagesTs").glob(f"*{ending}")):
         notes.append("imagesTs is not read: its images have no masks")
     # Every declared channel is named although its file may be missing, and every undeclared one that exists: the
@@ -219,22 +215,15 @@ def _labels(source: Path, value: dict[str, Any]) -> Labels | None:
         if int(label) in names or name in names.values():
             raise DataError(f"{place} the label {key!r} = {entry!r} twice: give every value one name of its own")
         names[int(label)] = name
+    if 0 not in names and "background" in names.values():
+        raise DataError(f"{place} background with another value than 0, which unlabelled voxels have: correct it")
     names.setdefault(0, "background")
     return Labels(tuple(sorted(names)), tuple(names[label] for label in sorted(names)))
 
 
-# Tables ---------------------------------------------------------------------------------------------------------
-
-
 def _table(source: Path) -> Cohort:
     path = _table_file(source)
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets like to begin with a byte order mark
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not readable text ({error}): save it as UTF-8") from error
-    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text)
-    if not rows:
-        raise DataError(f"{path} lists no case: add one row per case")
+    rows = tables.read_rows(path)
     channels = list(dict.fromkeys(name for _, row in rows for name in row["images"]))
     patients = any(row.get("patient") for _, row in rows)
     splits = any(row.get("split") for _, row in rows)
@@ -248,87 +237,13 @@ def _table(source: Path) -> Cohort:
                 row.get("patient", "") if patients else case_id,
                 images,
                 path.parent / row["mask"] if row.get("mask") else None,
-                as_split(row.get("split"), f"{path} line {line}") if splits else "train",
+                tables.as_split(row.get("split"), f"{path} line {line}") if splits else "train",
             )
         )
-    extra = sorted({key for _, row in rows for key in row if key not in _KNOWN})
+    extra = sorted({key for _, row in rows for key in row if key not in tables.KEYS})
     notes = (f"columns that are not used: {', '.join(extra)}",) if extra else ()
     names = ("image",) if channels == ["image_0"] else tuple(channels)
     return Cohort(path.stem, names, None, tuple(cases), patients, splits, notes)
-
-
-def as_split(value: object, place: str) -> Split:
-    """Checks the name of a split; ``place`` says where it stands.
-
-    Raises:
-        DataError: It is not ``"train"``, ``"val"`` or ``"test"``.
-    """
-    for split in SPLITS:
-        if value == split:
-            return split
-    raise DataError(f"{place} has split {value or ''!r}, expected {', '.join(SPLITS)}: correct it")
-
-
-def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
-    first = text.partition("\n")[0]
-    delimiter = max(",;\t", key=first.count)  # half of Europe's spreadsheets write semicolons
-    reader = csv.reader(text.split("\n"), delimiter=delimiter)
-    header = [_key(cell) for cell in next(reader, [])]
-    columns = [column for column in header if _channel(column)]
-    places = {_channel(column): column for column in columns}
-    plain = sorted(name for name in places if places[name] == "image" or places[name].startswith("image_"))
-    wanted = [f"image_{number}" for number in range(len(places))]
-    repeated = len(set(header)) < len(header) or len(places) < len(columns)
-    if not places or repeated or (plain and plain != wanted):
-        raise DataError(
-            f"{path} has the columns {header}, expected image, or image_0 to image_3, or image:NAME for every channel, "
-            "and if you like case, patient, mask, split: rename them"
-        )
-    rows = []
-    for cells in reader:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(header):
-            raise DataError(f"{path} line {reader.line_num} has {len(cells)} cells, expected {len(header)}: correct it")
-        row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
-        images = {name: row.pop(places[name]) for name in plain or places}
-        rows.append((reader.line_num, {**row, "images": images}))
-    return rows
-
-
-def _key(cell: str) -> str:
-    """Column names in any case; the NAME of ``image:NAME`` as written."""
-    cell = cell.strip()
-    return cell if cell.startswith("image:") else cell.lower()
-
-
-def _channel(column: str) -> str:
-    """Channel that a CSV column holds, or "" if it holds no image."""
-    if column.startswith("image:"):
-        return column.removeprefix("image:").strip()
-    return "image_0" if column == "image" else column if re.fullmatch(r"image_\d", column) else ""
-
-
-def _jsonl_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
-    rows = []
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
-        try:
-            row = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path} line {line} is not JSON ({error}): correct it") from None
-        row = {_key(key): entry for key, entry in row.items()} if isinstance(row, dict) else {}
-        images = row.get("images")
-        if isinstance(images, str | list):
-            listed = [images] if isinstance(images, str) else images
-            images = {f"image_{number}": image for number, image in enumerate(listed)}
-        texts = [*images.values(), row.get("mask") or ""] if isinstance(images, dict) else [None]
-        if not all(isinstance(entry, str) for entry in texts):
-            raise DataError(f'{path} line {line}: expected {{"images": [PATHS] or {{NAME: PATH}}, "mask": PATH, ...}}')
-        ids = {key: "" if row.get(key) is None else str(row[key]) for key in ("case", "patient")}
-        rows.append((line, {**row, **ids, "images": images}))
-    return rows
 
 
 # Common ---------------------------------------------------------------------------------------------------------
@@ -345,20 +260,21 @@ def _existing(source: Path) -> Path:
 
 def _table_file(source: Path) -> Path:
     found = [source] if source.is_file() else sorted(p for p in source.iterdir() if p.is_file())
-    tables = [path for path in found if path.suffix.lower() in TABLES]
-    if len(tables) == 1:
-        return tables[0]
+    named = [path for path in found if path.suffix.lower() in tables.SUFFIXES]
+    if len(named) == 1:
+        return named[0]
     holds = f"holds {_contents(source)}" if source.is_dir() else "is no table"
     raise DataError(f"{source} {holds}, {_EXPECTED}: name one of them")
 
 
 def _contents(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
-    return _few(names) if names else "nothing (the folder is empty)"
+    return few(names, 4) if names else "nothing (the folder is empty)"
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def few(names: Sequence[str], most: int = 6) -> str:
+    """The first ``most`` names and how many more there are, for messages."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _listing(folder: Path, ending: str) -> set[str]:

@@ -52,8 +52,8 @@ class Manifest:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any case id, patient, split, label or voxel; not with where the files lie."""
-        facts = [[c.case_id, c.patient_id, c.split, c.source, c.parents, c.voxels] for c in self.cases]
+        """Changes with any case id, patient, split, label, or voxel of an image or mask; not with where files lie."""
+        facts = [[c.case_id, c.patient_id, c.split, c.source, c.parents, c.voxels, c.content] for c in self.cases]
         return fingerprint([self.channels, asdict(self.labels), sorted(facts)])
 
     def select(self, *splits: Split) -> tuple[Case, ...]:
@@ -68,18 +68,16 @@ class Manifest:
         return chosen
 
     def save(self, path: Path | str) -> None:
-        """Writes the manifest atomically, with paths relative to its own folder."""
+        """Writes the manifest atomically, with paths relative to its own folder.
+
+        Files that are symbolic links keep their names: git-annex and DVC change what a link points to.
+        """
         path = Path(path)
-        home = path.parent.resolve()
-
-        def relative(file: Path) -> str:
-            return Path(os.path.relpath(file.resolve(), home)).as_posix()
-
         cases = [
             {
                 **asdict(case),
-                "images": [relative(image) for image in case.images],
-                "mask": relative(case.mask) if case.mask else None,
+                "images": [_relative(image, path.parent) for image in case.images],
+                "mask": _relative(case.mask, path.parent) if case.mask else None,
                 "parents": list(case.parents),
             }
             for case in self.cases
@@ -142,3 +140,12 @@ class Manifest:
     def with_splits(self, split_of: dict[str, Split]) -> Manifest:
         """The same cohort with another split per case id."""
         return replace(self, cases=tuple(replace(c, split=split_of[c.case_id]) for c in self.cases))
+
+
+def _relative(file: Path, home: Path) -> str:
+    """Path to ``file`` from the folder ``home``, by their names and not by what symbolic links point to."""
+    name, real = os.path.relpath(os.path.abspath(file), os.path.abspath(home)), os.path.realpath(home)
+    # ".." out of a linked folder leads elsewhere than its name says; the system, which reads the path, follows links.
+    if os.path.realpath(os.path.join(real, name)) != os.path.realpath(file):
+        name = os.path.relpath(os.path.join(os.path.realpath(file.parent), file.name), real)
+    return Path(name).as_posix()

@@ -12,6 +12,7 @@ from latentsynth.errors import DataError
 from latentsynth.files import atomic_path
 
 SUFFIXES = (".nii.gz", ".nii")
+MAX_LABEL = int(np.iinfo(np.int16).max)  # label maps are read as int16
 
 
 def stem(path: Path | str) -> str:
@@ -56,19 +57,54 @@ def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
         Labels, int16, shape ``(I, J, K)``, and the affine ``(4, 4)``.
 
     Raises:
-        DataError: As :func:`read`, or a voxel is not a whole number.
+        DataError: As :func:`read`, or a voxel is not a whole number from 0 to :data:`MAX_LABEL`.
     """
     voxels, affine = read(path)
-    labels = np.rint(voxels).astype(np.int16)
-    if not np.array_equal(labels, voxels):
+    if voxels.dtype.kind not in "biuf":
+        raise DataError(f"{path} is not a label map: it holds {voxels.dtype} voxels; convert it to whole numbers")
+    # Before the cast, which would turn NaN into some number and wrap large labels around.
+    if not np.isfinite(voxels).all():
+        raise DataError(f"{path} is not a label map: it holds NaN or infinity; give those voxels a label, such as 0")
+    if voxels.dtype.kind == "f" and not np.array_equal(np.rint(voxels), voxels):
         raise DataError(f"{path} is not a label map: it holds values that are not whole numbers; threshold it first")
-    return labels, affine
+    low, high = (voxels.min(), voxels.max()) if voxels.size else (0, 0)
+    if low < 0 or high > MAX_LABEL:
+        raise DataError(
+            f"{path} is not a label map: it holds labels from {low:.0f} to {high:.0f}, and the limit is 0 to "
+            f"{MAX_LABEL}; renumber them"
+        )
+    return voxels.astype(np.int16), affine
 
 
 def write(path: Path | str, voxels: np.ndarray, affine: np.ndarray) -> None:
-    """Writes one volume atomically, with its affine as both sform and qform where a qform can hold it."""
-    image = nib.Nifti1Image(np.ascontiguousarray(voxels), affine)
+    """Writes one volume atomically, with its affine as both sform and qform where a qform can hold it.
+
+    Args:
+        path: Where to; ends in one of :data:`SUFFIXES`.
+        voxels: Shape ``(I, J, K)``. Types that few programs read are stored as others that hold the same values: bool
+            as uint8, 64-bit whole numbers as int32.
+        affine: ``(4, 4)`` from voxel indices to world coordinates in mm (RAS+).
+
+    Raises:
+        DataError: A whole number does not fit into 32 bits, or the place cannot be written.
+    """
+    image = nib.Nifti1Image(np.ascontiguousarray(_storable(voxels, path)), affine)
     image.set_sform(affine, code="scanner")
     image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
+
+
+def _storable(voxels: np.ndarray, path: Path | str) -> np.ndarray:
+    """The same values in a type that NIfTI has and its readers expect."""
+    if voxels.dtype.kind == "b":
+        return voxels.astype(np.uint8)
+    if voxels.dtype.kind not in "iu" or voxels.dtype.itemsize < 8:
+        return voxels
+    limits = np.iinfo(np.int32)
+    if voxels.size and (voxels.min() < limits.min or voxels.max() > limits.max):
+        raise DataError(
+            f"{path} would hold whole numbers from {voxels.min()} to {voxels.max()}, expected {limits.min} to "
+            f"{limits.max}: convert them to float32"
+        )
+    return voxels.astype(np.int32)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +14,12 @@ from rich.table import Table
 from rich.text import Text
 
 from latentsynth.data.checks import CaseFacts, Problem, check_cohort, twins
-from latentsynth.data.layouts import Cohort, as_split, read_cohort, recognise
+from latentsynth.data.layouts import Cohort, few, read_cohort, recognise
 from latentsynth.data.manifest import FORMAT, SPLITS, Manifest
-from latentsynth.errors import ConfigError, DataError
+from latentsynth.data.splits import FRACTIONS, declared_splits, require_fractions, split_patients
+from latentsynth.errors import DataError
 from latentsynth.files import read_json
-from latentsynth.types import Case, Labels, Split
-
-FRACTIONS = (0.7, 0.15, 0.15)  # train, val, test
+from latentsynth.types import Case, Labels
 
 
 @dataclass(frozen=True)
@@ -65,19 +62,20 @@ def prepare(
 ) -> PrepareReport:
     """Reads a cohort, checks every file and writes the manifest if all is well.
 
-    Splits come from ``split_file``, else from the source, else from :func:`split_patients`.
+    Splits come from ``split_file``, else from the source, else from
+    :func:`latentsynth.data.splits.split_patients`.
 
     Args:
         source: Folder or table.
         out: Manifest to write; an older manifest there is replaced, nothing else is.
         layout: Layout of ``source``; recognised if None.
         patient: Regular expression that finds the patient in a case id.
-        split_file: See :func:`read_split_file`.
+        split_file: See :func:`latentsynth.data.splits.read_split_file`.
         fractions: Shares of patients for train, val and test.
         seed: Which random split.
         skip_invalid: Leave out cases with problems (all copies of a duplicate) instead of writing nothing.
         allow_unlabelled: Accept cases without a mask, for autoencoders.
-        progress: Show a bar on standard error, if that is a terminal.
+        progress: Show progress on standard error: a bar on a terminal, a line now and then in a log.
 
     Raises:
         DataError: The source cannot be read, no case is left, splits and cases do not fit, or ``out`` cannot be
@@ -86,11 +84,11 @@ def prepare(
     """
     source, out = Path(source), Path(out)
     _require_free(out)  # all that can fail early does so before an hour of reading scans
-    _require_fractions(fractions)
+    require_fractions(fractions)
     layout = layout or recognise(source)
     cohort = read_cohort(source, layout, patient)
     notes = list(cohort.notes)
-    declared = _declared_splits(cohort, Path(split_file) if split_file else None, notes)
+    declared = declared_splits(cohort, Path(split_file) if split_file else None, notes)
 
     problems, facts = check_cohort(cohort, allow_unlabelled=allow_unlabelled, progress=progress)
     wrong = {problem.case_id for problem in problems}
@@ -102,10 +100,10 @@ def prepare(
             f"{first.found}, expected {first.expected}: {first.cure}"
         )
     if wrong and skip_invalid:
-        notes.append(f"left out {len(cohort.cases) - len(kept)} of {len(cohort.cases)} cases: {_few(sorted(wrong))}")
+        notes.append(f"left out {len(cohort.cases) - len(kept)} of {len(cohort.cases)} cases: {few(sorted(wrong))}")
         if any(len({case.patient_id for case, _ in group}) > 1 for group in twins(cohort.cases, facts)):
             notes.append("of a scan found under several patients, every copy was left out")
-    cases = [replace(case, voxels=fact.voxels) for case, fact in kept]
+    cases = [replace(case, voxels=fact.voxels, content=fact.content) for case, fact in kept]
     notes += _remarks(cohort, cases, [fact for _, fact in kept], allow_unlabelled)
 
     manifest = None
@@ -160,125 +158,24 @@ def _remarks(cohort: Cohort, cases: Sequence[Case], facts: Sequence[CaseFacts], 
         notes.append("every case counts as a patient of its own: if some share a patient, give --patient REGEX")
     unlabelled = [case.case_id for case in cases if case.mask is None]
     if unlabelled and allow_unlabelled:  # otherwise they stand in the table of problems
-        notes.append(f"without a mask, for autoencoders only: {len(unlabelled)} cases ({_few(unlabelled)})")
+        notes.append(f"without a mask, for autoencoders only: {len(unlabelled)} cases ({few(unlabelled)})")
     for group in twins(cases, facts):
         if len({case.patient_id for case, _ in group}) == 1:
-            names = _few([case.case_id for case, _ in group])
+            names = few([case.case_id for case, _ in group])
             notes.append(f"warning: the same scan {len(group)} times in patient {group[0][0].patient_id}: {names}")
     flat = [case.case_id for case, fact in zip(cases, facts, strict=True) if any(fact.constant)]
     if flat:
-        notes.append(f"warning: an image holds one value throughout in {len(flat)} cases: {_few(flat)}")
+        notes.append(f"warning: an image holds one value throughout in {len(flat)} cases: {few(flat)}")
     seen = {value for fact in facts for value in fact.label_voxels}
     named = zip(cohort.labels.values, cohort.labels.names, strict=True) if cohort.labels else ()
     absent = [name for value, name in named if value and value not in seen]
     if absent and seen:
-        notes.append(f"declared labels that no mask holds: {_few(absent)}")
+        notes.append(f"declared labels that no mask holds: {few(absent)}")
     return notes
 
 
 def _found_labels(facts: Iterable[CaseFacts]) -> Labels:
     return Labels(tuple(sorted({0}.union(*(fact.label_voxels for fact in facts)))))
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-
-
-# Splits ---------------------------------------------------------------------------------------------------------
-
-
-def split_patients(
-    patients: Sequence[str], fractions: tuple[float, float, float] = FRACTIONS, seed: int = 0
-) -> dict[str, Split]:
-    """Splits patients at random, but always the same way for the same patients and seed.
-
-    Args:
-        patients: Patient ids in any order; repeats count once.
-        fractions: Shares for train, val and test, adding up to 1. From three patients on, no split with a share is
-            left empty.
-        seed: Which random split.
-
-    Raises:
-        ConfigError: ``fractions`` are not three shares that add up to 1.
-    """
-    _require_fractions(fractions)
-    # Sorting by a hash needs no random generator: the order of listing, the platform and the version do not matter.
-    order = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
-    total = len(order)
-    _, val, test = (int(share * total + 0.5) for share in fractions)
-    if total >= 3:
-        val, test = max(val, int(fractions[1] > 0)), max(test, int(fractions[2] > 0))
-    room = total - int(fractions[0] > 0)  # train keeps at least one
-    while val + test > room:
-        val, test = (val, test - 1) if test >= val else (val - 1, test)
-    counts: dict[Split, int] = {"val": val, "test": test, "train": total - val - test}
-    return dict(zip(order, (split for split, count in counts.items() for _ in range(count)), strict=True))
-
-
-def _require_fractions(fractions: Sequence[float]) -> None:
-    if len(fractions) != 3 or min(fractions) < 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ConfigError(f"fractions {tuple(fractions)} must be three shares (train, val, test) that add up to 1")
-
-
-def read_split_file(path: Path | str) -> dict[str, Split]:
-    """Reads which case is in which split.
-
-    The file is JSON ``{"train": [case ids], "val": [...], "test": [...]}`` or a CSV with columns case and split.
-
-    Raises:
-        DataError: It is neither, or puts one case into two splits.
-    """
-    path = Path(path)
-    cure = 'expected {"train": [case ids], "val": [...], "test": [...]} or a CSV with columns case and split'
-    pairs: list[tuple[str, Split]] = []
-    if path.suffix.lower() == ".csv":
-        try:
-            rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"cannot read split file {path} ({error}): check the path") from None
-        if not rows or not {"case", "split"} <= set(rows[0]):
-            raise DataError(f"split file {path} has columns {list(rows[0]) if rows else []}: {cure}")
-        for row in rows:
-            pairs.append(((row["case"] or "").strip(), as_split((row["split"] or "").strip(), f"{path} {row['case']}")))
-    else:
-        value = read_json(path)
-        if not isinstance(value, dict) or not all(isinstance(ids, list) for ids in value.values()):
-            raise DataError(f"split file {path} is no JSON object of lists (of several folds, choose one): {cure}")
-        for name, ids in value.items():
-            pairs += [(str(case_id), as_split(name, str(path))) for case_id in ids]
-    homes: dict[str, set[Split]] = defaultdict(set)
-    for case_id, split in pairs:
-        homes[case_id].add(split)
-    torn = sorted(case_id for case_id, splits in homes.items() if len(splits) > 1)
-    if torn:
-        raise DataError(f"split file {path} puts {_few(torn)} into two splits: list every case once")
-    return dict(pairs)
-
-
-def _declared_splits(cohort: Cohort, split_file: Path | None, notes: list[str]) -> dict[str, Split] | None:
-    """Splits by case id from the file or from the source; None if neither has any."""
-    if split_file:
-        if cohort.splits_declared:
-            notes.append("splits come from the split file; those of the source are not used")
-        splits = read_split_file(split_file)
-        known = {case.case_id for case in cohort.cases}
-        unknown, missing = sorted(set(splits) - known), sorted(known - set(splits))
-        if unknown:
-            raise DataError(f"split file {split_file} names unknown cases {_few(unknown)}: remove or correct them")
-        if missing:
-            raise DataError(f"split file {split_file} misses cases {_few(missing)}: add every case of the source")
-    elif cohort.splits_declared:
-        splits = {case.case_id: case.split for case in cohort.cases}
-    else:
-        return None
-    homes: dict[str, set[Split]] = defaultdict(set)
-    for case in cohort.cases:
-        if case.patient_id:  # a case without a patient is a problem of its own
-            homes[case.patient_id].add(splits[case.case_id])
-    torn = sorted(patient for patient, found in homes.items() if len(found) > 1)
-    if torn:
-        raise DataError(f"patients {_few(torn)} are in two splits: move all cases of one patient together")
-    return splits
 
 
 # Report ---------------------------------------------------------------------------------------------------------

@@ -98,11 +98,20 @@ def read_mask(path: Path, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
         DataError: As :func:`nifti.read_labels`, or a label is unknown.
     """
     voxels, affine = nifti.read_labels(path)
+    check_labels(voxels, labels, str(path))
+    return voxels, affine
+
+
+def check_labels(voxels: np.ndarray, labels: Labels, name: str) -> None:
+    """Refuses label values the cohort does not have.
+
+    Raises:
+        DataError: A label is unknown.
+    """
     unknown = sorted(set(np.unique(voxels).tolist()) - set(labels.values))
     if unknown:
         known = ", ".join(f"{v} = {n}" for v, n in zip(labels.values, labels.names, strict=True))
-        raise DataError(f"{path} holds label {', '.join(map(str, unknown))}, known are {known}: relabel the mask")
-    return voxels, affine
+        raise DataError(f"{name} holds label {', '.join(map(str, unknown))}, known are {known}: relabel the mask")
 
 
 def to_index(values: np.ndarray, labels: Labels) -> np.ndarray:

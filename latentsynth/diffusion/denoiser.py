@@ -14,11 +14,10 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from latentsynth.diffusion.noise import Schedule, expand, schedule_named
 from latentsynth.errors import UnknownNameError
-from latentsynth.pretrained import Pretrained
+from latentsynth.pretrained import Pretrained, recompute
 from latentsynth.types import Conditioning
 
 
@@ -94,12 +93,7 @@ class Denoiser(Pretrained):
         """Recomputes each level's activations in the backward pass instead of keeping them: less memory, more time."""
         net = self.network
         for block in (*net.down_blocks, net.middle_block, *net.up_blocks):
-            _recompute(block)
-
-
-def _recompute(block: nn.Module) -> None:
-    forward = block.forward
-    block.forward = lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)  # type: ignore[method-assign]
+            recompute(block)
 
 
 def denoising_loss(

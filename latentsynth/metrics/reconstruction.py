@@ -74,14 +74,31 @@ def lesion_contrast(image: Tensor, lesion: Tensor, margin: int = 3) -> Tensor:
     return torch.stack(rows)
 
 
-def contrast_kept(original: Tensor, reconstruction: Tensor, lesion: Tensor) -> Tensor:
-    """How much of the lesion's contrast survives: the slope of reconstructed on original contrast, over channels.
+def contrast_kept(before: Tensor, after: Tensor) -> Tensor:
+    """How much of the lesions' contrast survives: the slope of reconstructed on original contrast.
 
-    1 keeps the lesion as it was, 0 loses it; a projection, so that channels in which the lesion is invisible to begin
-    with do not count.
+    1 keeps the lesions as they were, 0 loses them. Pooled over cases and channels, so that a case or a channel in
+    which the lesion is invisible to begin with does not count.
+
+    Args:
+        before: :func:`lesion_contrast` of the originals, any shape; entries that are not a number are left out.
+        after: Of the reconstructions, same shape.
 
     Returns:
-        Shape ``(B,)``; not a number where there is no lesion or it has no contrast.
+        A scalar; not a number if there is no contrast at all.
     """
-    before, after = lesion_contrast(original, lesion), lesion_contrast(reconstruction, lesion)
-    return (before * after).sum(1) / (before**2).sum(1)
+    valid = torch.isfinite(before) & torch.isfinite(after)
+    return (before[valid] * after[valid]).sum() / (before[valid] ** 2).sum()
+
+
+def perplexity(usage: Tensor) -> Tensor:
+    """Exponential of the entropy of code usage: how many codes are in use, as if all were used alike.
+
+    Args:
+        usage: Counts, shape ``(codebooks, codes)``.
+
+    Returns:
+        A scalar, the mean over codebooks; between 1 and the number of codes.
+    """
+    share = usage / usage.sum(dim=1, keepdim=True)
+    return torch.exp(-torch.special.xlogy(share, share).sum(dim=1)).mean()

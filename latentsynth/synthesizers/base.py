@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import nibabel as nib
+import numpy as np
 import torch
 from torch import Tensor
 
+from latentsynth.data.requests import Placed, Request, place, place_array, to_scanner, volume_seed
+from latentsynth.data.volumes import one_hot
 from latentsynth.errors import DataError
-from latentsynth.types import Condition, Domain, Generated, Grid
+from latentsynth.types import Condition, Domain, Fit, Generated, Grid
 
 
 class Synthesizer(ABC):
@@ -53,6 +58,40 @@ class Synthesizer(ABC):
     @abstractmethod
     def to(self, device: torch.device | str) -> Synthesizer:
         """Moves the weights."""
+
+    def paint(self, placed: Sequence[Placed], seeds: Sequence[int], **settings: Any) -> np.ndarray:
+        """Images ``(B, C, I, J, K)`` in [-1, 1] for masks that were placed on the model's grid."""
+        labels = len(self.domain.labels)
+        mask = torch.stack([one_hot(torch.from_numpy(p.index), labels) for p in placed])
+        return self.generate(Condition(mask), list(seeds), **settings).image.numpy()
+
+    def __call__(
+        self,
+        mask: Path | str | tuple[np.ndarray, np.ndarray],
+        seed: int = 0,
+        fit: Fit | None = None,
+        **settings: Any,
+    ) -> list[nib.Nifti1Image]:
+        """One synthetic scan for one mask, in memory; the same volume that ``latentsynth sample`` writes.
+
+        Args:
+            mask: Path of a label map, or its voxels and affine.
+            seed: The same mask and seed give the same scan.
+            fit: Overrides what to do with a lesion that does not fit the grid.
+            settings: Sampling settings; see :meth:`settings`.
+
+        Returns:
+            One nibabel image per channel, in scanner units on the mask's own grid.
+
+        Raises:
+            DataError: The mask is unreadable, empty, has an unknown label, or does not fit.
+        """
+        if isinstance(mask, tuple):
+            placed = place_array(np.asarray(mask[0]), np.asarray(mask[1]), self.domain, "the mask", fit)
+        else:
+            placed = place(Request("mask", Path(mask)), self.domain, fit)
+        image = self.paint([placed], [volume_seed(seed, placed)], **self.settings(**settings))[0]
+        return [nib.Nifti1Image(channel, placed.affine) for channel in to_scanner(image, placed, self.domain)]
 
     def check(self, condition: Condition | None, seeds: Sequence[int]) -> None:
         """Refuses a condition that does not fit the model.

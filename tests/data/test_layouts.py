@@ -100,7 +100,8 @@ def test_every_layout_gives_the_same_cases(tmp_path: Path) -> None:
     for build, _ in LAYOUTS:
         source = build(tmp_path / build.__name__)
         report = prepare(source, tmp_path / f"{build.__name__}.json", patient=r"^(P\d+)_", progress=False)
-        assert report.manifest and not report.problems
+        assert report.manifest
+        assert not report.problems
         manifests.append(report.manifest)
     assert len({manifest.fingerprint for manifest in manifests}) == 1
     first = manifests[0]
@@ -118,7 +119,9 @@ def test_multichannel_tables_keep_channel_order(tmp_path: Path) -> None:
     by_name.write_text('{"case": 7, "patient": 3, "images": {"T1": "t1.nii", "CT": "ct.nii"}, "mask": null}\n')
     cohort = read_cohort(named)
     assert (cohort.channels, [p.name for p in cohort.cases[0].images]) == (("T1", "CT"), ["t1.nii", "ct.nii"])
-    assert cohort.patients_declared and cohort.cases[0].patient_id == "P1" and cohort.cases[0].case_id == "t1"
+    assert cohort.patients_declared
+    assert cohort.cases[0].patient_id == "P1"
+    assert cohort.cases[0].case_id == "t1"
     cohort = read_cohort(numbered)
     assert (cohort.channels, [p.name for p in cohort.cases[0].images]) == (("image_0", "image_1"), ["a.nii", "b.nii"])
     assert cohort.cases[0].mask is None
@@ -191,6 +194,7 @@ def test_sources_without_a_layout_are_refused(tmp_path: Path) -> None:
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "'b'"),
         ({"labels": {"0": "background", "1": "tumour", "2": "tumour"}}, "'tumour'"),
         ({"labels": {"background": 0, "a": -1}}, "whole number"),
+        ({"labels": {"background": 1, "a": 2}}, "background with another value"),
         ({"labels": [0, 1]}, "expected names"),
         ({"channel_names": {"1": "CT"}}, "channels"),
         ({"channel_names": {str(n): "CT" for n in range(5)}}, "expected 1 to 4"),

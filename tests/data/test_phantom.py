@@ -26,7 +26,8 @@ def voxels(folder: Path) -> dict[str, np.ndarray]:
 def test_patient_does_not_depend_on_the_size_of_the_cohort(tmp_path: Path) -> None:
     few = voxels(write_cohort(tmp_path / "few", 1, 7))
     many = voxels(write_cohort(tmp_path / "many", 3, 7))
-    assert len(few) == 3 and len(many) == 9
+    assert len(few) == 3
+    assert len(many) == 9
     for name in few:
         np.testing.assert_array_equal(few[name], many[name])
     assert not np.array_equal(many["imagesTr/phantom_000_0000.nii.gz"], many["imagesTr/phantom_001_0000.nii.gz"])
@@ -40,7 +41,9 @@ def test_seed_and_case_are_two_numbers_not_their_sum() -> None:
 
 def test_ct_and_labels_do_not_depend_on_the_number_of_channels(patients: list[tuple[np.ndarray, np.ndarray]]) -> None:
     image, labels = phantom(5, 0, channels=1)
-    assert image.shape == (1, 48, 48, 48) and image.dtype == np.float32 and labels.dtype == np.uint8
+    assert image.shape == (1, 48, 48, 48)
+    assert image.dtype == np.float32
+    assert labels.dtype == np.uint8
     np.testing.assert_array_equal(image[0], patients[0][0][0])
     np.testing.assert_array_equal(labels, patients[0][1])
 
@@ -168,7 +171,8 @@ def test_files_and_description_agree(tmp_path: Path) -> None:
     description = json.loads((tmp_path / "dataset.json").read_text())
     names = [path.name for path in sorted((tmp_path / "labelsTr").iterdir())]
     assert names == ["phantom_000.nii.gz", "phantom_001.nii.gz"]
-    assert description["numTraining"] == 2 and description["file_ending"] == ".nii.gz"
+    assert description["numTraining"] == 2
+    assert description["file_ending"] == ".nii.gz"
     assert description["channel_names"] == {"0": "CT", "1": "MR"}
     assert description["labels"]["background"] == 0
     images = {path.name for path in (tmp_path / "imagesTr").iterdir()}

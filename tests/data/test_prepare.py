@@ -18,7 +18,8 @@ from rich.console import Console
 from latentsynth.data import nifti
 from latentsynth.data.checks import check_case, disagreement
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.prepare import PrepareReport, prepare, read_split_file, split_patients, write_report
+from latentsynth.data.prepare import PrepareReport, prepare, write_report
+from latentsynth.data.splits import read_split_file, split_patients
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.types import Case, Labels
 
@@ -156,10 +157,13 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def test_clean_cohort_passes(source: Path) -> None:
     report = run(source)
-    assert not report.problems and report.manifest is not None
-    assert len(report.manifest.cases) == 10 and [*report.volumes_per_patient] == [2, 2, 2]
+    assert not report.problems
+    assert report.manifest is not None
+    assert len(report.manifest.cases) == 10
+    assert [*report.volumes_per_patient] == [2, 2, 2]
     assert report.manifest.labels == Labels((0, 1, 2), ("background", "tumour", "core"))
-    assert report.facts[NAME].shape == SHAPE and report.facts[NAME].spacing_mm == (1, 1.5, 2)
+    assert report.facts[NAME].shape == SHAPE
+    assert report.facts[NAME].spacing_mm == (1, 1.5, 2)
     assert report.facts[NAME].label_voxels == {0: 693, 1: 26, 2: 1}
     assert all(len(case.voxels) == 32 for case in report.manifest.cases)
     assert Manifest.load(report.path) == report.manifest
@@ -172,9 +176,11 @@ def test_planted_fault_is_caught(source: Path, fault: str) -> None:
     report = run(source)
     assert {problem.case_id for problem in report.problems} == {NAME}
     hits = [problem for problem in report.problems if found in problem.found]
-    assert hits and all(hit.file and hit.expected and hit.cure for hit in hits)
+    assert hits
+    assert all(hit.file and hit.expected and hit.cure for hit in hits)
     assert NAME in hits[0].file
-    assert report.manifest is None and not report.path.exists()
+    assert report.manifest is None
+    assert not report.path.exists()
 
 
 def test_affines_may_differ_in_the_last_digits(source: Path) -> None:
@@ -209,9 +215,11 @@ def test_scan_of_two_patients_is_a_leak_in_any_orientation(source: Path) -> None
     report = run(source)
     assert {problem.case_id for problem in report.problems} == {NAME, "P03_a"}
     assert all("the same voxels" in problem.found for problem in report.problems)
-    assert report.manifest is None and not report.path.exists()
+    assert report.manifest is None
+    assert not report.path.exists()
     kept = run(source, skip_invalid=True)
-    assert kept.manifest and {c.case_id for c in kept.manifest.cases} == set(NAMES) - {NAME, "P03_a"}
+    assert kept.manifest
+    assert {c.case_id for c in kept.manifest.cases} == set(NAMES) - {NAME, "P03_a"}
     assert any("every copy" in note for note in kept.notes)
 
 
@@ -223,16 +231,18 @@ def test_a_second_channel_leaks_too(source: Path) -> None:
 def test_scan_twice_in_one_patient_is_only_said(source: Path) -> None:
     flipped_copy(source, "P01_b")
     report = run(source)
-    assert not report.problems and report.manifest
+    assert not report.problems
+    assert report.manifest
     assert any("same scan 2 times in patient P01" in note for note in report.notes)
     assert len(run(source, patient=None).problems) == 2  # without the expression they are two patients
 
 
 def test_absent_channels_filled_with_zeros_are_no_leak(source: Path) -> None:
     for name in ("P01_a", "P02_a"):
-        edit(image_of(source, name, 1), lambda v: v * 0)
+        edit(image_of(source, name, 1), np.zeros_like)
     report = run(source)
-    assert not report.problems and any("one value throughout in 2 cases" in note for note in report.notes)
+    assert not report.problems
+    assert any("one value throughout in 2 cases" in note for note in report.notes)
 
 
 def test_duplicated_ids_are_caught(source: Path, tmp_path: Path) -> None:
@@ -248,7 +258,8 @@ def test_duplicated_ids_are_caught(source: Path, tmp_path: Path) -> None:
 def test_missing_masks_need_consent(source: Path) -> None:
     mask_of(source, NAME).unlink()
     report = run(source, allow_unlabelled=True)
-    assert not report.problems and report.manifest
+    assert not report.problems
+    assert report.manifest
     assert next(case for case in report.manifest.cases if case.case_id == NAME).mask is None
     assert any(NAME in note and "autoencoders only" in note for note in report.notes)
 
@@ -257,7 +268,8 @@ def test_case_ids_can_be_file_names() -> None:
     case = Case("../a", "p", (Path("missing.nii"),), None)
     problems, facts = check_case(case, ("CT",), None, allow_unlabelled=True)
     assert [problem.found for problem in problems] == ["a case id with a slash or dots", "does not exist"]
-    assert not facts.voxels and facts.shape is None
+    assert not facts.voxels
+    assert facts.shape is None
 
 
 def test_patient_expression_that_misses_a_case(source: Path) -> None:
@@ -279,7 +291,8 @@ def test_undeclared_labels_are_the_union_of_the_masks(source: Path) -> None:
     edit(mask_of(source, NAME), one(9, np.uint8))
     edit(mask_of(source, "P02_a"), lambda v: v * 0 + 4)
     report = run(source)
-    assert report.manifest and report.manifest.labels.values == (0, 1, 2, 4, 9)
+    assert report.manifest
+    assert report.manifest.labels.values == (0, 1, 2, 4, 9)
 
 
 # What is written ------------------------------------------------------------------------------------------------
@@ -289,7 +302,8 @@ def test_skip_invalid_writes_only_the_good(source: Path) -> None:
     truncate(image_of(source, NAME))
     edit(mask_of(source, "P02_b"), lambda v: v * 0)
     report = run(source, skip_invalid=True)
-    assert report.manifest and {c.case_id for c in report.manifest.cases} == set(NAMES) - {NAME, "P02_b"}
+    assert report.manifest
+    assert {c.case_id for c in report.manifest.cases} == set(NAMES) - {NAME, "P02_b"}
     assert Manifest.load(report.path) == report.manifest
     assert any("left out 2 of 10" in note for note in report.notes)
 
@@ -308,18 +322,91 @@ def test_manifest_moves_with_its_folder(source: Path, tmp_path: Path) -> None:
     moved_to.parent.mkdir()
     source.rename(moved_to)
     loaded = Manifest.load(moved_to / "lists" / "manifest.json")
-    assert report.manifest and loaded.fingerprint == report.manifest.fingerprint
+    assert report.manifest
+    assert loaded.fingerprint == report.manifest.fingerprint
     assert all(path.is_file() for case in loaded.cases for path in (*case.images, case.mask) if path)
     assert str(tmp_path) not in (moved_to / "lists" / "manifest.json").read_text()
     again = run(moved_to)
-    assert again.manifest and again.manifest.fingerprint == loaded.fingerprint
+    assert again.manifest
+    assert again.manifest.fingerprint == loaded.fingerprint
 
 
 def test_fingerprint_follows_one_voxel(source: Path) -> None:
     before = run(source)
     edit(image_of(source, NAME), lambda v: one(float(v[3, 3, 3]) + 0.01)(v))
     after = run(source)
-    assert before.manifest and after.manifest and before.manifest.fingerprint != after.manifest.fingerprint
+    assert before.manifest
+    assert after.manifest
+    assert before.manifest.fingerprint != after.manifest.fingerprint
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda f: edit(mask_of(f, NAME), one(2, np.uint8)),
+        lambda f: edit(image_of(f, NAME, 1), one(0.5)),
+        lambda f: respace(f, 1.501),
+    ],
+    ids=["one mask voxel", "one voxel of the second channel", "spacing"],
+)
+def test_fingerprint_follows_mask_other_channels_and_affine(source: Path, change: Callable[[Path], None]) -> None:
+    before = run(source).manifest
+    change(source)
+    after = run(source).manifest
+    assert before
+    assert after
+    assert before.fingerprint != after.fingerprint
+    changed = {b.case_id for b, a in zip(before.cases, after.cases, strict=True) if b.content != a.content}
+    assert NAME in changed
+    assert [case.voxels for case in before.cases] == [case.voxels for case in after.cases]  # what voxels alone missed
+    assert len({case.content for case in after.cases}) == len(NAMES)
+    assert Manifest.load(source.parent / "manifest.json").cases == after.cases
+
+
+def test_fingerprint_does_not_follow_the_way_of_storing(source: Path) -> None:
+    before = run(source).manifest
+    for path in (image_of(source, NAME), image_of(source, NAME, 1), mask_of(source, NAME)):
+        voxels, affine = nifti.read(path)
+        image = nib.Nifti1Image(voxels.astype(np.float64), affine)
+        nib.save(image.as_reoriented(np.array([[1, -1], [0, 1], [2, -1]])), path)
+    after = run(source).manifest
+    assert before
+    assert after
+    assert before.fingerprint == after.fingerprint
+
+
+def test_linked_files_keep_their_names(source: Path, tmp_path: Path) -> None:
+    """git-annex and DVC keep the contents elsewhere, under a hash, and may link to another place tomorrow."""
+    store = tmp_path / "store"
+    store.mkdir()
+    for number, path in enumerate(sorted(source.rglob("*.nii.gz"))):
+        path.rename(store / f"{number}.nii.gz")
+        path.symlink_to(store / f"{number}.nii.gz")
+    manifest = run(source, source / "manifest.json").manifest
+    text = (source / "manifest.json").read_text()
+    assert f"imagesTr/{NAME}_0000.nii.gz" in text
+    assert "store" not in text
+    assert Manifest.load(source / "manifest.json") == manifest
+    (tmp_path / "alias").symlink_to(source)  # a linked folder on the way
+    run(tmp_path / "alias", tmp_path / "manifest.json")
+    assert f'"alias/imagesTr/{NAME}_0000.nii.gz"' in (tmp_path / "manifest.json").read_text()
+
+
+def test_a_manifest_in_a_linked_folder_finds_its_files_by_both_names(source: Path, tmp_path: Path) -> None:
+    scratch = tmp_path / "far" / "away" / "scratch"
+    scratch.mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(scratch)
+    run(source, tmp_path / "runs" / "manifest.json")
+    for folder in (tmp_path / "runs", scratch):
+        cases = Manifest.load(folder / "manifest.json").cases
+        assert all(path.is_file() for case in cases for path in (*case.images, case.mask) if path)
+
+
+def test_progress_is_a_line_in_a_log(source: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    prepare(source, source.parent / "manifest.json", patient=PATIENT)
+    assert "checking scans: 10/10 cases" in capfd.readouterr().err
+    run(source)
+    assert not capfd.readouterr().err
 
 
 def test_only_a_manifest_is_replaced(source: Path, tmp_path: Path) -> None:
@@ -357,7 +444,8 @@ def test_splits_are_by_patient_and_seeded(source: Path) -> None:
 
     first = splits()
     assert set(first.values()) == {"train", "val", "test"}
-    assert first == splits() and first != splits(seed=1)
+    assert first == splits()
+    assert first != splits(seed=1)
 
 
 def test_split_does_not_depend_on_order_or_global_state() -> None:
@@ -381,7 +469,8 @@ def test_split_does_not_depend_on_order_or_global_state() -> None:
 @pytest.mark.parametrize("fractions", [(0.7, 0.15, 0.15), (0.9, 0.1, 0.0), (0.98, 0.01, 0.01), (0.1, 0.45, 0.45)])
 def test_small_cohorts_split_sensibly(total: int, fractions: tuple[float, float, float]) -> None:
     found = list(split_patients([str(n) for n in range(total)], fractions).values())
-    assert len(found) == total and "train" in found
+    assert len(found) == total
+    assert "train" in found
     assert total < 3 or "val" in found
     assert ("test" in found) == (fractions[2] > 0) or total < 3
 
@@ -401,7 +490,8 @@ def test_split_file_is_honoured(source: Path, tmp_path: Path) -> None:
     for path in (as_json, as_csv):
         assert read_split_file(path) == wanted
         manifest = run(source, split_file=path).manifest
-        assert manifest and {case.case_id: case.split for case in manifest.cases} == wanted
+        assert manifest
+        assert {case.case_id: case.split for case in manifest.cases} == wanted
     truncate(image_of(source, NAME))  # a case left out later is still a case that the file may name
     assert run(source, split_file=as_json, skip_invalid=True).manifest
 
@@ -432,7 +522,8 @@ def test_splits_of_a_table_are_used(source: Path, tmp_path: Path) -> None:
         return tmp_path / "table.csv"
 
     manifest = run(table(lambda n: "test" if "P04" in n else "train"), patient=None).manifest
-    assert manifest and {c.case_id for c in manifest.select("test")} == {"P04_a", "P04_b"}
+    assert manifest
+    assert {c.case_id for c in manifest.select("test")} == {"P04_a", "P04_b"}
     with pytest.raises(DataError, match="P00, P01"):
         run(table(lambda n: "test" if n.endswith("b") else "train"), patient=None)
 
@@ -448,9 +539,11 @@ def test_report_shows_every_problem_in_full(source: Path) -> None:
     for problem in report.problems:
         for cell in (problem.file.removeprefix(f"{source}/"), problem.found, problem.expected, problem.cure):
             assert cell in text
-    assert "2 problems" in text and "nothing was written" in text
+    assert "2 problems" in text
+    assert "nothing was written" in text
     narrow = text_of(report, width=60)
-    assert "…" not in narrow and "\\[" not in narrow
+    assert "…" not in narrow
+    assert "\\[" not in narrow
 
 
 def test_report_sums_up_the_cohort(source: Path) -> None:
@@ -459,4 +552,5 @@ def test_report_sums_up_the_cohort(source: Path) -> None:
     assert report.manifest
     for words in (report.manifest.fingerprint, str(report.path), "tumour: in 10 cases", "8 x 9 x 10", "1 x 1.5 x 2"):
         assert words in text
-    assert "least 2, median 2, most 2" in text and "nothing was written" not in text
+    assert "least 2, median 2, most 2" in text
+    assert "nothing was written" not in text

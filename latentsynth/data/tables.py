@@ -1,0 +1,111 @@
+"""Tables of paths, the layout for scans that lie anywhere: one row per case, as CSV or as JSON lines."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from latentsynth.data.manifest import SPLITS
+from latentsynth.errors import DataError
+from latentsynth.types import Split
+
+SUFFIXES = (".csv", ".jsonl")
+KEYS = ("case", "patient", "images", "mask", "split")  # what a row may hold; CSV spells images as several columns
+
+
+def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
+    """Reads a table, whichever of the two kinds it is.
+
+    Returns:
+        Line number and row of every case, at least one. ``row["images"]`` is a dictionary from channel to path,
+        ``image_0``, ``image_1``, ... where the channels have no names. ``case`` and ``patient`` are text, "" where
+        nothing stands; all else is as the table has it.
+
+    Raises:
+        DataError: The file is not text, not such a table, or lists no case; the message names the line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets like to begin with a byte order mark
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not readable text ({error}): save it as UTF-8") from error
+    rows = _csv_rows(path, text) if path.suffix.lower() == ".csv" else _jsonl_rows(path, text)
+    if not rows:
+        raise DataError(f"{path} lists no case: add one row per case")
+    return rows
+
+
+def as_split(value: object, place: str) -> Split:
+    """Checks the name of a split; ``place`` says where it stands.
+
+    Raises:
+        DataError: It is not ``"train"``, ``"val"`` or ``"test"``.
+    """
+    for split in SPLITS:
+        if value == split:
+            return split
+    raise DataError(f"{place} has split {value or ''!r}, expected {', '.join(SPLITS)}: correct it")
+
+
+def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)  # half of Europe's spreadsheets write semicolons
+    reader = csv.reader(text.split("\n"), delimiter=delimiter)
+    header = [_key(cell) for cell in next(reader, [])]
+    columns = [column for column in header if _channel(column)]
+    places = {_channel(column): column for column in columns}
+    plain = sorted(name for name in places if places[name] == "image" or places[name].startswith("image_"))
+    wanted = [f"image_{number}" for number in range(len(places))]
+    repeated = len(set(header)) < len(header) or len(places) < len(columns)
+    if not places or repeated or (plain and plain != wanted):
+        raise DataError(
+            f"{path} has the columns {header}, expected image, or image_0 to image_3, or image:NAME for every channel, "
+            "and if you like case, patient, mask, split: rename them"
+        )
+    rows = []
+    for cells in reader:
+        if not any(cell.strip() for cell in cells):
+            continue
+        if len(cells) != len(header):
+            raise DataError(f"{path} line {reader.line_num} has {len(cells)} cells, expected {len(header)}: correct it")
+        row = dict(zip(header, (cell.strip() for cell in cells), strict=True))
+        images = {name: row.pop(places[name]) for name in plain or places}
+        rows.append((reader.line_num, {**row, "images": images}))
+    return rows
+
+
+def _key(cell: str) -> str:
+    """Column names in any case; the NAME of ``image:NAME`` as written."""
+    cell = cell.strip()
+    return cell if cell.startswith("image:") else cell.lower()
+
+
+def _channel(column: str) -> str:
+    """Channel that a CSV column holds, or "" if it holds no image."""
+    if column.startswith("image:"):
+        return column.removeprefix("image:").strip()
+    return "image_0" if column == "image" else column if re.fullmatch(r"image_\d", column) else ""
+
+
+def _jsonl_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
+    rows = []
+    for line, content in enumerate(text.split("\n"), start=1):
+        if not content.strip():
+            continue
+        try:
+            row = json.loads(content)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path} line {line} is not JSON ({error}): correct it") from None
+        row = {_key(key): entry for key, entry in row.items()} if isinstance(row, dict) else {}
+        images = row.get("images")
+        if isinstance(images, str | list):
+            listed = [images] if isinstance(images, str) else images
+            images = {f"image_{number}": image for number, image in enumerate(listed)}
+        texts = [*images.values(), row.get("mask") or ""] if isinstance(images, dict) else [None]
+        if not all(isinstance(entry, str) for entry in texts):
+            raise DataError(f'{path} line {line}: expected {{"images": [PATHS] or {{NAME: PATH}}, "mask": PATH, ...}}')
+        ids = {key: "" if row.get(key) is None else str(row[key]) for key in ("case", "patient")}
+        rows.append((line, {**row, **ids, "images": images}))
+    return rows

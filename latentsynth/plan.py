@@ -1,0 +1,303 @@
+"""From a cohort and a machine to ready configurations: grid, windows, networks, batch, length, time and memory.
+
+What is measured is measured here: extents and intensities on the training scans, speed on this device with the
+networks that the configurations name. The rest are rules, each stated where it is applied.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import nibabel as nib
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from latentsynth import config as configuration
+from latentsynth.autoencoders import build_autoencoder
+from latentsynth.config import AutoencoderRun, LdmRun
+from latentsynth.data import nifti
+from latentsynth.data.manifest import Manifest
+from latentsynth.errors import DataError
+from latentsynth.files import write_text
+from latentsynth.progress import bar
+from latentsynth.training.ldm import build_denoiser
+from latentsynth.training.memory import MemoryEstimate, estimate_autoencoder, estimate_ldm
+from latentsynth.types import Case, Conditioning, Domain, Framing, Grid, Labels
+
+_MARGIN_MM = 15.0  # anatomy shown around the largest lesion of a lesion crop
+_LESION_SHARE = 0.4  # crop on the lesion if it needs less than this share of the scan's volume
+_SHARES = (0.45, 0.55)  # of the hours, for the autoencoder and the denoiser
+_CT_AIR = -900.0  # a channel that reaches below this is in Hounsfield units
+_READ_CASES = 40  # scans read to learn extents and intensities
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How large a model this machine trains: voxels of a volume, feature channels, batch, memory in GiB."""
+
+    name: str
+    voxels: int
+    autoencoder: tuple[int, ...]
+    denoiser: tuple[int, ...]
+    batch: int
+    memory_gib: float
+    precision: Literal["no", "bf16"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The proposal.
+
+    Attributes:
+        machine: What it was made for.
+        facts: Rows (what, value) on the cohort.
+        autoencoder: Ready run.
+        ldm: Ready run.
+        speeds: Measured images per second of the two, on this machine.
+        memory: Estimates for the two.
+    """
+
+    machine: Machine
+    facts: list[tuple[str, str]]
+    autoencoder: AutoencoderRun
+    ldm: LdmRun
+    speeds: tuple[float, float]
+    memory: tuple[MemoryEstimate, MemoryEstimate]
+
+
+def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", "lesion"] = "auto") -> Plan:
+    """Proposes runs for a cohort on this machine.
+
+    Args:
+        manifest_path: Manifest that ``prepare`` wrote.
+        hours: Compute for both runs together.
+        crop: Where to lay the grid; ``"auto"`` crops on the lesion if it needs less than 40 % of the scan.
+
+    Raises:
+        DataError: The manifest or one of its scans is unreadable.
+    """
+    manifest = Manifest.load(manifest_path)
+    machine = this_machine()
+    survey = _survey(manifest.select("train")[:_READ_CASES], len(manifest.channels))
+    lesion_extent = survey.lesions.max(axis=0) + 2 * _MARGIN_MM if len(survey.lesions) else survey.scans.max(axis=0)
+    scan_extent = survey.scans.max(axis=0)
+    if crop == "auto":
+        share = float(np.prod(np.minimum(lesion_extent, scan_extent)) / np.prod(scan_extent))
+        crop = "lesion" if share < _LESION_SHARE else "whole"
+    extent = lesion_extent if crop == "lesion" else scan_extent
+    shape, spacing, factors = choose_grid(extent, survey.spacing, machine.voxels)
+    windows = [_window(name, values) for name, values in zip(manifest.channels, survey.intensities, strict=True)]
+    name = manifest_path.stem
+    halvings = max(factors).bit_length() - 1
+    batch = machine.batch
+    augment = {"copies": max(0, min(7, 400 // len(manifest.select("train")) - 1)), "shift_mm": 4.0}
+    autoencoder: dict[str, Any] = {
+        "run": f"runs/{name}-vq",
+        "data": {
+            "manifest": str(manifest_path),
+            "grid": {"shape": shape, "spacing_mm": spacing, "windows": windows},
+            "framing": {"crop": crop, "fit": "scale" if crop == "lesion" else "error"},
+            "augment": augment,
+        },
+        "autoencoder": {
+            "kind": "vq",
+            "downsampling": list(factors),
+            "channels": machine.autoencoder[-halvings:],
+            "codebooks": 4,
+        },
+        "train": {"batch": batch, "lr": 1e-3, "precision": machine.precision},
+    }
+    ldm: dict[str, Any] = {
+        "run": f"runs/{name}-ldm",
+        "autoencoder": f"runs/{name}-vq",
+        "denoiser": {
+            "channels": machine.denoiser,
+            "attention": [False] * (len(machine.denoiser) - 1) + [True],
+        },
+        "diffusion": {"shift": "auto"},
+        "train": {"batch": 2 * batch, "lr": 5e-4, "precision": machine.precision},
+    }
+    first = configuration.build(AutoencoderRun, autoencoder, "plan")
+    second = configuration.build(LdmRun, ldm, "plan")
+    speeds = _speeds(first, second, manifest.labels)
+    for values, share, speed in ((autoencoder, _SHARES[0], speeds[0]), (ldm, _SHARES[1], speeds[1])):
+        images = max(int(hours * 3600 * share * speed) // 100 * 100, 100)
+        often = max(images // 5, 1)
+        values["train"] |= {
+            "images": images,
+            "lr_warmup_images": max(images // 30, 1),
+            "ema_halflife_images": max(images // 15, 1),
+            "save_every_images": often,
+            "validate_every_images": often,
+            "sample_every_images": often,
+        }
+    first = configuration.build(AutoencoderRun, autoencoder, "plan")
+    second = configuration.build(LdmRun, ldm, "plan")
+    facts = [
+        (
+            "training cases",
+            f"{len(manifest.select('train'))}, {min(len(manifest.select('train')), _READ_CASES)} of them read",
+        ),
+        ("scan extent", _mm(scan_extent)),
+        ("lesion extent", _mm(survey.lesions.max(axis=0)) if len(survey.lesions) else "no masks"),
+        ("scan spacing", _mm(survey.spacing)),
+    ]
+    model = build_autoencoder(first.autoencoder, first.data.grid.channels)
+    domain = Domain(first.data.grid, first.data.framing, manifest.labels, manifest.channels, ())
+    return Plan(
+        machine, facts, first, second, speeds, (estimate_autoencoder(first), estimate_ldm(second, model, domain))
+    )
+
+
+def this_machine() -> Machine:
+    """The class of this machine: a CPU, or a GPU by its memory."""
+    if not torch.cuda.is_available():
+        import psutil
+
+        return Machine("CPU", 64_000, (16, 32, 64), (64, 128), 8, psutil.virtual_memory().available / 2**30, "no")
+    memory = torch.cuda.mem_get_info()[1] / 2**30
+    precision: Literal["no", "bf16"] = "bf16" if torch.cuda.is_bf16_supported() else "no"
+    if memory < 40:
+        return Machine(torch.cuda.get_device_name(), 128**3, (32, 64, 128), (128, 256, 256), 4, memory, precision)
+    return Machine(torch.cuda.get_device_name(), 176**3, (64, 128, 128), (256, 256, 512), 8, memory, precision)
+
+
+def choose_grid(
+    extent_mm: np.ndarray, spacing_mm: np.ndarray, voxels: int
+) -> tuple[list[int], list[float], tuple[int, int, int]]:
+    """A grid that covers an extent with at most about ``voxels`` voxels.
+
+    Scans are not upsampled, except that axes more than twice as coarse as the finest keep their anisotropy.
+
+    Returns:
+        Shape, spacing and downsampling factors. Each latent axis is a multiple of 4, so that a U-Net can halve it
+        twice; an axis of fewer than 24 voxels is downsampled by 2 instead of 4.
+    """
+    base = np.where(spacing_mm > 2 * spacing_mm.min(), spacing_mm, spacing_mm.min())
+    scale = max(1.0, (np.prod(extent_mm / base) / voxels) ** (1 / 3))
+    spacing = [float(f"{s:.3g}") for s in base * scale]
+    counts = [math.ceil(e / s) for e, s in zip(extent_mm, spacing, strict=True)]
+    factors = [4 if n >= 24 else 2 for n in counts]
+    shape = [max(math.ceil(n / (4 * f)) * 4 * f, 16) for n, f in zip(counts, factors, strict=True)]
+    return shape, spacing, (factors[0], factors[1], factors[2])
+
+
+@dataclass(frozen=True)
+class _Survey:
+    scans: np.ndarray  # (N, 3) mm along the canonical axes
+    lesions: np.ndarray  # (M, 3) mm, annotated cases alone
+    spacing: np.ndarray  # (3,) mm, the median
+    intensities: list[np.ndarray]  # per channel, a sample of foreground voxels of all scans
+
+
+def _survey(cases: tuple[Case, ...], channels: int) -> _Survey:
+    scans, lesions, spacings = [], [], []
+    intensities: list[list[np.ndarray]] = [[] for _ in range(channels)]
+    rng = np.random.default_rng(0)
+    with bar("reading scans", len(cases), "cases") as shown:
+        for case in cases:
+            for channel, path in enumerate(case.images):
+                voxels, affine = nifti.read(path)
+                values = voxels[voxels > voxels.min()].ravel()
+                if not values.size:
+                    raise DataError(f"{path} has one intensity only: remove this case or this channel")
+                intensities[channel].append(rng.choice(values, min(values.size, 4000)).astype(np.float32))
+            orientation = nib.orientations.io_orientation(affine)
+            order = np.argsort(orientation[:, 0])
+            spacing = np.linalg.norm(affine[:3, :3], axis=0)[order]
+            scans.append(np.array(voxels.shape)[order] * spacing)
+            spacings.append(spacing)
+            if case.mask is not None:
+                mask, _ = nifti.read_labels(case.mask)
+                where = np.argwhere(nib.orientations.apply_orientation(mask > 0, orientation))
+                if len(where):
+                    lesions.append((where.max(axis=0) - where.min(axis=0) + 1) * spacing)
+            shown.advance()
+    pooled = [np.concatenate(values) for values in intensities]
+    return _Survey(np.array(scans), np.array(lesions), np.median(spacings, axis=0), pooled)
+
+
+def _window(name: str, values: np.ndarray) -> dict[str, Any]:
+    """Fixed for units that mean the same in every scan (CT, PET), percentiles of each image otherwise."""
+    if values.min() < _CT_AIR or "CT" in name.upper().split():
+        tissue = values[values > -500]
+        low, high = np.percentile(tissue if tissue.size else values, (1, 99.5))
+        return {"kind": "fixed", "low": float(np.floor(low / 10) * 10), "high": float(np.ceil(high / 10) * 10)}
+    if any(word in name.upper() for word in ("PET", "SUV")):
+        return {"kind": "fixed", "low": 0.0, "high": float(f"{np.percentile(values, 99.5):.2g}")}
+    return {"kind": "percentile", "low": 0.5, "high": 99.5}
+
+
+def _speeds(autoencoder: AutoencoderRun, ldm: LdmRun, labels: Labels) -> tuple[float, float]:
+    """Training images per second of both networks, timed on this device."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    grid: Grid = autoencoder.data.grid
+    model = build_autoencoder(autoencoder.autoencoder, grid.channels).to(device)
+    image = torch.rand(autoencoder.train.batch, grid.channels, *grid.shape, device=device) * 2 - 1
+    latent = model.latent_shape(grid.shape)
+    denoiser = build_denoiser(ldm, latent[0], len(labels)).to(device)
+    rows = ldm.train.batch
+    x = torch.randn(rows, *latent, device=device)
+    conditioning = Conditioning(torch.zeros(rows, len(labels), *latent[1:], device=device))
+    t = torch.full((rows,), 0.5, device=device)
+    return (
+        rows_per_second(model, lambda: (model(image).image - image).abs().mean(), image.shape[0]),
+        rows_per_second(denoiser, lambda: denoiser(x, t, conditioning).square().mean(), rows),
+    )
+
+
+def rows_per_second(module: nn.Module, loss: Callable[[], torch.Tensor], rows: int) -> float:
+    """Rows per second of forward and backward; the first of three steps only warms up."""
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        loss().backward()
+        module.zero_grad()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        took.append(time.perf_counter() - began)
+    return rows / min(took[1:])
+
+
+def write_plan(plan: Plan, out: Path, console: Console) -> None:
+    """Prints the proposal and writes ``NAME_vq.yaml`` and ``NAME_ldm.yaml`` into ``out``."""
+    name = plan.autoencoder.run.name.removesuffix("-vq")
+    files = (out / f"{name}_vq.yaml", out / f"{name}_ldm.yaml")
+    for file, run in zip(files, (plan.autoencoder, plan.ldm), strict=True):
+        write_text(file, configuration.dump(run))
+    grid, framing = plan.autoencoder.data.grid, plan.autoencoder.data.framing
+    table = Table("what", "proposal", title=f"plan for {name} on {plan.machine.name}")
+    for what, value in plan.facts:
+        table.add_row(what, value)
+    table.add_row("grid", f"{' x '.join(map(str, grid.shape))} at {_mm(np.array(grid.spacing_mm))}, {_where(framing)}")
+    for channel, window in enumerate(grid.windows):
+        table.add_row(f"window {channel}", f"{window.kind} {window.low:g} to {window.high:g}")
+    table.add_row("downsampling", " x ".join(map(str, plan.autoencoder.autoencoder.factors)))
+    for what, run, speed, memory in zip(
+        ("autoencoder", "diffusion"), (plan.autoencoder, plan.ldm), plan.speeds, plan.memory, strict=True
+    ):
+        hours = run.train.images / speed / 3600
+        table.add_row(
+            what,
+            f"{memory.parameters / 1e6:.1f} M weights, batch {run.train.batch}, {run.train.images} images at "
+            f"{speed:.1f}/s: {hours:.2f} h, about {memory.gib:.1f} GiB of {plan.machine.memory_gib:.0f}",
+        )
+    console.print(table)
+    for file, verb in zip(files, ("autoencoder", "ldm"), strict=True):
+        console.print(f"latentsynth train {verb} {file}", soft_wrap=True)
+
+
+def _where(framing: Framing) -> str:
+    return "centred on the scan" if framing.crop == "whole" else f"centred on the lesion, larger ones: {framing.fit}"
+
+
+def _mm(lengths: np.ndarray) -> str:
+    return " x ".join(f"{length:.3g}" for length in lengths) + " mm"

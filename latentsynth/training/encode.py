@@ -1,0 +1,123 @@
+"""Encoding a cohort once: what the latent diffusion model trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from accelerate import Accelerator
+from torch import Tensor
+
+from latentsynth import checkpoint
+from latentsynth.autoencoders import Autoencoder
+from latentsynth.config import AugmentConfig, AutoencoderRun, LatentDataConfig, build
+from latentsynth.data.latents import LatentCache
+from latentsynth.data.manifest import Manifest
+from latentsynth.data.volumes import Recipe, VolumeCache
+from latentsynth.errors import CheckpointError, ConfigError, DataError
+from latentsynth.pretrained import part_fingerprint
+from latentsynth.progress import bar
+from latentsynth.training.launch import fill
+from latentsynth.types import Split
+
+
+@dataclass(frozen=True)
+class EncodedCohort:
+    """A frozen autoencoder and the latents it made.
+
+    Attributes:
+        folder: The autoencoder's checkpoint folder.
+        header: Its header, with domain and scores.
+        manifest: The cohort.
+        training: Latents of the training cases, copies included.
+        validation: Latents of the validation cases.
+    """
+
+    folder: Path
+    header: checkpoint.Header
+    manifest: Manifest
+    training: LatentCache
+    validation: LatentCache
+
+    def autoencoder(self) -> Autoencoder:
+        """Loads the autoencoder, frozen."""
+        return Autoencoder.from_pretrained(self.folder / "autoencoder").requires_grad_(False)
+
+
+def encoded_cohort(autoencoder: Path, data: LatentDataConfig) -> EncodedCohort:
+    """Finds an autoencoder and names the caches of its latents, without making them.
+
+    Args:
+        autoencoder: Run folder or checkpoint folder.
+        data: What differs from what the autoencoder was trained on.
+
+    Raises:
+        CheckpointError: No autoencoder there.
+        DataError: The manifest does not fit it.
+        ConfigError: A bare checkpoint folder, and ``data.manifest`` is not given.
+    """
+    folder = checkpoint.locate(autoencoder)
+    header = checkpoint.read_header(folder, "autoencoder")
+    manifest_path, augment, cache, seed = _settings(autoencoder, data)
+    manifest = Manifest.load(manifest_path)
+    domain = header.domain
+    for what, ours, theirs in (
+        ("channels", manifest.channels, domain.channels),
+        ("labels", manifest.labels.values, domain.labels.values),
+    ):
+        if ours != theirs:
+            raise DataError(f"manifest {manifest_path} has {what} {ours}, the autoencoder was trained on {theirs}")
+    recipe = Recipe(domain.grid, domain.framing, manifest.labels, augment, seed)
+    weights = part_fingerprint(folder / "autoencoder")
+
+    def latents(split: Split, copies: int) -> LatentCache:
+        volumes = VolumeCache(cache, recipe, manifest.select(split), copies)
+        return LatentCache(folder.parent / "latents", weights, volumes)
+
+    return EncodedCohort(folder, header, manifest, latents("train", augment.copies), latents("val", 0))
+
+
+def encode(cohort: EncodedCohort, accelerator: Accelerator) -> None:
+    """Writes the latents that are missing, each process its share, volumes first."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    model: Autoencoder | None = None
+    for name, cache in (("training", cohort.training), ("validation", cohort.validation)):
+        fill(cache.volumes, f"preparing {name} volumes", accelerator)
+        missing = cache.missing()
+        accelerator.wait_for_everyone()  # every process must have looked before any of them writes
+        if not missing:
+            continue
+        if model is None:
+            model = cohort.autoencoder().to(accelerator.device)
+        run_encoder = _moments_on(model, accelerator)
+        mine = missing[rank::world]
+        with bar(f"encoding {name} volumes", len(mine), "volumes", accelerator.is_main_process) as shown:
+            cache.write(mine, run_encoder, shown.advance)
+        accelerator.wait_for_everyone()
+
+
+def _moments_on(model: Autoencoder, accelerator: Accelerator):  # type: ignore[no-untyped-def]
+    def run_encoder(image: Tensor) -> tuple[Tensor, Tensor]:
+        moments = model.moments(image.to(accelerator.device))
+        return moments.mean.cpu(), moments.deviation.cpu()
+
+    return run_encoder
+
+
+def _settings(autoencoder: Path, data: LatentDataConfig) -> tuple[Path, AugmentConfig, Path, int]:
+    """Manifest, augmentation, cache root and seed: as the autoencoder was trained, unless given."""
+    file = Path(autoencoder) / "config.yaml"
+    if file.is_file():
+        trained = build(AutoencoderRun, yaml.safe_load(file.read_text()), str(file))
+        return (
+            data.manifest or trained.data.manifest,
+            data.augment or trained.data.augment,
+            data.cache or trained.data.cache,
+            trained.seed,
+        )
+    if data.manifest is None:
+        raise ConfigError(f"{autoencoder} is a checkpoint without its run, so data.manifest must say what to train on")
+    if not checkpoint.locate(autoencoder).is_dir():
+        raise CheckpointError(f"{autoencoder} is not a folder")
+    return data.manifest, data.augment or AugmentConfig(), data.cache or Path("runs/cache"), 0

@@ -1,0 +1,70 @@
+"""Starting accelerate: the world as launched, or an error that says how to launch it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from latentsynth.config import TrainConfig
+from latentsynth.data.volumes import VolumeCache
+from latentsynth.errors import TrainingError
+from latentsynth.progress import bar
+
+T = TypeVar("T")
+
+
+def start(precision: str = "no", accumulation: int = 1) -> Accelerator:
+    """An accelerator that spans the processes this one was launched with.
+
+    Raises:
+        TrainingError: Several processes were launched but accelerate would run each alone, overwriting each other's
+            files; or the precision is hopeless on this device.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=accumulation)
+    if world > 1 and accelerator.num_processes == 1:
+        raise TrainingError(
+            f"{world} processes were launched, but accelerate would run each of them alone. On CPU, launch with "
+            "ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes 2 --num_machines 1 "
+            "--mixed_precision no --dynamo_backend no SCRIPT CONFIG (docs/how-to/launch.md)"
+        )
+    if precision == "bf16" and accelerator.device.type == "cpu":
+        accelerator.print(
+            "warning: bf16 on a CPU without bf16 units is over a hundred times slower than train.precision=no"
+        )
+    return accelerator
+
+
+def start_training(config: TrainConfig) -> Accelerator:
+    """:func:`start` with the precision and accumulation of a training configuration."""
+    return start(config.precision, config.accumulation)
+
+
+def fill(cache: VolumeCache, title: str, accelerator: Accelerator) -> None:
+    """Builds what a volume cache misses, each process its share, with a progress bar."""
+    rank, world = accelerator.process_index, accelerator.num_processes
+    with bar(title, len(range(rank, len(cache), world)), "volumes", accelerator.is_main_process) as shown:
+        cache.build(rank, world, shown.advance)
+    accelerator.wait_for_everyone()
+
+
+def share(accelerator: Accelerator, count: int, work: Callable[[int], T]) -> list[T]:
+    """Does ``work(n)`` for n below ``count``, spread over the processes; every process gets all results, in order."""
+    mine = [(n, work(n)) for n in range(accelerator.process_index, count, accelerator.num_processes)]
+    rows: list[Any] = gather_object(mine) if accelerator.num_processes > 1 else mine
+    return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
+
+
+def mean_rows(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Mean of each key over the rows where it is a number."""
+    means = {}
+    for key in rows[0] if rows else ():
+        values = torch.tensor([row[key] for row in rows], dtype=torch.float64)
+        finite = values[torch.isfinite(values)]
+        means[key] = float(finite.mean()) if len(finite) else float("nan")
+    return means

@@ -1,0 +1,187 @@
+"""Training a mask-conditioned latent diffusion model on cached latents, from a configuration to a checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from latentsynth import checkpoint
+from latentsynth.autoencoders import Autoencoder, Moments
+from latentsynth.autoencoders.reconstruction import lesion_indices, lost_lesion_warning
+from latentsynth.conditioning import MaskConditioner
+from latentsynth.config import LdmRun
+from latentsynth.data.loading import Positions, keyed_noise, keyed_uniform
+from latentsynth.diffusion import Denoiser, TimeSampler, denoising_loss, schedule_named, target_weight
+from latentsynth.diffusion.times import automatic_shift
+from latentsynth.figures import Tile, contact_sheet
+from latentsynth.provenance import Ledger
+from latentsynth.synthesizers import LatentDiffusion
+from latentsynth.training.autoencoder import copy_weights
+from latentsynth.training.encode import EncodedCohort, encode, encoded_cohort
+from latentsynth.training.launch import mean_rows, share, start_training
+from latentsynth.training.loop import Batch, Hooks, Modules, Player, fit
+from latentsynth.training.run import RunFolder
+from latentsynth.types import Condition, Domain
+
+_NOISE, _TIME, _LATENT, _DROP = 2, 3, 4, 5  # streams of randomness, apart for each use of a position
+_SHOWN_CASES, _SHOWN_SEEDS = 3, 2
+_TIMES_PER_CASE = 4  # validation times per case, spread evenly
+
+
+def train_ldm(config: LdmRun) -> dict[str, float]:
+    """Trains a latent diffusion model as configured; the same call again resumes it. Encodes what is not encoded yet.
+
+    Returns:
+        Scores on validation patients.
+
+    Raises:
+        LatentsynthError: No usable autoencoder, bad data, another run in the folder, or a loss that is not finite.
+    """
+    accelerator = start_training(config.train)
+    cohort = encoded_cohort(config.autoencoder, config.data)
+    warning = lost_lesion_warning(dict(cohort.header.metrics))
+    if warning and accelerator.is_main_process:
+        warnings.warn(warning, UserWarning, stacklevel=2)
+    encode(cohort, accelerator)
+    run = RunFolder(config, accelerator)
+    torch.manual_seed(config.seed)
+    autoencoder = cohort.autoencoder().to(accelerator.device)
+    conditioner = MaskConditioner(labels=len(cohort.manifest.labels), factors=autoencoder.factors)
+    denoiser, ledger = initial(config, autoencoder.latent_channels, conditioner.channels)
+    ledger = ledger | Ledger.of(cohort.manifest.select("train")) | checkpoint.read_ledger(cohort.folder)
+    loss = DenoiserLoss(config, autoencoder, conditioner, cohort.header.domain)
+    training, validation = cohort.training, cohort.validation
+
+    def synthesizer(modules: Modules) -> LatentDiffusion:
+        net = cast(Denoiser, modules["denoiser"])
+        return LatentDiffusion(cohort.header.domain, autoencoder, conditioner, net, config.sampling, loss.times.shift)
+
+    def validate(modules: Modules) -> dict[str, float]:
+        return mean_rows(share(accelerator, len(validation), lambda n: loss.score(modules, validation.item(n), n)))
+
+    def sketch(modules: Modules, path: Path) -> None:
+        if accelerator.is_main_process:
+            sample_sheet(path, synthesizer(modules), cohort, config.seed)
+
+    def export(modules: Modules, last: dict[str, float]) -> None:
+        if accelerator.is_main_process:
+            synthesizer(modules).save(run.path / "checkpoint", ledger, last)
+        accelerator.wait_for_everyone()
+
+    players = [Player("denoiser", {"denoiser": denoiser}, loss, config.train.lr)]
+    items = Positions(training.item, len(training), config.seed)
+    return fit(players, items, run, config.train, Hooks(validate, sketch, export))
+
+
+def build_denoiser(config: LdmRun, latent_channels: int, spatial_channels: int) -> Denoiser:
+    """A new denoiser with random weights."""
+    return Denoiser(
+        latent_channels=latent_channels,
+        spatial_channels=spatial_channels,
+        schedule=config.diffusion.schedule,
+        prediction=config.diffusion.prediction,
+        **config.denoiser.model_dump(),
+    )
+
+
+def initial(config: LdmRun, latent_channels: int, spatial_channels: int) -> tuple[Denoiser, Ledger]:
+    """The denoiser that training starts from, and whom its weights have already seen.
+
+    Raises:
+        CheckpointError: ``init_from`` is not a latent diffusion model of this architecture.
+    """
+    denoiser = build_denoiser(config, latent_channels, spatial_channels)
+    if config.train.gradient_checkpointing:
+        denoiser.checkpoint_gradients()
+    if config.init_from is None:
+        return denoiser, Ledger()
+    folder = checkpoint.locate(config.init_from)
+    copy_weights(denoiser, LatentDiffusion.from_pretrained(folder).denoiser, folder)
+    return denoiser, checkpoint.read_ledger(folder)
+
+
+@dataclass
+class DenoiserLoss:
+    """The denoiser's loss. Every random number is keyed by (seed, position), so one process and many draw the same."""
+
+    config: LdmRun
+    autoencoder: Autoencoder
+    conditioner: MaskConditioner
+    domain: Domain
+
+    def __post_init__(self) -> None:
+        wanted = self.config.diffusion
+        _, i, j, k = self.autoencoder.latent_shape(self.domain.grid.shape)
+        shift = automatic_shift(i * j * k) if wanted.shift == "auto" else wanted.shift
+        self.times = TimeSampler(wanted.time, wanted.time_mean, wanted.time_std, shift)
+        self.schedule = schedule_named(wanted.schedule)
+        self.lesions = lesion_indices(self.domain)
+
+    def __call__(self, modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        positions, seed = batch["position"].cpu(), self.config.seed
+        t = self.times(keyed_uniform(seed, positions, _TIME))
+        keep = keyed_uniform(seed, positions, _DROP) >= self.config.diffusion.condition_dropout
+        losses = self.losses(modules, batch, positions, t, keep)
+        return losses.mean(), {}
+
+    def losses(self, modules: Modules, batch: Batch, positions: Tensor, t: Tensor, keep: Tensor) -> Tensor:
+        """A loss per case ``(B,)`` at times ``t``, with the condition of cases where ``keep`` is False removed."""
+        seed, wanted = self.config.seed, self.config.diffusion
+        mean = batch["mean"]
+        shape = tuple(mean.shape[1:])
+        # A new draw from the cached moments each time: one cached draw would be a fixed noise floor.
+        raw = Moments(mean, batch["deviation"]).sample(keyed_noise(seed, positions, shape, _LATENT).to(mean))
+        z = self.autoencoder.whiten(raw)
+        given = self.conditioner(Condition(batch["mask"]))
+        conditioning = self.conditioner.dropped(given, keep.to(mean.device))
+        t = t.to(mean)
+        schedule = self.schedule
+        return denoising_loss(
+            modules["denoiser"],
+            z,
+            conditioning,
+            schedule,
+            t,
+            keyed_noise(seed, positions, shape, _NOISE).to(mean),
+            target_weight(wanted.prediction, schedule, t),
+            1 + (wanted.lesion_weight - 1) * given.spatial[:, self.lesions].sum(1, keepdim=True),
+        )
+
+    @torch.no_grad()
+    def score(self, modules: Modules, item: Batch, case: int) -> dict[str, float]:
+        """Loss of one validation case over evenly spread times, with its mask and without.
+
+        ``mask_gain`` is the share of the loss that knowing the mask removes: near 0, the mask is ignored.
+        """
+        device = next(modules["denoiser"].parameters()).device
+        rows = _TIMES_PER_CASE
+        batch = {k: v.to(device).expand(rows, *v.shape).contiguous() for k, v in item.items()}
+        positions = torch.arange(rows) + (1 << 40) + case * rows  # far from every training position
+        t = self.times((torch.arange(rows) + 0.5) / rows)
+        kept, dropped = (
+            float(self.losses(modules, batch, positions, t, torch.full((rows,), keep)).mean()) for keep in (True, False)
+        )
+        return {"loss": kept, "mask_gain": 1 - kept / dropped}
+
+
+def sample_sheet(path: Path, model: LatentDiffusion, cohort: EncodedCohort, seed: int) -> Path:
+    """Writes a picture: real validation volumes beside samples for the same masks, the mask outlined."""
+    volumes = cohort.validation.volumes
+    annotated = [n for n in range(len(volumes)) if volumes.entries[n][0].mask is not None][:_SHOWN_CASES]
+    masks = torch.stack([volumes.item(n)["mask"] for n in annotated for _ in range(_SHOWN_SEEDS)])
+    seeds = [seed + s for _ in annotated for s in range(_SHOWN_SEEDS)]
+    made = model.generate(Condition(masks), seeds).image.numpy()
+    rows = []
+    for row, n in enumerate(annotated):
+        volume = volumes.volume(n)
+        tiles = [Tile(f"{volumes.entries[n][0].case_id}, real", volume.image, volume.mask)]
+        for s in range(_SHOWN_SEEDS):
+            tiles.append(Tile(f"sample, seed {seed + s}", made[row * _SHOWN_SEEDS + s], volume.mask))
+        rows.append(tiles)
+    title = f"validation masks: real, and sampled ({model.sampling.scheduler}, {model.sampling.steps} steps)"
+    return contact_sheet(path, rows, model.grid.spacing_mm, title, lesion_indices(model.domain))

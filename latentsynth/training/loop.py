@@ -1,0 +1,245 @@
+"""One loop trains everything: a denoiser, a segmenter, an autoencoder with its discriminator, a GAN.
+
+A :class:`Player` owns some modules and a loss; a game of two is two players. Everything counts in images seen.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from latentsynth.config import TrainConfig
+from latentsynth.data.loading import Positions, Slices, batches
+from latentsynth.errors import TrainingError
+from latentsynth.progress import bar
+from latentsynth.training.optim import average, lr_factor
+from latentsynth.training.run import RunFolder
+
+Batch = dict[str, Any]
+Modules = Mapping[str, nn.Module]
+# (modules, batch, state) -> a loss that is a mean over the batch, and numbers to log. A player may leave tensors in
+# the batch for the players after it (the reconstruction that a discriminator judges).
+Loss = Callable[[Modules, Batch, dict[str, Any]], tuple[Tensor, dict[str, Tensor]]]
+
+
+@dataclass
+class Player:
+    """One side of a game.
+
+    Attributes:
+        name: Prefix of what it logs.
+        modules: What it trains, by name. Its loss gets these as the distributed wrapper made them, and everybody
+            else's frozen and unwrapped.
+        loss: See :data:`Loss`.
+        lr: Learning rate.
+        every: It moves once in so many steps (n_critic, lazy regularisers).
+        after_images: It joins the game at this progress.
+        state: What its loss remembers between steps (an image pool, a probability); checkpointed.
+    """
+
+    name: str
+    modules: dict[str, nn.Module]
+    loss: Loss
+    lr: float
+    every: int = 1
+    after_images: int = 0
+    state: dict[str, Any] = field(default_factory=dict)
+    optimizer: Any = field(default=None, init=False)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything it trains."""
+        return [p for module in self.modules.values() for p in module.parameters() if p.requires_grad]
+
+
+@dataclass
+class Hooks:
+    """What a recipe does beside training. Each gets the averaged modules, in evaluation mode, on every process.
+
+    Attributes:
+        validate: Scores on validation patients.
+        sketch: Writes a picture to the given path; called on every process, writes on the main one.
+        export: Writes the checkpoint folder, given the last scores.
+    """
+
+    validate: Callable[[Modules], dict[str, float]]
+    sketch: Callable[[Modules, Path], None]
+    export: Callable[[Modules, dict[str, float]], None]
+
+
+class _Progress:
+    """What resumes beside weights and optimizers."""
+
+    def __init__(self, players: list[Player], averages: dict[str, AveragedModel]):
+        self.players, self.averages = players, averages
+        self.images_seen = 0
+        self.seconds = 0.0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "images_seen": self.images_seen,
+            "seconds": self.seconds,
+            "players": {player.name: player.state for player in self.players},
+            "averages": {name: model.state_dict() for name, model in self.averages.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.images_seen, self.seconds = state["images_seen"], state["seconds"]
+        for player in self.players:
+            player.state.update(state["players"][player.name])
+        for name, model in self.averages.items():
+            model.load_state_dict(state["averages"][name])
+
+
+def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainConfig, hooks: Hooks) -> dict[str, float]:
+    """Trains until ``config.images`` images were seen, from the newest state of the run folder if there is one.
+
+    Args:
+        players: Who trains; the first one's modules are averaged and handed to the hooks.
+        items: Training items by position.
+        run: Where everything goes.
+        config: How long and how fast.
+        hooks: Validation, pictures, checkpoint.
+
+    Returns:
+        The last validation scores.
+
+    Raises:
+        TrainingError: The batch does not divide over the processes, or a gradient is not finite.
+    """
+    accelerator = run.accelerator
+    own: dict[str, dict[str, nn.Module]] = {}
+    for player in players:
+        if config.compile:
+            for module in player.modules.values():
+                module.compile()
+        optimizer = torch.optim.AdamW(
+            player.parameters(), player.lr, betas=config.betas, weight_decay=config.weight_decay
+        )
+        *wrapped, player.optimizer = accelerator.prepare(*player.modules.values(), optimizer)
+        own[player.name] = dict(zip(player.modules, wrapped, strict=True))
+    first = players[0]
+    averages = {
+        name: average(accelerator.unwrap_model(module), config.ema_halflife_images, config.batch)
+        for name, module in own[first.name].items()
+        if config.ema_halflife_images
+    }
+    progress = _Progress(players, averages)
+    accelerator.register_for_checkpointing(progress)
+    state = run.latest_state()
+    if state is not None:
+        accelerator.load_state(str(state))
+        run.forget_after(progress.images_seen)
+        accelerator.print(f"resuming {run.path} at {progress.images_seen} images")
+
+    def shared() -> Modules:
+        """The modules that hooks and checkpoints see."""
+        kept = {
+            name: averages[name].module if averages else accelerator.unwrap_model(m)
+            for name, m in own[first.name].items()
+        }
+        return {name: module.eval() for name, module in kept.items()}
+
+    seen, total = progress.images_seen, -(-config.images // config.batch) * config.batch
+    began = time.monotonic() - progress.seconds
+    slices = Slices(
+        seen, total, config.batch, config.accumulation, accelerator.process_index, accelerator.num_processes
+    )
+    loader = batches(items, slices, config.workers)
+    wrapped_modules = [module for modules in own.values() for module in modules.values()]
+    running: dict[str, list[Tensor]] = {}
+    scores: dict[str, float] = {}
+    with bar(f"training {run.path.name}", total, "images", accelerator.is_main_process, seen) as shown:
+        for batch in loader:
+            batch = _to_device(batch, accelerator.device)
+            with accelerator.accumulate(*wrapped_modules):
+                for player in players:
+                    if seen < player.after_images or (seen // config.batch) % player.every:
+                        continue
+                    for name, value in _move(player, own, batch, accelerator, config, seen, run).items():
+                        running.setdefault(f"{player.name}/{name}", []).append(value.detach())
+            if not accelerator.sync_gradients:
+                continue
+            seen += config.batch
+            for name, model in averages.items():
+                model.update_parameters(accelerator.unwrap_model(own[first.name][name]))
+            progress.images_seen, progress.seconds = seen, time.monotonic() - began
+            note = ""
+            if _due(seen, config.log_every_images, config.batch, total):
+                values = {key: float(accelerator.reduce(torch.stack(v).mean(), "mean")) for key, v in running.items()}
+                running.clear()
+                run.log(seen, {**values, "lr": first.lr * lr_factor(config, seen), "seconds": progress.seconds})
+                note = " ".join(f"{key.split('/')[-1]} {value:.3g}" for key, value in list(values.items())[:1])
+            shown.advance(config.batch, note)
+            if _due(seen, config.validate_every_images, config.batch, total):
+                scores = hooks.validate(shared())
+                run.log(seen, {f"val/{key}": value for key, value in scores.items()})
+                hooks.export(shared(), scores)
+            if _due(seen, config.sample_every_images, config.batch, total):
+                hooks.sketch(shared(), run.path / "samples" / f"{seen:010d}.png")
+            if _due(seen, config.save_every_images, config.batch, total):
+                run.save_state(seen)
+    if not scores:  # resumed at the very end: the work was done, its scores are on disk
+        scores = hooks.validate(shared())
+        hooks.export(shared(), scores)
+    accelerator.wait_for_everyone()
+    return scores
+
+
+def _move(
+    player: Player,
+    own: dict[str, dict[str, nn.Module]],
+    batch: Batch,
+    accelerator: Accelerator,
+    config: TrainConfig,
+    seen: int,
+    run: RunFolder,
+) -> dict[str, Tensor]:
+    """One micro-batch of one player; the optimizer steps when the batch is complete."""
+    modules: dict[str, nn.Module] = {}
+    frozen: list[nn.Parameter] = []
+    for name, theirs in own.items():
+        for key, module in theirs.items():
+            if name == player.name:
+                modules[key] = module.train()
+                continue
+            # Unwrapped: a distributed wrapper would wait for gradients that a frozen opponent never gets.
+            modules[key] = accelerator.unwrap_model(module)
+            frozen += [p for p in modules[key].parameters() if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    with accelerator.autocast():
+        loss, logs = player.loss(modules, batch, player.state)
+    accelerator.backward(loss)
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    if accelerator.sync_gradients:
+        # The norm is of the averaged gradient, so every process sees the same number and they stop together.
+        norm = torch.as_tensor(accelerator.clip_grad_norm_(player.parameters(), config.grad_clip))
+        if not bool(torch.isfinite(norm)):
+            raise TrainingError(
+                f"{player.name}: the gradient is not finite at {seen} images (loss {float(loss.detach()):g}). "
+                f"The last good state is {run.latest_state() or 'none yet'}. Try a lower train.lr, "
+                "train.precision=no, a smaller train.grad_clip or a longer train.lr_warmup_images, and run again"
+            )
+        for group in player.optimizer.param_groups:
+            group["lr"] = player.lr * lr_factor(config, seen)
+        player.optimizer.step()
+        player.optimizer.zero_grad()
+    return {"loss": loss, **logs}
+
+
+def _due(seen: int, every: int, batch: int, total: int) -> bool:
+    """Whether a multiple of ``every`` was passed in this step, or training is over."""
+    return seen // every != (seen - batch) // every or seen >= total
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}

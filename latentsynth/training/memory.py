@@ -1,0 +1,111 @@
+"""How much memory a training step needs, found without allocating it: the networks run on torch's meta device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentsynth.autoencoders import Autoencoder, build_autoencoder
+from latentsynth.conditioning import MaskConditioner
+from latentsynth.config import AutoencoderRun, LdmRun, TrainConfig
+from latentsynth.diffusion import Denoiser
+from latentsynth.training.ldm import build_denoiser
+from latentsynth.types import Conditioning, Domain
+
+_WEIGHT_COPIES = 5  # float32 weights, gradients, two Adam moments, and the average
+_WORKSPACE = 1.25  # convolution workspaces and fragmentation, a usual allowance on top of what autograd keeps
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes that one process of a training step needs.
+
+    Attributes:
+        parameters: Number of weights.
+        weights: Bytes of weights, gradients, optimizer and average.
+        activations: Bytes that autograd keeps for the backward pass, with a usual allowance for workspaces.
+    """
+
+    parameters: int
+    weights: int
+    activations: int
+
+    @property
+    def gib(self) -> float:
+        """All of it, in GiB."""
+        return (self.weights + self.activations) / 2**30
+
+
+def measure(module: nn.Module, step: Callable[[], Tensor], precision: str = "no") -> MemoryEstimate:
+    """Counts what autograd would keep while ``step`` runs.
+
+    Args:
+        module: The network, on the meta device.
+        step: Runs it forward on meta tensors and returns the loss.
+        precision: ``"bf16"`` halves what autocast halves.
+    """
+    sizes: dict[int, int] = {}
+    held: list[Any] = []  # keeps storages alive, so that no later one reuses the address of a freed one
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        held.append(storage)
+        sizes[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step()
+    parameters = sum(p.numel() for p in module.parameters())
+    own = {p.untyped_storage()._cdata for p in module.parameters()}
+    activations = sum(size for address, size in sizes.items() if address not in own)
+    factor = 0.55 if precision == "bf16" else 1.0  # convolutions keep half the bytes, normalisations keep all
+    return MemoryEstimate(parameters, 4 * _WEIGHT_COPIES * parameters, int(activations * factor * _WORKSPACE))
+
+
+def estimate_autoencoder(config: AutoencoderRun, processes: int = 1) -> MemoryEstimate:
+    """Memory of one process while an autoencoder trains (without its discriminator, which is far smaller)."""
+    with torch.device("meta"):
+        model = build_autoencoder(config.autoencoder, config.data.grid.channels).train()
+        if config.train.gradient_checkpointing:
+            model.checkpoint_gradients()
+        image = torch.zeros(_micro(config.train, processes), config.data.grid.channels, *config.data.grid.shape)
+
+        def step() -> Tensor:
+            # Encoder and decoder alone: quantisation keeps a table of distances only under no_grad.
+            raw = model.encoder(image)[:, : model.latent_channels]
+            return (model.decoder(raw) - image).abs().mean()
+
+        return measure(model, step, config.train.precision)
+
+
+def estimate_ldm(config: LdmRun, autoencoder: Autoencoder, domain: Domain, processes: int = 1) -> MemoryEstimate:
+    """Memory of one process while a denoiser trains.
+
+    Args:
+        config: The run.
+        autoencoder: The autoencoder, on any device; only its shapes are used.
+        domain: The autoencoder's domain.
+        processes: Over how many the batch is spread.
+    """
+    latent = autoencoder.latent_shape(domain.grid.shape)
+    with torch.device("meta"):
+        conditioner = MaskConditioner(labels=len(domain.labels), factors=autoencoder.factors)
+        denoiser: Denoiser = build_denoiser(config, latent[0], conditioner.channels).train()
+        if config.train.gradient_checkpointing:
+            denoiser.checkpoint_gradients()
+        rows = _micro(config.train, processes)
+        x = torch.zeros(rows, *latent)
+        conditioning = Conditioning(torch.zeros(rows, conditioner.channels, *latent[1:]))
+
+        def step() -> Tensor:
+            return denoiser(x, torch.full((rows,), 0.5), conditioning).square().mean()
+
+        return measure(denoiser, step, config.train.precision)
+
+
+def _micro(train: TrainConfig, processes: int) -> int:
+    return max(1, train.batch // (train.accumulation * processes))

@@ -1,0 +1,171 @@
+"""The run folder: what was asked, on what machine, how it went, and the state to go on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import Accelerator
+
+from latentsynth import config as configuration
+from latentsynth.config import Run
+from latentsynth.errors import TrainingError
+from latentsynth.files import clear_partial, make_folder, write_json, write_text
+
+_KEPT_STATES = 2
+_PACKAGES = (
+    "latentsynth",
+    "torch",
+    "monai",
+    "diffusers",
+    "accelerate",
+    "torchio",
+    "nibabel",
+    "numpy",
+    "vector-quantize-pytorch",
+)
+
+
+class RunFolder:
+    """A run's folder on disk; the same configuration opens it again and resumes.
+
+    Args:
+        config: The resolved configuration.
+        accelerator: The processes that share the folder.
+
+    Raises:
+        TrainingError: The folder holds a run with another configuration.
+    """
+
+    def __init__(self, config: Run, accelerator: Accelerator):
+        self.path = Path(config.run)
+        self.accelerator = accelerator
+        self.tensorboard: Any = None
+        if accelerator.is_main_process:
+            make_folder(self.path)
+            self._claim(config)
+            write_json(self.path / "environment.json", environment(accelerator))
+            clear_partial(self.path)
+            shutil.rmtree(self._partial_state, ignore_errors=True)
+            if config.train.tensorboard:
+                self._start_tensorboard()
+        accelerator.wait_for_everyone()
+
+    def _claim(self, config: Run) -> None:
+        """Writes the configuration, or refuses a folder that belongs to another. ``train`` may change between runs."""
+        file = self.path / "config.yaml"
+        wanted = config.model_dump(mode="json")
+        if file.is_file():
+            found = yaml.safe_load(file.read_text())
+            differing = [
+                key for key in sorted(set(wanted) | set(found)) if key != "train" and wanted.get(key) != found.get(key)
+            ]
+            if differing or wanted["train"]["batch"] != found["train"]["batch"]:
+                differing = differing or ["train.batch"]
+                raise TrainingError(
+                    f"{self.path} holds a run with other settings (they differ in {', '.join(differing)}): "
+                    "give run=ANOTHER_FOLDER, or restore the settings to go on with this one"
+                )
+        write_text(file, configuration.dump(config))
+
+    def _start_tensorboard(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise TrainingError(
+                "train.tensorboard needs tensorboard: pip install 'latentsynth[tensorboard]'"
+            ) from error
+        self.tensorboard = SummaryWriter(str(self.path / "tensorboard"))
+
+    @property
+    def _states(self) -> Path:
+        return self.path / "state"
+
+    @property
+    def _partial_state(self) -> Path:
+        return self._states / ".partial"
+
+    def latest_state(self) -> Path | None:
+        """The newest complete state, or None."""
+        found = sorted(p for p in self._states.glob("[0-9]*") if p.is_dir()) if self._states.is_dir() else []
+        return found[-1] if found else None
+
+    def save_state(self, images_seen: int) -> None:
+        """Saves everything that training needs to go on: all processes write, then one rename makes it count."""
+        target = self._states / f"{images_seen:010d}"
+        if target.is_dir():
+            return
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self._partial_state, ignore_errors=True)
+            make_folder(self._states)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(self._partial_state))
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            os.replace(self._partial_state, target)
+            for old in sorted(p for p in self._states.glob("[0-9]*"))[:-_KEPT_STATES]:
+                shutil.rmtree(old, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+    def forget_after(self, images_seen: int) -> None:
+        """Drops metrics of work that a killed run did after its last state: it will be done again."""
+        file = self.path / "metrics.jsonl"
+        if not self.accelerator.is_main_process or not file.is_file():
+            return
+        kept = []
+        for line in file.read_text().splitlines():
+            try:
+                if json.loads(line)["images_seen"] <= images_seen:
+                    kept.append(line)
+            except (json.JSONDecodeError, KeyError):  # the last line of a killed process may be torn
+                continue
+        write_text(file, "".join(f"{line}\n" for line in kept))
+
+    def log(self, images_seen: int, values: Mapping[str, float]) -> None:
+        """Appends one line of metrics; not a number is written as null, which JSON can hold."""
+        if not self.accelerator.is_main_process:
+            return
+        finite = {k: (round(v, 8) if v == v and abs(v) != float("inf") else None) for k, v in values.items()}
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"images_seen": images_seen, **finite}) + "\n")
+        if self.tensorboard is not None:
+            for key, value in values.items():
+                self.tensorboard.add_scalar(key, value, images_seen)
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What a result may depend on beside its configuration."""
+
+    def installed(name: str) -> str:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return "not installed"
+
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: installed(name) for name in _PACKAGES},
+        "processes": accelerator.num_processes,
+        "device": str(accelerator.device),
+        "device_name": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S"),
+    }
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``."""
+    file = run / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []

@@ -1,0 +1,159 @@
+"""Volumes come back as they went out; files that are no volume are refused in one line."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from latentsynth.data import nifti
+from latentsynth.errors import DataError
+
+SHAPE = (4, 5, 6)
+
+
+def oblique() -> np.ndarray:
+    """Turned about two axes, with three different edges."""
+    c, s = np.cos(0.3), np.sin(0.3)
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]]) @ np.array([[1, 0, 0], [0, c, -s], [0, s, c]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ np.diag([0.7, 0.9, 2.5])
+    affine[:3, 3] = (-12.5, 40.25, 7.125)
+    return affine
+
+
+def sheared() -> np.ndarray:
+    affine = np.eye(4)
+    affine[0, 2] = 0.2  # a tilted gantry: a qform cannot hold it
+    return affine
+
+
+AFFINES = {
+    "oblique": oblique(),
+    "LPS": np.array([[-1.0, 0, 0, 90], [0, -1.0, 0, 120], [0, 0, 1.0, -70], [0, 0, 0, 1]]),
+    "anisotropic": np.diag([0.5, 0.5, 6.0, 1.0]),
+    "permuted": np.array([[0, 0, 2.0, 1], [1.5, 0, 0, 2], [0, -1.0, 0, 3], [0, 0, 0, 1]]),
+    "sheared": sheared(),
+}
+
+
+def save(path: Path, voxels: np.ndarray) -> Path:
+    """Writes without latentsynth's help."""
+    nib.save(nib.Nifti1Image(voxels, np.eye(4)), path)
+    return path
+
+
+def contents(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("name", AFFINES)
+@pytest.mark.parametrize("suffix", nifti.SUFFIXES)
+def test_values_and_affine_come_back(tmp_path: Path, name: str, suffix: str) -> None:
+    voxels = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    nifti.write(tmp_path / f"a{suffix}", voxels, AFFINES[name])
+    back, affine = nifti.read(tmp_path / f"a{suffix}")
+    np.testing.assert_array_equal(back, voxels)
+    np.testing.assert_allclose(affine, AFFINES[name], atol=1e-5)
+    assert affine.dtype == np.float64
+    assert contents(tmp_path) == [f"a{suffix}"]
+
+
+def test_header_says_millimetres_and_scanner_space(tmp_path: Path) -> None:
+    nifti.write(tmp_path / "a.nii.gz", np.zeros(SHAPE, np.int16), AFFINES["oblique"])
+    header = nib.load(tmp_path / "a.nii.gz").header
+    assert header.get_xyzt_units()[0] == "mm"
+    assert header.get_sform(coded=True)[1] == 1
+    np.testing.assert_allclose(header.get_zooms(), (0.7, 0.9, 2.5), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [(bool, np.uint8), (np.int64, np.int32), (np.uint64, np.int32), (np.int32, np.int32), (np.float64, np.float64)],
+)
+def test_types_that_few_programs_read_are_stored_as_others(tmp_path: Path, given: type, stored: type) -> None:
+    voxels = (np.arange(np.prod(SHAPE)).reshape(SHAPE) % 2).astype(given)
+    nifti.write(tmp_path / "a.nii.gz", voxels, np.eye(4))
+    assert nib.load(tmp_path / "a.nii.gz").get_data_dtype() == stored
+    np.testing.assert_array_equal(nifti.read(tmp_path / "a.nii.gz")[0], voxels)
+
+
+@pytest.mark.parametrize("value", [np.int64(2**31), np.int64(-(2**31) - 1), np.uint64(2**63)])
+def test_whole_numbers_beyond_32_bits_are_refused(tmp_path: Path, value: np.generic) -> None:
+    with pytest.raises(DataError, match=str(value)):
+        nifti.write(tmp_path / "a.nii.gz", np.full(SHAPE, value), np.eye(4))
+    assert not contents(tmp_path)
+
+
+def test_truncated_gzip(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.nii.gz", np.random.default_rng(0).normal(size=(16, 16, 16)))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=r"a\.nii\.gz is not a readable NIfTI file") as caught:
+        nifti.read(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"), [((4, 5), "2 axes"), ((4, 5, 6, 2), "4 axes"), ((4, 5, 6, 1, 3), "5 axes")]
+)
+def test_what_is_not_3d_is_refused(tmp_path: Path, shape: tuple[int, ...], words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        nifti.read(save(tmp_path / "a.nii.gz", np.zeros(shape, np.float32)))
+
+
+def test_a_trailing_axis_of_one_is_dropped(tmp_path: Path) -> None:
+    voxels = np.random.default_rng(0).integers(0, 9, (*SHAPE, 1)).astype(np.int16)
+    back, _ = nifti.read(save(tmp_path / "a.nii.gz", voxels))
+    np.testing.assert_array_equal(back, voxels[..., 0])
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist: check the path"):
+        nifti.read(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.float32, np.float64])
+def test_labels_of_any_type_are_accepted(tmp_path: Path, dtype: type) -> None:
+    voxels = np.arange(np.prod(SHAPE)).reshape(SHAPE).astype(dtype)
+    labels, affine = nifti.read_labels(save(tmp_path / "a.nii.gz", voxels))
+    assert labels.dtype == np.int16
+    np.testing.assert_array_equal(labels, voxels)
+    np.testing.assert_array_equal(affine, np.eye(4))
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "words"),
+    [
+        (0.5, np.float32, "not whole numbers"),
+        (np.nan, np.float32, "NaN or infinity"),
+        (np.inf, np.float64, "NaN or infinity"),
+        (40000, np.int32, "from 0 to 40000, and the limit is 0 to 32767"),
+        (40000, np.float32, "from 0 to 40000, and the limit is 0 to 32767"),
+        (-1, np.int16, "from -1 to 0"),
+        (1j, np.complex64, "complex64"),
+    ],
+)
+def test_what_is_no_label_map_is_refused(tmp_path: Path, value: complex, dtype: type, words: str) -> None:
+    voxels = np.zeros(SHAPE, dtype)
+    voxels[1, 2, 3] = value
+    path = save(tmp_path / "a.nii.gz", voxels)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a cast of NaN warns
+        with pytest.raises(DataError, match=words):
+            nifti.read_labels(path)
+
+
+def test_unwritable_place_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for path in (tmp_path / "file" / "a.nii.gz", tmp_path / "file" / "deeper" / "a.nii.gz"):
+        with pytest.raises(DataError, match="cannot create folder"):
+            nifti.write(path, np.zeros(SHAPE, np.uint8), np.eye(4))
+    assert contents(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_stem() -> None:
+    assert [nifti.stem(name) for name in ("x/a.nii.gz", "a.nii", "a.b.nii.gz", "a.csv")] == ["a", "a", "a.b", "a"]
