@@ -172,6 +172,13 @@ class AutoencoderRun(Run):
     autoencoder: AutoencoderConfig = VQConfig()
     loss: ReconstructionConfig = ReconstructionConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _vq_by_default(cls, values: Any) -> Any:
+        """A section ``autoencoder`` that does not say its kind is a VQ one."""
+        section = values.get("autoencoder") if isinstance(values, dict) else None
+        return {**values, "autoencoder": {"kind": "vq", **section}} if isinstance(section, dict) else values
+
     @model_validator(mode="after")
     def _divisible(self) -> AutoencoderRun:
         bad = [n for n, f in zip(self.data.grid.shape, self.autoencoder.factors, strict=True) if n % f]

@@ -13,6 +13,7 @@ from typing import Any
 
 from latentsynth.errors import DataError
 
+_RETIRED = ".retired"
 _PARTIAL = ".partial-"  # prefix of everything unfinished, so that a later run can recognise and clear it
 
 
@@ -33,7 +34,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     try:
         yield temporary
         if path.is_dir() and not path.is_symlink():  # os.replace refuses a folder that is not empty
-            retired = Path(handle) / f"{path.name}.old"
+            retired = Path(handle) / f"{path.name}{_RETIRED}"
             os.replace(path, retired)
         os.replace(temporary, path)
     finally:
@@ -57,8 +58,15 @@ def make_folder(path: Path | str) -> Path:
 
 
 def clear_partial(folder: Path) -> None:
-    """Removes what a killed process left unfinished directly inside ``folder``."""
+    """Removes what a killed process left unfinished directly inside ``folder``.
+
+    Killed between the two renames that replace a folder, it left the old one retired: that goes back to its place.
+    """
     for leftover in folder.glob(f"{_PARTIAL}*"):
+        for retired in leftover.glob(f"*{_RETIRED}"):
+            home = folder / retired.name.removesuffix(_RETIRED)
+            if not home.exists():
+                os.replace(retired, home)
         shutil.rmtree(leftover, ignore_errors=True)
 
 

@@ -93,7 +93,7 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
         share = float(np.prod(np.minimum(lesion_extent, scan_extent)) / np.prod(scan_extent))
         crop = "lesion" if share < _LESION_SHARE else "whole"
     extent = lesion_extent if crop == "lesion" else scan_extent
-    shape, spacing, factors = choose_grid(extent, survey.spacing, machine.voxels)
+    shape, spacing, factors = choose_grid(extent, survey.spacing, machine.voxels, len(machine.denoiser) - 1)
     windows = [_window(name, values) for name, values in zip(manifest.channels, survey.intensities, strict=True)]
     name = manifest_path.stem
     halvings = max(factors).bit_length() - 1
@@ -110,7 +110,7 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
         "autoencoder": {
             "kind": "vq",
             "downsampling": list(factors),
-            "channels": machine.autoencoder[-halvings:],
+            "channels": machine.autoencoder[:halvings],
             "codebooks": 4,
         },
         "train": {"batch": batch, "lr": 1e-3, "precision": machine.precision},
@@ -162,7 +162,7 @@ def this_machine() -> Machine:
     if not torch.cuda.is_available():
         import psutil
 
-        return Machine("CPU", 64_000, (16, 32, 64), (64, 128), 8, psutil.virtual_memory().available / 2**30, "no")
+        return Machine("CPU", 80_000, (16, 64, 64), (64, 128), 8, psutil.virtual_memory().available / 2**30, "no")
     memory = torch.cuda.mem_get_info()[1] / 2**30
     precision: Literal["no", "bf16"] = "bf16" if torch.cuda.is_bf16_supported() else "no"
     if memory < 40:
@@ -171,23 +171,32 @@ def this_machine() -> Machine:
 
 
 def choose_grid(
-    extent_mm: np.ndarray, spacing_mm: np.ndarray, voxels: int
+    extent_mm: np.ndarray, spacing_mm: np.ndarray, voxels: int, halvings: int
 ) -> tuple[list[int], list[float], tuple[int, int, int]]:
-    """A grid that covers an extent with at most about ``voxels`` voxels.
+    """A grid that covers an extent with at most ``voxels`` voxels.
 
-    Scans are not upsampled, except that axes more than twice as coarse as the finest keep their anisotropy.
+    Scans are not upsampled, and axes more than twice as coarse as the finest keep their anisotropy.
+
+    Args:
+        extent_mm: What to cover, ``(3,)``.
+        spacing_mm: Voxel spacing of the scans, ``(3,)``.
+        voxels: Largest number of voxels.
+        halvings: How often the denoiser halves the latent grid, which must divide by 2 to that power.
 
     Returns:
-        Shape, spacing and downsampling factors. Each latent axis is a multiple of 4, so that a U-Net can halve it
-        twice; an axis of fewer than 24 voxels is downsampled by 2 instead of 4.
+        Shape, spacing and downsampling factors: 4, or 2 along an axis of fewer than 24 voxels.
     """
     base = np.where(spacing_mm > 2 * spacing_mm.min(), spacing_mm, spacing_mm.min())
-    scale = max(1.0, (np.prod(extent_mm / base) / voxels) ** (1 / 3))
-    spacing = [float(f"{s:.3g}") for s in base * scale]
-    counts = [math.ceil(e / s) for e, s in zip(extent_mm, spacing, strict=True)]
-    factors = [4 if n >= 24 else 2 for n in counts]
-    shape = [max(math.ceil(n / (4 * f)) * 4 * f, 16) for n, f in zip(counts, factors, strict=True)]
-    return shape, spacing, (factors[0], factors[1], factors[2])
+    scale = 1.0
+    while True:
+        spacing = [float(f"{s:.3g}") for s in base * scale]
+        counts = [math.ceil(e / s) for e, s in zip(extent_mm, spacing, strict=True)]
+        factors = [4 if n >= 24 else 2 for n in counts]
+        unit = [f * 2**halvings for f in factors]
+        shape = [max(math.ceil(n / u) * u, 16) for n, u in zip(counts, unit, strict=True)]
+        if math.prod(shape) <= max(voxels, 16**3):
+            return shape, spacing, (factors[0], factors[1], factors[2])
+        scale *= 1.02
 
 
 @dataclass(frozen=True)
@@ -232,7 +241,7 @@ def _window(name: str, values: np.ndarray) -> dict[str, Any]:
         low, high = np.percentile(tissue if tissue.size else values, (1, 99.5))
         return {"kind": "fixed", "low": float(np.floor(low / 10) * 10), "high": float(np.ceil(high / 10) * 10)}
     if any(word in name.upper() for word in ("PET", "SUV")):
-        return {"kind": "fixed", "low": 0.0, "high": float(f"{np.percentile(values, 99.5):.2g}")}
+        return {"kind": "fixed", "low": 0.0, "high": float(f"{np.percentile(values, 99.9):.2g}")}
     return {"kind": "percentile", "low": 0.5, "high": 99.5}
 
 

@@ -61,7 +61,6 @@ class Pretrained(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is
             )
         model = kind(**arguments)
         _load_weights(model, folder)
-        model.register_to_config(_name_or_path=str(folder))
         return model.eval()
 
     @classmethod
@@ -101,13 +100,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def part_fingerprint(folder: Path) -> str:
-    """Changes with any weight of a saved part."""
-    return file_fingerprint(*sorted(folder.glob("*.safetensors")))
+    """Changes with any weight or setting of a saved part."""
+    return file_fingerprint(*sorted([*folder.glob("*.safetensors"), *folder.glob(CONFIG)]))
 
 
 def _load_weights(model: torch.nn.Module, folder: Path) -> None:
     files = sorted(folder.glob("*.safetensors"))
-    if not files:
+    expected = model.state_dict()
+    if not files and expected:  # a part may have settings and no weights
         pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
         reason = f"only {pickles[0]}, a pickle, which can run code" if pickles else "no weights"
         raise CheckpointError(f"{folder} holds {reason}: expected safetensors; save the part again with latentsynth")
@@ -117,7 +117,6 @@ def _load_weights(model: torch.nn.Module, folder: Path) -> None:
             state |= load_file(file)
     except SafetensorError as error:
         raise CheckpointError(f"{folder}: weights are damaged ({error}): copy the checkpoint again") from error
-    expected = model.state_dict()
     missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or extra:
         words = [f"{kind} tensor {names[0]} (and {len(names) - 1} more)" for kind, names in

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from latentsynth.errors import CheckpointError
+from latentsynth.errors import CheckpointError, DataError
 from latentsynth.files import atomic_path, read_json, write_json
 from latentsynth.types import Case
 
@@ -62,13 +62,20 @@ def project_key(create: bool = False) -> bytes | None:
     places = [Path(named)] if named else [folder / _KEY_FILE for folder in (here, *here.parents)]
     for place in places:
         if place.is_file():
-            return bytes.fromhex(place.read_text().strip())
+            return _read_key(place)
     if not create:
         return None
     with atomic_path(places[0]) as temporary:
         temporary.write_text(secrets.token_hex(32))
         temporary.chmod(0o600)
-    return bytes.fromhex(places[0].read_text().strip())
+    return _read_key(places[0])
+
+
+def _read_key(file: Path) -> bytes:
+    try:
+        return bytes.fromhex(file.read_text().strip())
+    except ValueError as error:
+        raise DataError(f"{file} is not a ledger key: restore it, or delete it to start a new ledger") from error
 
 
 @dataclass(frozen=True)

@@ -134,7 +134,7 @@ def _claim(out: Path, recipe: dict[str, Any], domain: Domain) -> None:
         differing = [key for key in recipe if found.get(key) != recipe[key]]
         if differing:
             raise DataError(
-                f"{out} holds volumes made with another {' and other '.join(differing)}: give another --out, "
+                f"{out} holds volumes made with other {' and '.join(differing)}: give another --out, "
                 "or the same checkpoint and settings to continue"
             )
     elif any((out / "sidecars").iterdir()):

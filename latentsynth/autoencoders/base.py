@@ -88,9 +88,14 @@ class Autoencoder(Pretrained, ABC):
         """How often each code is used for some images, ``(codebooks, codes)``; None for a model without a codebook."""
         return None
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What gradient checkpointing recomputes."""
+        return [*self.encoder.blocks, *self.decoder.blocks]  # type: ignore[misc]
+
     def checkpoint_gradients(self) -> None:
         """Recomputes each block's activations in the backward pass instead of keeping them: less memory, more time."""
-        for block in (*self.encoder.blocks, *self.decoder.blocks):  # type: ignore[misc]
+        for block in self.blocks:
             recompute(block)
 
     def latent_shape(self, shape: tuple[int, int, int]) -> tuple[int, int, int, int]:

@@ -89,10 +89,14 @@ class Denoiser(Pretrained):
             return (x - s * out) / a
         return out
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """What gradient checkpointing recomputes."""
+        return [*self.network.down_blocks, self.network.middle_block, *self.network.up_blocks]
+
     def checkpoint_gradients(self) -> None:
         """Recomputes each level's activations in the backward pass instead of keeping them: less memory, more time."""
-        net = self.network
-        for block in (*net.down_blocks, net.middle_block, *net.up_blocks):
+        for block in self.blocks:
             recompute(block)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from latentsynth.diffusion.guidance import Denoise
 from latentsynth.diffusion.noise import SCHEDULES, Schedule
-from latentsynth.errors import UnknownNameError
+from latentsynth.errors import ConfigError, UnknownNameError
 
 _STEPS = 1000  # training steps that the schedulers discretise a schedule into
 
@@ -110,10 +110,10 @@ def sampler_named(name: str, schedule: Schedule) -> Sampler:
     """The sampler that serves a schedule.
 
     Raises:
-        UnknownNameError: There is no such sampler, or it is known and refused; the reason is in the message.
+        ConfigError: There is no such sampler, or it is known and refused; the reason is in the message.
     """
     if name in _REFUSED:
-        raise UnknownNameError(f"scheduler ({name} is refused: {_REFUSED[name]})", name, SAMPLERS)
+        raise ConfigError(f"scheduler {name} is refused: {_REFUSED[name]}")
     if name not in SAMPLERS:
         raise UnknownNameError("scheduler", name, SAMPLERS)
     return SAMPLERS[name][0 if schedule.flow else 1]
@@ -197,7 +197,7 @@ def sample(
         Samples, shaped like ``noise``. Nothing is clipped: latents are not bounded.
 
     Raises:
-        UnknownNameError: No such scheduler, or one that is refused.
+        ConfigError: No such scheduler, or one that is refused.
     """
     sampler = sampler_named(scheduler, schedule)
     engine = build_scheduler(sampler, schedule, steps, shift)

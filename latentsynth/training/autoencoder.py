@@ -12,7 +12,14 @@ from torch import Tensor, nn
 
 from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder, Moments, build_autoencoder
-from latentsynth.autoencoders.reconstruction import lesion_indices, reconstruct, reconstruction_sheet, scores, summarise
+from latentsynth.autoencoders.reconstruction import (
+    CaseScores,
+    lesion_indices,
+    reconstruct,
+    reconstruction_sheet,
+    scores,
+    summarise,
+)
 from latentsynth.config import AutoencoderRun
 from latentsynth.data.loading import Positions
 from latentsynth.data.manifest import Manifest
@@ -55,7 +62,7 @@ def train_autoencoder(config: AutoencoderRun) -> dict[str, float]:
     def validate(modules: Modules) -> dict[str, float]:
         model = cast(Autoencoder, modules["autoencoder"])
 
-        def score(n: int) -> dict[str, float]:
+        def score(n: int) -> CaseScores:
             volume = validation.volume(n)
             return scores(volume, reconstruct(model, volume, device), domain)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,16 +40,22 @@ class MemoryEstimate:
         return (self.weights + self.activations) / 2**30
 
 
-def measure(module: nn.Module, step: Callable[[], Tensor], precision: str = "no") -> MemoryEstimate:
+def measure(
+    module: nn.Module, blocks: Sequence[nn.Module], step: Callable[[], Tensor], train: TrainConfig
+) -> MemoryEstimate:
     """Counts what autograd would keep while ``step`` runs.
 
+    With gradient checkpointing only the inputs of ``blocks`` are kept, and the insides of one block at a time.
+
     Args:
-        module: The network, on the meta device.
+        module: The network, on the meta device, not checkpointed.
+        blocks: What gradient checkpointing would recompute.
         step: Runs it forward on meta tensors and returns the loss.
-        precision: ``"bf16"`` halves what autocast halves.
+        train: Its precision and whether it checkpoints.
     """
     sizes: dict[int, int] = {}
     held: list[Any] = []  # keeps storages alive, so that no later one reuses the address of a freed one
+    inputs, insides, before = 0, [0], 0
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
@@ -57,12 +63,26 @@ def measure(module: nn.Module, step: Callable[[], Tensor], precision: str = "no"
         sizes[storage._cdata] = storage.nbytes()
         return tensor
 
+    def enter(block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        nonlocal inputs, before
+        inputs += sum(a.untyped_storage().nbytes() for a in (*arguments, *named.values()) if isinstance(a, Tensor))
+        before = sum(sizes.values())
+
+    def leave(block: nn.Module, arguments: Any, result: Any) -> None:
+        insides.append(sum(sizes.values()) - before)
+
+    hooks = [block.register_forward_pre_hook(enter, with_kwargs=True) for block in blocks]
+    hooks += [block.register_forward_hook(leave) for block in blocks]
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         step()
-    parameters = sum(p.numel() for p in module.parameters())
+    for hook in hooks:
+        hook.remove()
     own = {p.untyped_storage()._cdata for p in module.parameters()}
     activations = sum(size for address, size in sizes.items() if address not in own)
-    factor = 0.55 if precision == "bf16" else 1.0  # convolutions keep half the bytes, normalisations keep all
+    if train.gradient_checkpointing:
+        activations = activations - sum(insides) + inputs + max(insides)
+    factor = 0.55 if train.precision == "bf16" else 1.0  # convolutions keep half the bytes, normalisations keep all
+    parameters = sum(p.numel() for p in module.parameters())
     return MemoryEstimate(parameters, 4 * _WEIGHT_COPIES * parameters, int(activations * factor * _WORKSPACE))
 
 
@@ -70,8 +90,6 @@ def estimate_autoencoder(config: AutoencoderRun, processes: int = 1) -> MemoryEs
     """Memory of one process while an autoencoder trains (without its discriminator, which is far smaller)."""
     with torch.device("meta"):
         model = build_autoencoder(config.autoencoder, config.data.grid.channels).train()
-        if config.train.gradient_checkpointing:
-            model.checkpoint_gradients()
         image = torch.zeros(_micro(config.train, processes), config.data.grid.channels, *config.data.grid.shape)
 
         def step() -> Tensor:
@@ -79,7 +97,7 @@ def estimate_autoencoder(config: AutoencoderRun, processes: int = 1) -> MemoryEs
             raw = model.encoder(image)[:, : model.latent_channels]
             return (model.decoder(raw) - image).abs().mean()
 
-        return measure(model, step, config.train.precision)
+        return measure(model, model.blocks, step, config.train)
 
 
 def estimate_ldm(config: LdmRun, autoencoder: Autoencoder, domain: Domain, processes: int = 1) -> MemoryEstimate:
@@ -95,8 +113,6 @@ def estimate_ldm(config: LdmRun, autoencoder: Autoencoder, domain: Domain, proce
     with torch.device("meta"):
         conditioner = MaskConditioner(labels=len(domain.labels), factors=autoencoder.factors)
         denoiser: Denoiser = build_denoiser(config, latent[0], conditioner.channels).train()
-        if config.train.gradient_checkpointing:
-            denoiser.checkpoint_gradients()
         rows = _micro(config.train, processes)
         x = torch.zeros(rows, *latent)
         conditioning = Conditioning(torch.zeros(rows, conditioner.channels, *latent[1:]))
@@ -104,7 +120,7 @@ def estimate_ldm(config: LdmRun, autoencoder: Autoencoder, domain: Domain, proce
         def step() -> Tensor:
             return denoiser(x, torch.full((rows,), 0.5), conditioning).square().mean()
 
-        return measure(denoiser, step, config.train.precision)
+        return measure(denoiser, denoiser.blocks, step, config.train)
 
 
 def _micro(train: TrainConfig, processes: int) -> int:

@@ -1,0 +1,36 @@
+"""Fixtures that several test folders share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+from accelerate import Accelerator
+from helpers import GEOMETRIES, SMALL, lesion_mask, tiny_model, write_mask
+
+from latentsynth.data.requests import Request
+from latentsynth.synthesizers import LatentDiffusion
+
+
+@pytest.fixture(scope="session")
+def model_of() -> Callable[[str], LatentDiffusion]:
+    """Tiny latent diffusion models by the kind of their autoencoder, each built once; tests must not change them."""
+    return cache(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def cpu() -> Accelerator:
+    """One process without a GPU."""
+    return Accelerator(cpu=True)
+
+
+@pytest.fixture
+def masks(tmp_path: Path) -> list[Request]:
+    """One mask on every geometry, each from a patient."""
+    return [
+        write_mask(tmp_path / "masks" / f"{name}.nii.gz", lesion_mask(*GEOMETRIES[name], SMALL), GEOMETRIES[name][0],
+                   parents=(f"patient-{name}",))
+        for name in GEOMETRIES
+    ]  # fmt: skip

@@ -1,0 +1,119 @@
+"""Batches are a function of images seen: the same on any number of processes, and from any starting point."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+
+from latentsynth.data.loading import Positions, Slices, batches, keyed_noise, keyed_uniform
+from latentsynth.errors import TrainingError
+
+COUNT = 7
+
+
+def items(seed: int = 3) -> Positions:
+    return Positions(lambda n: {"case": n, "image": torch.full((2,), float(n))}, COUNT, seed)
+
+
+def stream(start: int, stop: int, batch: int, accumulation: int = 1, rank: int = 0, world: int = 1) -> list[list[int]]:
+    return list(Slices(start, stop, batch, accumulation, rank, world))
+
+
+def flat(parts: Any) -> list[int]:
+    return list(itertools.chain.from_iterable(parts))
+
+
+def test_each_epoch_visits_each_item_once_in_an_order_of_its_own() -> None:
+    order = [items()[p]["case"] for p in range(4 * COUNT)]
+    epochs = [tuple(order[n : n + COUNT]) for n in range(0, len(order), COUNT)]
+    assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
+    assert len(set(epochs)) == len(epochs)
+
+
+def test_order_depends_on_the_seed_and_is_reproducible() -> None:
+    def orders(seed: int) -> list[int]:
+        return [items(seed)[p]["case"] for p in range(2 * COUNT)]
+
+    assert orders(3) == orders(3)
+    assert orders(3) != orders(4)
+
+
+def test_items_carry_their_position() -> None:
+    assert [items()[p]["position"] for p in (0, 5, 23)] == [0, 5, 23]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_slices_of_all_ranks_are_the_global_batches(world: int, accumulation: int) -> None:
+    batch, stop = 8, 40
+    ranks = [stream(0, stop, batch, accumulation, rank, world) for rank in range(world)]
+    for step in range(stop // batch):
+        mine = [flat(parts[step * accumulation : (step + 1) * accumulation]) for parts in ranks]
+        assert sorted(flat(mine)) == list(range(step * batch, (step + 1) * batch))  # each once, none from elsewhere
+        # Micro-batch by micro-batch, ranks in order, it is the order of the one process.
+        parts = [parts[step * accumulation + n] for n in range(accumulation) for parts in ranks]
+        assert flat(parts) == list(range(step * batch, (step + 1) * batch))
+
+
+@pytest.mark.parametrize(("world", "accumulation"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_starting_later_gives_the_tail(world: int, accumulation: int) -> None:
+    for rank in range(world):
+        whole = stream(0, 48, 8, accumulation, rank, world)
+        assert stream(24, 48, 8, accumulation, rank, world) == whole[len(whole) // 2 :]
+        assert stream(48, 48, 8, accumulation, rank, world) == []
+
+
+def test_loader_gives_the_same_cases_on_one_and_two_processes() -> None:
+    def cases(rank: int, world: int) -> list[list[int]]:
+        return [batch["case"].tolist() for batch in batches(items(), Slices(4, 20, 4, 1, rank, world))]
+
+    together = [sorted(a + b) for a, b in zip(cases(0, 2), cases(1, 2), strict=True)]
+    assert together == [sorted(batch) for batch in cases(0, 1)]
+    assert flat(cases(0, 1)) == [items()[p]["case"] for p in range(4, 20)]
+
+
+def test_loader_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    assert len(list(batches(items(), Slices(0, 8, 4, 1, 0, 1)))) == 2
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("batch", "accumulation", "world", "multiple"), [(6, 1, 4, 4), (6, 2, 2, 4), (9, 2, 1, 2)])
+def test_indivisible_batch_is_refused(batch: int, accumulation: int, world: int, multiple: int) -> None:
+    with pytest.raises(TrainingError, match=rf"train\.batch {batch} .*multiple of {multiple}$"):
+        Slices(0, 8, batch, accumulation, 0, world)
+
+
+def test_noise_depends_on_seed_position_and_stream_alone() -> None:
+    positions = torch.tensor([5, 900, 17])
+    noise = keyed_noise(1, positions, (2, 3))
+    assert torch.equal(noise[1], keyed_noise(1, torch.tensor([900]), (2, 3))[0])  # not on its neighbours
+    assert torch.equal(noise.flip(0), keyed_noise(1, positions.flip(0), (2, 3)))  # nor on the order
+    torch.manual_seed(99)
+    assert torch.equal(noise, keyed_noise(1, positions, (2, 3)))  # nor on the global generator
+    assert torch.equal(keyed_uniform(1, positions)[1], keyed_uniform(1, torch.tensor([900]))[0])
+
+
+def test_noise_differs_with_seed_position_and_stream() -> None:
+    rows = [
+        keyed_noise(seed, torch.tensor([position]), (4,), stream)[0].tolist()
+        for seed in range(4) for position in (*range(40), 10**6, 10**9) for stream in range(5)
+    ]  # fmt: skip
+    assert Counter(map(tuple, rows)).most_common(1)[0][1] == 1
+
+
+def test_noise_is_standard_normal_and_uniform_is_uniform_across_positions() -> None:
+    positions = torch.arange(4000)
+    noise = keyed_noise(0, positions, (4,))
+    assert noise.mean(0).abs().max() < 0.08
+    assert (noise.std(0) - 1).abs().max() < 0.06
+    correlation = torch.corrcoef(torch.stack([noise[:-1, 0], noise[1:, 0]]))[0, 1]  # neighbours know nothing of each other
+    assert correlation.abs() < 0.06
+    uniform = keyed_uniform(0, positions)
+    assert ((uniform >= 0) & (uniform < 1)).all()
+    assert (torch.histc(uniform, 10, 0, 1) - 400).abs().max() < 100

@@ -1,0 +1,104 @@
+"""Masks as the network sees them: cell fractions that sum to 1, or nothing at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from einops import reduce
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from latentsynth.conditioning import MaskConditioner
+from latentsynth.data.volumes import one_hot
+from latentsynth.errors import CheckpointError, DataError
+from latentsynth.types import Condition, Conditioning
+
+FACTORS = (2, 4, 1)
+
+
+def random_mask(rows: int = 2, labels: int = 3, seed: int = 0) -> Tensor:
+    index = torch.randint(0, labels, (rows, 8, 8, 6), generator=torch.Generator().manual_seed(seed))
+    return one_hot(index, labels)
+
+
+def conditioner(labels: int = 3) -> MaskConditioner:
+    return MaskConditioner(labels=labels, factors=FACTORS)
+
+
+@given(seed=st.integers(0, 1000), labels=st.integers(1, 5))
+def test_fractions_are_block_means_and_sum_to_one(seed: int, labels: int) -> None:
+    mask = random_mask(labels=labels, seed=seed)
+    i, j, k = FACTORS
+    spatial = conditioner(labels)(Condition(mask)).spatial
+    expected = reduce(mask, "b l (i a) (j b2) (k c) -> b l i j k", "mean", a=i, b2=j, c=k)
+    torch.testing.assert_close(spatial, expected)
+    torch.testing.assert_close(spatial.sum(1), torch.ones(2, 4, 2, 6))
+
+
+def test_a_cell_knows_where_its_lesion_is() -> None:
+    index = torch.zeros(1, 8, 8, 6, dtype=torch.long)
+    index[0, 2, 4:6, 5] = 2  # two voxels of eight in cell (1, 1, 5)
+    spatial = conditioner()(Condition(one_hot(index, 3))).spatial
+    assert float(spatial[0, 2, 1, 1, 5]) == pytest.approx(0.25)
+    assert float(spatial[0, 2].sum()) == pytest.approx(0.25)
+
+
+def test_no_condition_is_zeros_that_no_mask_can_give() -> None:
+    part = conditioner()
+    given_ = part(Condition(random_mask(3)))
+    kept = part.dropped(given_, torch.tensor([True, False, True]))
+    torch.testing.assert_close(kept.spatial[[0, 2]], given_.spatial[[0, 2]], rtol=0, atol=0)
+    assert not bool(kept.spatial[1].any())
+    # Every cell of any mask holds some label, background included, so zeros say something else than "healthy".
+    healthy = part(Condition(one_hot(torch.zeros(1, 8, 8, 6), 3))).spatial
+    assert float(healthy.amax(1).min()) == 1
+    # An unannotated case comes as zeros and is the same thing to the network as a dropped one.
+    unannotated = part(Condition(torch.zeros(1, 3, 8, 8, 6)))
+    torch.testing.assert_close(unannotated.spatial[0], kept.spatial[1], rtol=0, atol=0)
+
+
+def test_dropping_removes_what_is_not_a_number_too() -> None:
+    """Multiplying by zero would keep it."""
+    broken = Conditioning(torch.full((1, 3, 4, 2, 6), torch.nan))
+    assert not bool(conditioner().dropped(broken, torch.tensor([False])).spatial.any())
+
+
+def test_channels_are_what_it_gives() -> None:
+    part = conditioner(5)
+    assert part(Condition(random_mask(labels=5))).spatial.shape[1] == part.channels
+
+
+@pytest.mark.parametrize("labels", [2, 4])
+def test_wrong_label_count_is_refused(labels: int) -> None:
+    with pytest.raises(DataError, match=f"built for 3 labels, got a mask with {labels}"):
+        conditioner()(Condition(random_mask(labels=labels)))
+
+
+@pytest.mark.parametrize("name", ["context", "covariates", "style"])
+def test_what_it_was_not_trained_on_is_refused(name: str) -> None:
+    with pytest.raises(DataError, match=f"got also {name}"):
+        conditioner()(Condition(random_mask(), **{name: torch.zeros(2, 1)}))
+
+
+def test_save_and_load(tmp_path: Path) -> None:
+    conditioner().save(tmp_path / "part")
+    again = MaskConditioner.from_pretrained(tmp_path / "part")
+    mask = random_mask()
+    torch.testing.assert_close(again(Condition(mask)).spatial, conditioner()(Condition(mask)).spatial)
+    with pytest.raises(CheckpointError, match="does not exist"):
+        MaskConditioner.from_pretrained(tmp_path / "elsewhere")
+
+
+def test_a_condition_is_cut_by_rows_in_all_its_fields() -> None:
+    mask = random_mask(3)
+    whole = Condition(mask, covariates=torch.arange(3.0)[:, None])
+    part = whole[1:]
+    assert len(whole) == 3
+    assert len(part) == 2
+    assert part.covariates is not None
+    assert part.covariates.flatten().tolist() == [1.0, 2.0]
+    assert part.context is None
+    torch.testing.assert_close(part.mask, mask[1:])

@@ -1,0 +1,89 @@
+"""The diffusion recipe: cached latents, keyed randomness, warnings, starting from another checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_runs import autoencoder_config, ldm_config
+
+from latentsynth import checkpoint
+from latentsynth.autoencoders import Autoencoder, VQAutoencoder
+from latentsynth.config import AutoencoderRun, LdmRun, load
+from latentsynth.data.manifest import Manifest
+from latentsynth.errors import CheckpointError
+from latentsynth.synthesizers import LatentDiffusion
+from latentsynth.training.autoencoder import initial as initial_autoencoder
+from latentsynth.training.encode import encoded_cohort
+from latentsynth.training.ldm import DenoiserLoss, initial, train_ldm
+
+
+def test_training_never_runs_the_encoder(workplace: Path, trained_ldm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def encoder_was_run(*arguments: object) -> None:
+        raise AssertionError("the encoder was run")
+
+    monkeypatch.setattr(VQAutoencoder, "moments", encoder_was_run)  # the latents are there since trained_ldm
+    config = load(LdmRun, ldm_config(workplace, "ldm-cached", "ae"), ["train.images=4"])
+    train_ldm(config)
+    assert (config.run / "checkpoint" / "config.json").is_file()
+
+
+def test_a_loss_depends_on_its_own_case_alone(workplace: Path, trained_autoencoder: Path, trained_ldm: Path) -> None:
+    config = load(LdmRun, ldm_config(workplace, "unused", trained_autoencoder.name))
+    cohort = encoded_cohort(config.autoencoder, config.data)
+    model = LatentDiffusion.from_pretrained(trained_ldm)
+    loss = DenoiserLoss(config, model.autoencoder, model.conditioner, model.domain)
+    items = [cohort.training.item(n) for n in range(3)]
+    positions = torch.tensor([5, 17, 40])
+    batch = {key: torch.stack([item[key] for item in items]) for key in items[0]}
+    t, keep = torch.tensor([0.2, 0.5, 0.9]), torch.ones(3, dtype=torch.bool)
+    modules = {"denoiser": model.denoiser}
+    together = loss.losses(modules, batch, positions, t, keep)
+    for n in range(3):
+        one = {key: value[n : n + 1] for key, value in batch.items()}
+        alone = loss.losses(modules, one, positions[n : n + 1], t[n : n + 1], keep[n : n + 1])
+        assert torch.allclose(alone, together[n : n + 1], rtol=1e-4)
+
+
+def test_an_autoencoder_that_loses_the_lesion_is_warned_of_with_the_numbers(workplace: Path, trained_ldm: Path) -> None:
+    config = load(LdmRun, ldm_config(workplace, "ldm-warned", "ae"), ["train.images=4"])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train_ldm(config)
+    texts = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    assert any("of the lesions' contrast" in text and "dB" in text for text in texts)
+
+
+def test_the_checkpoint_carries_the_patients_of_all_it_was_made_from(workplace: Path, trained_ldm: Path) -> None:
+    manifest = Manifest.load(workplace / "manifest.json")
+    ledger = checkpoint.read_ledger(trained_ldm / "checkpoint")
+    seen, verified = ledger.seen(manifest.cases)
+    assert verified
+    assert {case.split for case in seen} == {"train"}
+    assert len(seen) == len(manifest.select("train"))
+
+
+def test_training_starts_from_another_checkpoint_and_inherits_its_patients(workplace: Path, trained_ldm: Path) -> None:
+    start = ldm_config(workplace, "ldm-tuned", "ae", init_from=str(trained_ldm))
+    denoiser, ledger = initial(load(LdmRun, start), 4, 4)
+    source = LatentDiffusion.from_pretrained(trained_ldm).denoiser
+    assert all(
+        torch.equal(a, b) for a, b in zip(denoiser.state_dict().values(), source.state_dict().values(), strict=True)
+    )
+    assert ledger.patients
+    other = load(LdmRun, start, ["denoiser.channels=[16, 16]"])
+    with pytest.raises(CheckpointError, match="init_from .* this configuration needs"):
+        initial(other, 4, 4)
+
+
+def test_an_autoencoder_starts_from_another(workplace: Path, trained_autoencoder: Path) -> None:
+    file = autoencoder_config(workplace, "ae-tuned", init_from=str(trained_autoencoder))
+    domain = checkpoint.read_header(trained_autoencoder / "checkpoint").domain
+    model, ledger = initial_autoencoder(load(AutoencoderRun, file), domain)
+    source = Autoencoder.from_pretrained(trained_autoencoder / "checkpoint" / "autoencoder")
+    assert torch.equal(model.last_layer, source.last_layer)
+    assert ledger.patients
+    with pytest.raises(CheckpointError, match="architecture"):
+        initial_autoencoder(load(AutoencoderRun, file, ["autoencoder.channels=[8, 8]"]), domain)

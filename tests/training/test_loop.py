@@ -1,0 +1,175 @@
+"""The loop: two players, accumulation, lazy moves, frozen opponents, and a loss that breaks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from latentsynth.config import Run
+from latentsynth.data.loading import Positions
+from latentsynth.errors import TrainingError
+from latentsynth.training.launch import start, start_training
+from latentsynth.training.loop import Hooks, Player, fit
+from latentsynth.training.optim import average, lr_factor
+from latentsynth.training.run import RunFolder, read_metrics
+
+SILENT = Hooks(lambda modules: {"score": 1.0}, lambda modules, path: None, lambda modules, scores: None)
+
+
+def run_config(folder: Path, **train: object) -> Run:
+    defaults = {
+        "images": 16,
+        "batch": 4,
+        "lr": 0.1,
+        "lr_warmup_images": 0,
+        "lr_schedule": "constant",
+        "log_every_images": 4,
+    }
+    return Run.model_validate({"run": folder, "train": {**defaults, **train}})
+
+
+def item(n: int) -> dict[str, Tensor]:
+    return {"x": torch.full((3,), float(n))}
+
+
+def linear(seed: int = 0) -> nn.Linear:
+    torch.manual_seed(seed)
+    return nn.Linear(3, 1)
+
+
+def play(folder: Path, players: list[Player], **train: object) -> RunFolder:
+    config = run_config(folder, **train)
+    run = RunFolder(config, start_training(config.train))
+    fit(players, Positions(item, 8, 0), run, config.train, SILENT)
+    return run
+
+
+def error(name: str):
+    """A mean squared error of the player's own module."""
+
+    def loss(modules, batch, state):
+        state["moves"] = state.get("moves", 0) + 1
+        return (modules[name](batch["x"]) - 1).square().mean(), {}
+
+    return loss
+
+
+def test_both_players_step_when_the_batch_is_accumulated(tmp_path: Path) -> None:
+    a, b = linear(0), linear(1)
+    before = [m.weight.detach().clone() for m in (a, b)]
+    play(tmp_path, [Player("a", {"a": a}, error("a"), 0.1), Player("b", {"b": b}, error("b"), 0.1)], accumulation=2)
+    assert not torch.equal(a.weight, before[0])
+    assert not torch.equal(b.weight, before[1])
+
+
+def test_accumulation_does_not_change_the_weights(tmp_path: Path) -> None:
+    weights = []
+    for parts in (1, 2, 4):
+        model = linear()
+        play(tmp_path / str(parts), [Player("a", {"a": model}, error("a"), 0.1)], accumulation=parts)
+        weights.append(model.weight.detach())
+    assert torch.allclose(weights[0], weights[1], atol=1e-5)
+    assert torch.allclose(weights[0], weights[2], atol=1e-5)
+
+
+def test_a_lazy_player_moves_once_in_so_many_steps_and_a_late_one_joins_late(tmp_path: Path) -> None:
+    players = [
+        Player("always", {"a": linear()}, error("a"), 0.1),
+        Player("lazy", {"b": linear()}, error("b"), 0.1, every=2),
+        Player("late", {"c": linear()}, error("c"), 0.1, after_images=8),
+    ]
+    play(tmp_path, players)
+    assert [player.state["moves"] for player in players] == [4, 2, 2]
+
+
+def test_an_opponent_is_frozen_while_another_moves(tmp_path: Path) -> None:
+    seen: list[bool] = []
+
+    def uses_both(modules, batch, state):
+        seen.append(all(not p.requires_grad for p in modules["b"].parameters()))
+        return (modules["a"](batch["x"]) + modules["b"](batch["x"])).square().mean(), {}
+
+    b = linear(1)
+    before = b.weight.detach().clone()
+    play(
+        tmp_path,
+        [Player("a", {"a": linear()}, uses_both, 0.1), Player("b", {"b": b}, error("b"), 0.1, after_images=99)],
+    )
+    assert seen
+    assert all(seen)
+    assert torch.equal(b.weight, before)
+    assert all(p.requires_grad for p in b.parameters())
+
+
+def test_a_loss_that_breaks_stops_with_the_last_good_state_kept(tmp_path: Path) -> None:
+    model = linear()
+
+    def breaks(modules, batch, state):
+        loss = modules["a"](batch["x"]).square().mean()
+        return loss * float("nan") if int(batch["position"].min()) >= 8 else loss, {}
+
+    with pytest.raises(TrainingError, match=r"not finite at 8 images.*0000000008.*train.lr"):
+        play(tmp_path, [Player("a", {"a": model}, breaks, 0.1)], save_every_images=4)
+    assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["0000000004", "0000000008"]
+    assert torch.isfinite(model.weight).all()
+
+
+def test_two_states_are_kept_and_metrics_are_complete(tmp_path: Path) -> None:
+    run = play(tmp_path, [Player("a", {"a": linear()}, error("a"), 0.1)], save_every_images=4)
+    assert sorted(p.name for p in (run.path / "state").iterdir()) == ["0000000012", "0000000016"]
+    lines = read_metrics(run.path)
+    assert [line["images_seen"] for line in lines if "a/loss" in line] == [4, 8, 12, 16]
+    assert lines[-1]["val/score"] == 1.0
+
+
+def test_a_run_folder_refuses_other_settings_but_not_a_longer_training(tmp_path: Path) -> None:
+    play(tmp_path, [Player("a", {"a": linear()}, error("a"), 0.1)])
+    play(tmp_path, [Player("a", {"a": linear()}, error("a"), 0.1)], images=24)
+    assert read_metrics(tmp_path)[-1]["images_seen"] == 24
+    other = run_config(tmp_path).model_copy(update={"seed": 1})
+    with pytest.raises(TrainingError, match="differ in seed"):
+        RunFolder(other, start())
+    with pytest.raises(TrainingError, match=r"differ in train\.batch"):
+        play(tmp_path, [Player("a", {"a": linear()}, error("a"), 0.1)], batch=8)
+
+
+def test_torn_metrics_of_a_killed_run_are_dropped(tmp_path: Path) -> None:
+    run = play(tmp_path, [Player("a", {"a": linear()}, error("a"), 0.1)])
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"images_seen": 99, "a/loss": 1}\n{"images_se')
+    run.forget_after(16)
+    assert max(line["images_seen"] for line in read_metrics(tmp_path)) == 16
+
+
+def test_several_launched_processes_that_would_run_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="ACCELERATE_USE_CPU=true"):
+        start()
+
+
+def test_learning_rate_warms_up_and_decays() -> None:
+    train = run_config(Path("x"), images=1000, batch=10, lr_warmup_images=100, lr_schedule="cosine").train
+    factors = [lr_factor(train, seen) for seen in range(0, 1001, 10)]
+    assert factors[0] == pytest.approx(10 / 110)
+    assert max(factors) == pytest.approx(1.0)
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] == pytest.approx(0.01)
+
+
+def test_the_average_halves_its_memory_every_half_life_and_keeps_buffers() -> None:
+    model = nn.BatchNorm1d(2)
+    kept = average(model, halflife_images=40, batch=10)
+    for _ in range(400):  # long enough that the half-life is no longer shortened
+        kept.update_parameters(model)
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+        model.running_mean.fill_(4.0)
+        model.num_batches_tracked.fill_(7)
+    for _ in range(4):  # one half-life
+        kept.update_parameters(model)
+    assert torch.allclose(kept.module.weight, torch.full((2,), 1.5), atol=1e-5)
+    assert torch.allclose(kept.module.running_mean, torch.full((2,), 2.0), atol=1e-5)
+    assert int(kept.module.num_batches_tracked) == 7

@@ -1,0 +1,72 @@
+"""Killed with SIGKILL, the same command goes on and ends with the same weights as an unbroken run, to the bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_runs import autoencoder_config, ldm_config
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def command(verb: str, config: Path) -> list[str]:
+    return [sys.executable, "-m", "latentsynth", "train", verb, str(config)]
+
+
+def finish(verb: str, config: Path) -> None:
+    subprocess.run(command(verb, config), env=ENVIRONMENT, check=True, capture_output=True, timeout=300)
+
+
+def kill_after_state(verb: str, config: Path, run: Path) -> None:
+    """Starts a run and kills it some steps after its first saved state."""
+    process = subprocess.Popen(
+        command(verb, config), env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            if (run / "state" / "0000000008").is_dir():
+                break
+            assert process.poll() is None, process.stderr.read().decode() if process.stderr else ""
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, "the run ended before it was killed: make it longer"
+    finally:
+        process.kill()
+        if process.stderr:
+            process.stderr.close()
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    found = {}
+    for file in sorted((run / "checkpoint").rglob("*.safetensors")):
+        found |= {f"{file.parent.name}/{name}": tensor for name, tensor in load_file(file).items()}
+    return found
+
+
+@pytest.mark.parametrize("verb", ["autoencoder", "ldm"])
+def test_a_killed_run_resumes_to_the_same_weights(verb: str, workplace: Path, trained_autoencoder: Path) -> None:
+    def config(name: str) -> Path:
+        if verb == "autoencoder":
+            return autoencoder_config(workplace, name)
+        return ldm_config(workplace, name, trained_autoencoder.name)
+
+    whole, broken = f"{verb}-whole", f"{verb}-broken"
+    finish(verb, config(whole))
+    kill_after_state(verb, config(broken), workplace / broken)
+    assert not (workplace / broken / "checkpoint").exists()
+    finish(verb, config(broken))
+    expected, found = weights(workplace / whole), weights(workplace / broken)
+    assert expected.keys() == found.keys()
+    different = [name for name in expected if not torch.equal(expected[name], found[name])]
+    assert not different
+    lines = [(workplace / name / "metrics.jsonl").read_text().splitlines() for name in (whole, broken)]
+    assert len(lines[0]) == len(lines[1])  # work done twice is logged once

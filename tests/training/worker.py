@@ -1,0 +1,48 @@
+"""Run under `accelerate launch`: trains, samples, and leaves a digest of every process's weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+from latentsynth.config import AutoencoderRun, LdmRun, load
+from latentsynth.data.requests import requests
+from latentsynth.synthesis import synthesize
+from latentsynth.synthesizers import load_synthesizer
+from latentsynth.training.autoencoder import train_autoencoder
+from latentsynth.training.launch import start
+from latentsynth.training.ldm import train_ldm
+from latentsynth.training.run import RunFolder
+
+
+def leave_digests(folder: Path) -> None:
+    """Makes every saving of state also write what this process's weights are."""
+    save = RunFolder.save_state
+
+    def save_and_tell(run: RunFolder, images_seen: int) -> None:
+        digests = []
+        for model in run.accelerator._models:
+            digest = hashlib.sha256()
+            for tensor in run.accelerator.unwrap_model(model).state_dict().values():
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+            digests.append(digest.hexdigest())
+        facts = {"world": run.accelerator.num_processes, "digests": digests}
+        name = f"{run.path.name}-{images_seen}-rank{run.accelerator.process_index}.json"
+        (folder / name).write_text(json.dumps(facts))
+        save(run, images_seen)
+
+    RunFolder.save_state = save_and_tell
+
+
+def main(folder: Path, autoencoder: Path, ldm: Path, masks: Path, samples: Path) -> None:
+    leave_digests(folder)
+    train_autoencoder(load(AutoencoderRun, autoencoder))
+    run = load(LdmRun, ldm)
+    train_ldm(run)
+    synthesize(load_synthesizer(run.run), requests(masks), samples, start(), per_mask=3)
+
+
+if __name__ == "__main__":
+    main(*(Path(argument) for argument in sys.argv[1:]))
