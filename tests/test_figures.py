@@ -67,7 +67,7 @@ def test_channels_are_drawn_each_for_itself(tmp_path: Path) -> None:
 
 def test_masks_are_outlined_in_the_colour_of_their_label(tmp_path: Path) -> None:
     plain, masked = (
-        pixels(contact_sheet(tmp_path / f"{masked}.png", [[tile(masked=masked)]], (1.0, 1.0, 1.0)))
+        pixels(contact_sheet(tmp_path / f"{masked}.png", [[tile(masked=masked)]], (1.0, 1.0, 1.0), focus=(2,)))
         for masked in (False, True)
     )
     assert [hue_share(plain, colour) for colour in COLOURS[:2]] == [0, 0]

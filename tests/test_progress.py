@@ -71,7 +71,11 @@ def test_on_a_terminal_a_bar_reaches_the_total(
 
 
 def test_an_error_inside_comes_out(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(ValueError, match="broken"), bar("reading", 3, "cases") as shown:
-        shown.advance()
-        raise ValueError("broken scan")
+    def read() -> None:
+        with bar("reading", 3, "cases") as shown:
+            shown.advance()
+            raise ValueError("broken scan")
+
+    with pytest.raises(ValueError, match="broken"):
+        read()
     assert "3/3" not in capsys.readouterr().err

@@ -18,6 +18,7 @@ from latentsynth.config import LdmRun
 from latentsynth.data.loading import Positions, keyed_noise, keyed_uniform
 from latentsynth.diffusion import Denoiser, TimeSampler, denoising_loss, schedule_named, target_weight
 from latentsynth.diffusion.times import automatic_shift
+from latentsynth.errors import ConfigError
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.provenance import Ledger
 from latentsynth.synthesizers import LatentDiffusion
@@ -51,6 +52,7 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
     run = RunFolder(config, accelerator)
     torch.manual_seed(config.seed)
     autoencoder = cohort.autoencoder().to(accelerator.device)
+    check_levels(config, autoencoder, cohort.header.domain)
     conditioner = MaskConditioner(labels=len(cohort.manifest.labels), factors=autoencoder.factors)
     denoiser, ledger = initial(config, autoencoder.latent_channels, conditioner.channels)
     ledger = ledger | Ledger.of(cohort.manifest.select("train")) | checkpoint.read_ledger(cohort.folder)
@@ -76,6 +78,22 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
     players = [Player("denoiser", {"denoiser": denoiser}, loss, config.train.lr)]
     items = Positions(training.item, len(training), config.seed)
     return fit(players, items, run, config.train, Hooks(validate, sketch, export))
+
+
+def check_levels(config: LdmRun, autoencoder: Autoencoder, domain: Domain) -> None:
+    """Refuses a denoiser that cannot halve the latent grid as often as it has levels.
+
+    Raises:
+        ConfigError: With the multiple of voxels that would do.
+    """
+    _, *cells = autoencoder.latent_shape(domain.grid.shape)
+    halvings = 2 ** (len(config.denoiser.channels) - 1)
+    if any(n % halvings for n in cells):
+        units = tuple(f * halvings for f in autoencoder.factors)
+        raise ConfigError(
+            f"denoiser.channels has {len(config.denoiser.channels)} levels, so the latent grid {tuple(cells)} must divide "
+            f"by {halvings}: use fewer levels, or a grid whose axes are multiples of {units} voxels"
+        )
 
 
 def build_denoiser(config: LdmRun, latent_channels: int, spatial_channels: int) -> Denoiser:

@@ -155,7 +155,9 @@ def test_decoding_undoes_the_scale(name: str) -> None:
     torch.testing.assert_close(model.decode(model.encode(images())), model.decode_raw(raw), atol=1e-4, rtol=0)
     noise = torch.randn(raw.shape, generator=torch.Generator().manual_seed(6))
     moments = model.moments(images())
-    sampled = model.encode(images(), noise) * model.latent_std.view(1, -1, 1, 1, 1) + model.latent_mean.view(1, -1, 1, 1, 1)
+    sampled = model.encode(images(), noise) * model.latent_std.view(1, -1, 1, 1, 1) + model.latent_mean.view(
+        1, -1, 1, 1, 1
+    )
     torch.testing.assert_close(sampled, moments.mean + moments.deviation * noise, atol=1e-5, rtol=1e-5)
 
 

@@ -68,8 +68,8 @@ def batch(first: int = 0, count: int = 2) -> dict[str, Any]:
     }
 
 
-def loss_of(model: Blur, perceptual: nn.Module | None = None, **terms: Any) -> GeneratorLoss:
-    return GeneratorLoss(ReconstructionConfig(**terms), [2], (1, 2, 2, 2), model.scale, 0, perceptual)
+def loss_of(model: Blur, network: nn.Module | None = None, **terms: Any) -> GeneratorLoss:
+    return GeneratorLoss(ReconstructionConfig(**terms), [2], (1, 2, 2, 2), model.scale, 0, network)
 
 
 @pytest.mark.parametrize(

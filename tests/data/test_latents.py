@@ -134,5 +134,5 @@ def test_damaged_file_is_named_with_its_cure(tmp_path: Path, volumes: VolumeCach
     latents = LatentCache(tmp_path / "latents", "weights", volumes)
     latents.write([0], encoder)
     latents.path(0).write_bytes(latents.path(0).read_bytes()[:-8])
-    with pytest.raises(DataError, match="damaged.*delete the file and encode again"):
+    with pytest.raises(DataError, match=r"damaged.*delete the file and encode again"):
         latents.item(0)

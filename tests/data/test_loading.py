@@ -112,7 +112,9 @@ def test_noise_is_standard_normal_and_uniform_is_uniform_across_positions() -> N
     noise = keyed_noise(0, positions, (4,))
     assert noise.mean(0).abs().max() < 0.08
     assert (noise.std(0) - 1).abs().max() < 0.06
-    correlation = torch.corrcoef(torch.stack([noise[:-1, 0], noise[1:, 0]]))[0, 1]  # neighbours know nothing of each other
+    correlation = torch.corrcoef(torch.stack([noise[:-1, 0], noise[1:, 0]]))[
+        0, 1
+    ]  # neighbours know nothing of each other
     assert correlation.abs() < 0.06
     uniform = keyed_uniform(0, positions)
     assert ((uniform >= 0) & (uniform < 1)).all()

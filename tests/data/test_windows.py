@@ -65,7 +65,7 @@ def test_fixed_windows_ignore_the_scan(scan: np.ndarray) -> None:
 
 @pytest.mark.parametrize("values", [[5.0], [0.0, 7.0]], ids=["one value", "one value beside the background"])
 def test_an_image_without_contrast_is_refused(values: list[float]) -> None:
-    with pytest.raises(DataError, match="scan_12.*remove this case"):
+    with pytest.raises(DataError, match=r"scan_12.*remove this case"):
         limits(MR, np.resize(values, (4, 4, 4)), "scan_12")
 
 

@@ -1,0 +1,281 @@
+"""Configurations come back as written, and every wrong key or value is named."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from latentsynth import config
+from latentsynth.config import AutoencoderRun, LdmRun, Strict, build, dump, load
+from latentsynth.errors import ConfigError
+
+GRID = {"shape": [16, 32, 16], "spacing_mm": [1.5, 1.0, 3.0], "windows": [{"kind": "fixed", "low": -160, "high": 240}]}
+AUTOENCODER: dict[str, Any] = {"run": "runs/a", "data": {"manifest": "m.json", "grid": GRID}}
+LDM: dict[str, Any] = {"run": "runs/b", "autoencoder": "runs/a"}
+
+# For every section, values that all differ from the defaults.
+CHANGED: dict[str, dict[str, Any]] = {
+    "AugmentConfig": {"copies": 3, "rotate_deg": 1, "scale": 0.2, "shift_mm": 0, "flip_axes": [0, 2],
+                      "elastic_mm": 2.5, "gamma": 0.1, "noise": 0.01, "bias": 0.2},
+    "DataConfig": {"manifest": "a b/ä.json", "grid": {**GRID, "windows": [{}, {"low": 2}]}, "cache": "elsewhere",
+                   "framing": {"crop": "lesion", "fit": "scale", "lesion_labels": [2, 5]}, "augment": {"copies": 1}},
+    "VQConfig": {"kind": "vq", "backbone": "strided", "downsampling": [4, 4, 2], "channels": [8, 16], "res_blocks": 1,
+                 "latent_channels": 6, "codebook_size": 64, "codebooks": 3, "commitment": 1, "codebook_decay": 0.5,
+                 "restart_below": 0},
+    "KLConfig": {"kind": "kl", "backbone": "resnet", "downsampling": 8, "channels": [8, 16, 32], "kl_weight": 1e-4},
+    "PerceptualConfig": {"path": "features.ts", "weight": 2},
+    "ReconstructionConfig": {"reconstruction": "robust", "lesion_weight": 5, "adversarial_weight": 0.1,
+                             "adversarial_after_images": 100, "perceptual": {"path": "f.ts"}},
+    "TrainConfig": {"images": 5, "batch": 2, "lr": 1e-5, "lr_schedule": "constant", "betas": [0, 0.5],
+                    "precision": "bf16", "gradient_checkpointing": True, "tensorboard": True},
+    "Run": {"run": "r", "seed": 7, "train": {"images": 3}, "init_from": "old"},
+    "AutoencoderRun": {**AUTOENCODER, "seed": 3, "autoencoder": {"kind": "kl"}, "loss": {"reconstruction": "l2"}},
+    "DenoiserConfig": {"channels": [32, 64, 64], "attention": [False, True, True], "head_channels": 16},
+    "DiffusionConfig": {"schedule": "cosine", "prediction": "x0", "time": "uniform", "shift": "auto"},
+    "SamplingConfig": {"scheduler": "heun", "steps": 5, "guidance": 2.5, "guidance_interval": [0.1, 0.9]},
+    "LatentDataConfig": {"manifest": "m", "augment": {"copies": 2}, "cache": "c"},
+    "LdmRun": {**LDM, "diffusion": {"shift": 1.5}, "data": {"manifest": "m"}},
+}  # fmt: skip
+
+
+def sections() -> dict[str, type[Strict]]:
+    return {name: kind for name, kind in vars(config).items() if isinstance(kind, type) and issubclass(kind, Strict)
+            and kind is not Strict and not name.startswith("_")}  # fmt: skip
+
+
+def test_every_section_is_tested() -> None:
+    assert set(sections()) == set(CHANGED)
+
+
+def write(path: Path, values: Any) -> Path:
+    path.write_text(yaml.safe_dump(values), encoding="utf-8")
+    return path
+
+
+def changed(values: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """A deep copy with one value set; numbers in ``key`` are places in a list."""
+    out = copy.deepcopy(values)
+    *parents, last = key.split(".")
+    at: Any = out
+    for parent in parents:
+        at = at[int(parent)] if isinstance(at, list) else at.setdefault(parent, {})
+    at[last] = value
+    return out
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_round_trip_through_yaml(tmp_path: Path, name: str) -> None:
+    kind = sections()[name]
+    one = build(kind, CHANGED[name])
+    (tmp_path / "c.yaml").write_text(dump(one), encoding="utf-8")
+    assert load(kind, tmp_path / "c.yaml") == one
+    for key, given in CHANGED[name].items():  # nothing was dropped on the way in
+        kept = json.loads(one.model_dump_json())[key]
+        if not isinstance(given, dict):
+            assert kept == given
+        field = kind.model_fields[key]
+        assert key == "kind" or key == "backbone" or field.is_required() or getattr(one, key) != field.default
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "key", "choices"),
+    [
+        (AutoencoderRun, AUTOENCODER, "tran", "train"),
+        (AutoencoderRun, AUTOENCODER, "data.manifst", "manifest"),
+        (AutoencoderRun, AUTOENCODER, "data.grid.spacing", "spacing_mm"),
+        (AutoencoderRun, AUTOENCODER, "data.grid.windows.0.hihg", "high"),
+        (AutoencoderRun, AUTOENCODER, "data.framing.lesion_label", "lesion_labels"),
+        (AutoencoderRun, AUTOENCODER, "data.augment.rotate", "rotate_deg"),
+        (AutoencoderRun, AUTOENCODER, "train.image", "images"),
+        (AutoencoderRun, {**AUTOENCODER, "autoencoder": {"kind": "vq"}}, "autoencoder.codebook", "codebooks"),
+        (AutoencoderRun, {**AUTOENCODER, "autoencoder": {"kind": "kl"}}, "autoencoder.kl_weigth", "kl_weight"),
+        (AutoencoderRun, {**AUTOENCODER, "loss": {"perceptual": {"path": "f"}}}, "loss.perceptual.wieght", "weight"),
+        (LdmRun, LDM, "diffusion.schedul", "schedule"),
+        (LdmRun, LDM, "denoiser.channel", "channels"),
+        (LdmRun, LDM, "sampling.step", "steps"),
+        (LdmRun, LDM, "data.augment.copy", "copies"),
+    ],
+)
+def test_unknown_keys_are_named_with_what_exists(kind: Any, values: dict[str, Any], key: str, choices: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(kind, changed(values, key, 1))
+    message = str(caught.value)
+    assert message.startswith(f"config: unknown key {key}, did you mean {choices}? (choices: ")
+    listed = message.split("choices: ")[1].rstrip(")").split(", ")
+    assert choices in listed
+    assert len(listed) > 1
+
+
+def test_keys_of_the_other_autoencoder_are_unknown() -> None:
+    with pytest.raises(ConfigError, match=r"unknown key autoencoder\.codebook_size.*kl_weight"):
+        build(AutoencoderRun, {**AUTOENCODER, "autoencoder": {"kind": "kl", "codebook_size": 8}})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("train.images", 0, r"train\.images: .*greater than or equal to 1"),
+        ("train.images", "many", r"train\.images: .*\(found 'many'\)"),
+        ("train.images", 2.5, r"train\.images: "),
+        ("train.batch", True, r"train\.batch: "),
+        ("train.lr", 0, r"train\.lr: .*greater than 0"),
+        ("train.lr", float("inf"), r"train\.lr: "),
+        ("train.lr", float("nan"), r"train\.lr: "),
+        ("train.betas", [0.9, 1.5], r"train\.betas\.1: "),
+        ("train.precision", "fp8", r"train\.precision: .*'no' or 'bf16'"),
+        ("train", None, "train: "),
+        ("seed", -1, "seed: "),  # numpy's generators take none below zero
+        ("data.grid", None, r"data\.grid: "),
+        ("data.grid.shape", [16, 16], r"data\.grid\.shape"),
+        ("data.grid.shape", [0, 16, 16], r"data\.grid.*shape"),
+        ("data.grid.shape", [18, 16, 16], r"data\.grid\.shape .*not divisible by downsampling \(4, 4, 4\)"),
+        ("data.grid.spacing_mm", [1, 0, 1], r"data\.grid.*spacing_mm"),
+        ("data.grid.spacing_mm", [1, float("nan"), 1], r"data\.grid.*spacing_mm"),
+        ("data.grid.windows", [], r"data\.grid.*windows"),
+        ("data.grid.windows", [{"low": 60, "high": 40}], r"data\.grid\.windows\.0: window low"),
+        ("data.framing.crop", "organ", r"data\.framing\.crop: .*'whole' or 'lesion'"),
+        ("data.augment.scale", 0.5, r"data\.augment\.scale: "),
+        ("data.augment.flip_axes", [3], r"data\.augment\.flip_axes\.0: "),
+        ("autoencoder", {"kind": "gan"}, "autoencoder: .*'gan'.*'vq', 'kl'"),
+        ("autoencoder", {"kind": "vq", "downsampling": 3}, r"autoencoder\.downsampling"),
+        ("autoencoder", {"kind": "vq", "downsampling": [4, 4, 3]}, "autoencoder: downsampling"),
+        ("autoencoder", {"kind": "vq", "downsampling": 8}, "autoencoder: channels has 2 entries.* needs 3"),
+        ("autoencoder", {"kind": "vq", "latent_channels": 7}, "latent_channels 7 does not divide into 2 codebooks"),
+        ("autoencoder", {"kind": "kl", "backbone": "resnet", "downsampling": [4, 4, 2]}, "autoencoder: .*use strided"),
+        ("loss.lesion_weight", 0.5, r"loss\.lesion_weight: "),
+        ("loss.perceptual", {"weight": 1}, r"loss\.perceptual\.path: Field required"),
+    ],
+)
+def test_impossible_values_are_named(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(AutoencoderRun, changed(AUTOENCODER, key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("denoiser.attention", [True], "denoiser: attention has 1 entries, channels has 2"),
+        ("denoiser.channels", [64, 100], r"denoiser: channels \[100\] must be multiples"),
+        ("diffusion.condition_dropout", 1.1, r"diffusion\.condition_dropout: "),
+        ("diffusion.shift", "big", r"diffusion\.shift"),
+        ("sampling.guidance_interval", [0, 2], r"sampling\.guidance_interval\.1: "),
+        ("autoencoder", None, "autoencoder: "),
+    ],
+)
+def test_impossible_values_of_a_diffusion_run_are_named(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(LdmRun, changed(LDM, key, value))
+
+
+def test_all_faults_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(AutoencoderRun, {"run": "r", "train": {"lr": -1}, "tran": 1})
+    assert all(fault in str(caught.value) for fault in ("train.lr: ", "data: Field required", "unknown key tran,"))
+
+
+def test_settings_of_the_default_autoencoder_need_no_kind() -> None:
+    """Leaving the section out gives a VQ, so changing one number of it must too, or say which kinds there are."""
+    try:
+        run = build(AutoencoderRun, {**AUTOENCODER, "autoencoder": {"codebook_size": 64}})
+    except ConfigError as error:
+        assert "'vq'" in str(error), error  # noqa: PT017
+    else:
+        assert run.autoencoder == config.VQConfig(codebook_size=64)
+
+
+def test_overrides(tmp_path: Path) -> None:
+    file = write(tmp_path / "c.yaml", AUTOENCODER)
+    changes = ["train.lr=3e-4", "train.betas=[0.5, 0.6]", "data.framing.crop=lesion", "seed=9", "init_from=null",
+               "autoencoder={kind: kl, latent_channels: 3}", "run=out=put"]  # fmt: skip
+    got = load(AutoencoderRun, file, changes)
+    assert got.train.lr == 3e-4
+    assert got.train.betas == (0.5, 0.6)
+    assert got.data.framing.crop == "lesion"
+    assert got.seed == 9
+    assert got.autoencoder == config.KLConfig(latent_channels=3)
+    assert got.run == Path("out=put")
+    assert got.data.grid == load(AutoencoderRun, file).data.grid
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.images", "'train.images' is not key=value"),
+        ("=3", "'=3' is not key=value"),
+        ("run.images=3", "run is a value, not a section"),
+        ("train.images=[1", "is not a YAML value"),
+        ("train.imagse=3", r"unknown key train\.imagse, did you mean images"),
+    ],
+)
+def test_wrong_overrides_are_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load(AutoencoderRun, write(tmp_path / "c.yaml", AUTOENCODER), [override])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"run: [1, 2", r"c\.yaml is not readable YAML: .*line 1"),
+        (b"- run\n- data\n", r"c\.yaml holds list"),
+        (b"", r"c\.yaml holds NoneType"),
+        (b"\xff\xfe\x00", r"c\.yaml is not readable YAML"),
+    ],
+)
+def test_files_that_hold_no_configuration(tmp_path: Path, text: bytes, message: str) -> None:
+    (tmp_path / "c.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(AutoencoderRun, tmp_path / "c.yaml")
+    assert "\n" not in str(caught.value)  # the command prints one line
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"absent\.yaml does not exist"):
+        load(AutoencoderRun, tmp_path / "absent.yaml")
+    with pytest.raises(ConfigError, match="not readable"):
+        load(AutoencoderRun, tmp_path)
+
+
+HELP = """
+import contextlib, io, sys
+import latentsynth
+print(sorted(latentsynth.__all__)[0], "torch" in sys.modules)
+import click, typer
+from latentsynth.cli import main
+from latentsynth.cli.app import app
+
+def walk(command, path):
+    yield path
+    for name, sub in getattr(command, "commands", {}).items():
+        yield from walk(sub, [*path, name])
+
+commands = list(walk(typer.main.get_command(app), []))
+runs = [[*path, "--help"] for path in commands]
+runs += [["train", "autoencoder", sys.argv[1], "--check"], ["train", "ldm", sys.argv[2], "--check"],
+         ["encode", sys.argv[2], "--check"]]
+for run in runs:
+    out = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(out):
+            main(run)
+    except SystemExit as end:
+        assert not end.code, (run, end.code)
+    print(" ".join(run), len(out.getvalue()) > 40, "torch" in sys.modules)
+"""
+
+
+def test_help_and_check_wait_for_nothing_heavy(tmp_path: Path) -> None:
+    files = [str(write(tmp_path / name, v)) for name, v in (("a.yaml", AUTOENCODER), ("b.yaml", LDM))]
+    got = subprocess.run([sys.executable, "-c", HELP, *files], capture_output=True, text=True, check=False)
+    assert got.returncode == 0, got.stderr
+    lines = got.stdout.splitlines()
+    assert lines[0].endswith(" False")
+    assert len(lines) > 12
+    assert any(line.startswith("evaluate reconstruction --help") for line in lines)
+    assert [line for line in lines[1:] if not line.endswith("True False")] == []
