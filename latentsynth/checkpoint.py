@@ -6,6 +6,7 @@ The header binds its parts by fingerprint, so an autoencoder of one run cannot b
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -70,7 +71,8 @@ def write(
     ledger: Ledger,
     metrics: Mapping[str, float],
 ) -> Header:
-    """Writes a checkpoint atomically."""
+    """Writes a checkpoint atomically; scores that are not numbers (of lesions where there are none) are left out."""
+    metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         for name, part in parts.items():

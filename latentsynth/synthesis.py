@@ -20,7 +20,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.data.requests import Placed, Request, place, to_scanner, volume_seed
 from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
-from latentsynth.files import make_folder, read_json, write_json
+from latentsynth.files import clear_partial, make_folder, read_json, write_json
 from latentsynth.progress import bar
 from latentsynth.provenance import sidecar, voxel_hash
 from latentsynth.synthesizers import Synthesizer
@@ -127,7 +127,7 @@ def _claim(out: Path, recipe: dict[str, Any], domain: Domain) -> None:
     """Opens the output folder for this checkpoint and these settings, or refuses one that belongs to others."""
     make_folder(out)
     for name in ("imagesTr", "labelsTr", "sidecars"):
-        make_folder(out / name)
+        clear_partial(make_folder(out / name))
     file = out / "synthesis.json"
     if file.is_file():
         found = read_json(file)

@@ -65,13 +65,14 @@ def scores(volume: Volume, reconstruction: Tensor, domain: Domain) -> CaseScores
 
 def summarise(rows: Sequence[CaseScores]) -> dict[str, float]:
     """Means over cases, and ``lesion_contrast_kept`` pooled over cases and channels (1 keeps the lesions, 0 loses them)."""
+    errors = [row.lesion_error for row in rows if np.isfinite(row.lesion_error)]
     kept = contrast_kept(
         torch.tensor([row.contrast for row in rows]), torch.tensor([row.contrast_after for row in rows])
     )
     return {
         "psnr": float(np.mean([row.psnr for row in rows])),
         "ssim": float(np.mean([row.ssim for row in rows])),
-        "lesion_error": float(np.nanmean([row.lesion_error for row in rows])),
+        "lesion_error": float(np.mean(errors)) if errors else float("nan"),
         "lesion_contrast_kept": float(kept),
     }
 

@@ -97,7 +97,7 @@ def lay(
         if zoom > 1 + 1e-6 and framing.fit == "error":
             raise DataError(
                 f"{name}: the lesion needs {_mm(needed)} around the {framing.crop} centre, the grid covers "
-                f"{_mm(extent)}: use a larger grid or coarser spacing, or framing.fit=scale (--fit scale)"
+                f"{_mm(extent)}: use a larger grid or coarser spacing, or fit: scale (data.framing.fit=scale when training, --fit scale when sampling)"
             )
         zoom = zoom if zoom > 1 + 1e-6 else 1.0
     step = np.array(grid.spacing_mm) * zoom

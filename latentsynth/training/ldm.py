@@ -192,14 +192,15 @@ def sample_sheet(path: Path, model: LatentDiffusion, cohort: EncodedCohort, seed
     volumes = cohort.validation.volumes
     annotated = [n for n in range(len(volumes)) if volumes.entries[n][0].mask is not None][:_SHOWN_CASES]
     masks = torch.stack([volumes.item(n)["mask"] for n in annotated for _ in range(_SHOWN_SEEDS)])
-    seeds = [seed + s for _ in annotated for s in range(_SHOWN_SEEDS)]
+    seeds = [seed + s for s in range(len(masks))]  # different noise for every tile, so that likeness is not borrowed
     made = model.generate(Condition(masks), seeds).image.numpy()
     rows = []
     for row, n in enumerate(annotated):
         volume = volumes.volume(n)
         tiles = [Tile(f"{volumes.entries[n][0].case_id}, real", volume.image, volume.mask)]
         for s in range(_SHOWN_SEEDS):
-            tiles.append(Tile(f"sample, seed {seed + s}", made[row * _SHOWN_SEEDS + s], volume.mask))
+            place = row * _SHOWN_SEEDS + s
+            tiles.append(Tile(f"sample, seed {seeds[place]}", made[place], volume.mask))
         rows.append(tiles)
     title = f"validation masks: real, and sampled ({model.sampling.scheduler}, {model.sampling.steps} steps)"
     return contact_sheet(path, rows, model.grid.spacing_mm, title, lesion_indices(model.domain))

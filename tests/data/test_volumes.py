@@ -218,7 +218,7 @@ from latentsynth.data.volumes import Recipe, VolumeCache
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 home = Path({str(tmp_path)!r})
 case = Case("a", "a", (home / "a_0.nii.gz",), home / "a_mask.nii.gz")
-grid = Grid((8, 8, 8), (4.0, 4.0, 4.0), (Window(),))
+grid = Grid((8, 8, 8), (6.0, 6.0, 6.0), (Window(),))
 for noise in (0.0, 0.1):
     recipe = Recipe(grid, Framing(), Labels((0, 1, 5)), AugmentConfig(noise=noise), 0)
     cache = VolumeCache(home / "cache", recipe, [case], copies=1)

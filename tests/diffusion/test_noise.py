@@ -87,8 +87,8 @@ def test_linear_schedule_is_the_integral_of_beta(t: float) -> None:
     schedule = schedule_named("linear")
     assert float(schedule.alpha(torch.tensor(t, dtype=torch.float64))) == pytest.approx(math.exp(-area / 2))
     # Where little noise was added yet, 1 - alpha^2 would lose all its digits.
-    tiny = torch.tensor(1e-9, dtype=torch.float64)
-    assert float(schedule.sigma(tiny)) == pytest.approx(math.sqrt(0.1 * 1e-9), rel=1e-6)
+    tiny = torch.tensor(1e-12, dtype=torch.float64)
+    assert float(schedule.sigma(tiny)) == pytest.approx(math.sqrt(0.1 * 1e-12), rel=1e-6)
 
 
 def stubbed(schedule: str, prediction: str, answer: Tensor) -> Denoiser:

@@ -150,6 +150,22 @@ def test_an_unknown_scheduler_is_refused_before_any_work(
         made(diffusion, masks(diffusion), SEEDS)
 
 
+def test_a_denoiser_that_knows_the_answer_brings_it_back(
+    diffusion: LatentDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latents are whitened on the way in and given their scale back on the way out."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = 2 * torch.rand(2, 1, 4, 4, 4, generator=generator) - 1
+    image = torch.nn.functional.interpolate(coarse, size=diffusion.grid.shape, mode="trilinear")
+    with torch.no_grad():
+        known = diffusion.autoencoder.encode(image)
+        expected = diffusion.autoencoder.decode_raw(diffusion.autoencoder.moments(image).mean)
+        unscaled = diffusion.autoencoder.decode_raw(known)
+    monkeypatch.setattr(diffusion.denoiser, "forward", lambda x_t, t, conditioning: known.to(x_t))
+    torch.testing.assert_close(made(diffusion, masks(diffusion, 2), [1, 2], steps=8), expected, rtol=0, atol=1e-3)
+    assert float((unscaled - expected).abs().mean()) > 1e-2
+
+
 def test_guidance_runs_from_without_to_beyond_the_mask(diffusion: LatentDiffusion) -> None:
     condition = masks(diffusion)
     images = {scale: made(diffusion, condition, SEEDS, guidance=scale) for scale in (0.0, 1.0, 4.0)}
