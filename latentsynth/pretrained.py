@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
+from types import MethodType
 from typing import Any, Self
 
 import torch
@@ -132,12 +133,15 @@ def _load_weights(model: torch.nn.Module, folder: Path) -> None:
 
 
 def recompute(block: torch.nn.Module) -> None:
-    """Makes one block recompute its activations in the backward pass (gradient checkpointing). Weights keep their names."""
-    forward = block.forward
+    """Makes one block recompute its activations in the backward pass (gradient checkpointing). Weights keep their names.
 
-    def checkpointed(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    A bound method, not a closure: a deep copy of the network (the weight average) must call its own block.
+    """
+    block.forward = MethodType(_checkpointed, block)  # type: ignore[method-assign]
 
-    block.forward = checkpointed  # type: ignore[method-assign]
+
+def _checkpointed(block: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+    forward = type(block).forward
+    if not torch.is_grad_enabled():
+        return forward(block, *args, **kwargs)
+    return checkpoint(forward, block, *args, use_reentrant=False, **kwargs)

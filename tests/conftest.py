@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 from helpers import GEOMETRIES, SMALL, lesion_mask, tiny_model, write_mask
+from trained_runs import trained_autoencoder, trained_ldm, workplace  # noqa: F401 (fixtures)
 
 from latentsynth.data.requests import Request
 from latentsynth.synthesizers import LatentDiffusion

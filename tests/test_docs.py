@@ -51,7 +51,10 @@ def complaint(line: str) -> str:
     command, rest = resolve(words)
     if getattr(command, "commands", None) and rest and not rest[0].startswith("-"):
         return f"{rest[0]} is not a command"
-    options = {option for parameter in getattr(command, "params", []) for option in parameter.opts} | {"--help", "--debug"}
+    options = {option for parameter in getattr(command, "params", []) for option in parameter.opts} | {
+        "--help",
+        "--debug",
+    }
     unknown = [word for word in rest if word.startswith("--") and word.split("=")[0] not in options]
     return f"unknown options {unknown}" if unknown else ""
 
@@ -72,7 +75,9 @@ def test_a_wrong_command_would_be_found() -> None:
 def test_every_named_file_and_link_is_there(page: Path) -> None:
     text = page.read_text()
     named = set(re.findall(r"(?:configs|tests|scripts|benchmarks|latentsynth)/[\w/.-]+\.(?:yaml|py)", text))
-    missing = {name for name in named if not (ROOT / name).is_file() and "configs/mine" not in name and "runs/" not in name}
+    missing = {
+        name for name in named if not (ROOT / name).is_file() and "configs/mine" not in name and "runs/" not in name
+    }
     missing = {name for name in missing if f"runs/tutorial/{name}" not in text}
     links = re.findall(r"\]\(([^)#]+)\)", text)
     missing |= {link for link in links if "://" not in link and not (page.parent / link).exists()}

@@ -38,7 +38,7 @@ class LatentCache:
 
     def path(self, entry: int) -> Path:
         """File of an entry; named after the volume's."""
-        return self.folder / self.volumes.path(entry).name
+        return self.volumes.path(entry, self.folder)
 
     def missing(self) -> list[int]:
         """Entries without a file."""

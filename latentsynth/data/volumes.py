@@ -148,17 +148,29 @@ class VolumeCache:
         self.recipe = recipe
         self.folder = Path(root) / recipe.key
         self.entries = [(case, copy) for case in cases for copy in range(copies + 1)]
+        self._stamps: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.entries)
 
-    def path(self, entry: int) -> Path:
-        """File of an entry; its name holds a stamp of the source files, so an edited mask is read anew."""
+    def path(self, entry: int, folder: Path | None = None) -> Path:
+        """File of an entry in this cache, or in another folder that is organised alike.
+
+        Its name holds a stamp of the source files, so that an edited mask is read anew. Where no source file is left
+        (a cache that was carried to another machine), the newest entry stands for the case.
+        """
         case, copy = self.entries[entry]
-        sources = [*case.images, *([case.mask] if case.mask else [])]
-        stats = [path.stat() if path.is_file() else None for path in sources]
-        stamp = fingerprint([[s.st_size, s.st_mtime_ns] if s else None for s in stats])[:8]
-        return self.folder / f"{case.case_id}.{copy}.{stamp}.safetensors"
+        folder = folder or self.folder
+        stamp = self._stamps.get(case.case_id)
+        if stamp is None:
+            sources = [path for path in (*case.images, *([case.mask] if case.mask else [])) if path.is_file()]
+            if not sources:
+                found = sorted(folder.glob(f"{case.case_id}.{copy}.*.safetensors"), key=lambda p: p.stat().st_mtime)
+                if found:
+                    return found[-1]
+            stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
+            stamp = self._stamps[case.case_id] = fingerprint(stats)[:8]
+        return folder / f"{case.case_id}.{copy}.{stamp}.safetensors"
 
     def build(self, rank: int = 0, world: int = 1, advance: Callable[[], None] = lambda: None) -> None:
         """Makes the missing entries of this rank's share.

@@ -136,8 +136,9 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
     state = run.latest_state()
     if state is not None:
         accelerator.load_state(str(state))
-        run.forget_after(progress.images_seen)
         accelerator.print(f"resuming {run.path} at {progress.images_seen} images")
+
+    run.forget_after(progress.images_seen)
 
     def shared() -> Modules:
         """The modules that hooks and checkpoints see."""

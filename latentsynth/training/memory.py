@@ -53,6 +53,7 @@ def measure(
         step: Runs it forward on meta tensors and returns the loss.
         train: Its precision and whether it checkpoints.
     """
+    own = {p.untyped_storage()._cdata for p in module.parameters()}  # counted as weights
     sizes: dict[int, int] = {}
     held: list[Any] = []  # keeps storages alive, so that no later one reuses the address of a freed one
     inputs, insides, before = 0, [0], 0
@@ -60,7 +61,8 @@ def measure(
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         held.append(storage)
-        sizes[storage._cdata] = storage.nbytes()
+        if storage._cdata not in own:
+            sizes[storage._cdata] = storage.nbytes()
         return tensor
 
     def enter(block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -77,8 +79,7 @@ def measure(
         step()
     for hook in hooks:
         hook.remove()
-    own = {p.untyped_storage()._cdata for p in module.parameters()}
-    activations = sum(size for address, size in sizes.items() if address not in own)
+    activations = sum(sizes.values())
     if train.gradient_checkpointing:
         activations = activations - sum(insides) + inputs + max(insides)
     factor = 0.55 if train.precision == "bf16" else 1.0  # convolutions keep half the bytes, normalisations keep all

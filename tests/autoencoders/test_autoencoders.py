@@ -231,6 +231,9 @@ def test_last_layer_is_the_one_that_makes_the_image(name: str) -> None:
 def test_kl_term_is_the_divergence_per_voxel() -> None:
     model = KLAutoencoder(2, 4, [8, 8], 1, [4, 4, 4], "strided", 0.3)
     moments = model.moments(images())
+    mean, log_variance = model.encoder(images()).chunk(2, dim=1)
+    torch.testing.assert_close(moments.mean, mean)
+    torch.testing.assert_close(moments.deviation, log_variance.exp().sqrt())
     normal = torch.distributions.Normal(moments.mean, moments.deviation)
     standard = torch.distributions.Normal(torch.zeros_like(moments.mean), torch.ones_like(moments.mean))
     divergence = torch.distributions.kl_divergence(normal, standard).flatten(1).sum(1).mean()

@@ -128,6 +128,22 @@ def test_editing_a_file_makes_the_cache_read_it_again(tmp_path: Path, edited: st
     assert (before.image != after.image).any() == (edited == "image")
 
 
+def test_entries_follow_size_and_time_of_every_file(tmp_path: Path) -> None:
+    one = case(tmp_path)
+    cache, names = VolumeCache(tmp_path / "cache", recipe(), [one]), set()
+    files = [*one.images, one.mask or Path()]
+    for file in files:
+        os.utime(file, ns=(7, 7))
+    names.add(cache.path(0))
+    for file in files:
+        os.utime(file, ns=(8, 8))  # the time alone
+        names.add(cache.path(0))
+        file.write_bytes(file.read_bytes() + b"more")
+        os.utime(file, ns=(8, 8))  # the size alone
+        names.add(cache.path(0))
+    assert len(names) == 7
+
+
 def test_nothing_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = VolumeCache(tmp_path / "cache", recipe(), [case(tmp_path)])
     cache.build()
@@ -186,7 +202,7 @@ def test_unannotated_cases_have_no_label_anywhere(tmp_path: Path) -> None:
     assert not mask.any()  # not even background
 
 
-def test_median_limits_are_those_of_the_scans_and_not_of_the_copies(tmp_path: Path) -> None:
+def test_median_limits_are_the_medians_of_the_scans(tmp_path: Path) -> None:
     cache = VolumeCache(tmp_path / "cache", recipe(MOVING), [case(tmp_path, n, s) for s, n in enumerate("abc")], 1)
     cache.build()
     rows = [recipe().read(case).limits[1] for case, copy in cache.entries if copy == 0]

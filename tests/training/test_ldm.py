@@ -74,7 +74,7 @@ def test_training_starts_from_another_checkpoint_and_inherits_its_patients(workp
     )
     assert ledger.patients
     other = load(LdmRun, start, ["denoiser.channels=[16, 16]"])
-    with pytest.raises(CheckpointError, match="init_from .* this configuration needs"):
+    with pytest.raises(CheckpointError, match=r"init_from .* this configuration needs"):
         initial(other, 4, 4)
 
 
@@ -87,3 +87,14 @@ def test_an_autoencoder_starts_from_another(workplace: Path, trained_autoencoder
     assert ledger.patients
     with pytest.raises(CheckpointError, match="architecture"):
         initial_autoencoder(load(AutoencoderRun, file, ["autoencoder.channels=[8, 8]"]), domain)
+
+
+def test_gradient_checkpointing_changes_memory_and_not_weights(workplace: Path, trained_autoencoder: Path) -> None:
+    weights = []
+    for switch in ("false", "true"):
+        file = ldm_config(workplace, f"ldm-checkpointing-{switch}", trained_autoencoder.name)
+        config = load(LdmRun, file, ["train.images=8", f"train.gradient_checkpointing={switch}"])
+        train_ldm(config)
+        weights.append(LatentDiffusion.from_pretrained(config.run).denoiser.state_dict())
+    # The averaged weights: a copy of a checkpointed network must run its own blocks, not those it was copied from.
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))

@@ -37,7 +37,13 @@ def test_gpu_configurations_fit_their_gpu(autoencoder: str, generator: str, gib:
         x = torch.zeros(1, *latent)
         out = denoiser(x, torch.tensor(0.5), Conditioning(torch.zeros(1, len(LABELS), *latent[1:])))
         assert out.shape == x.shape
-    assert {name.split(".")[0] for name in model.state_dict()} == {"encoder", "decoder", "quantizer", "latent_mean", "latent_std"}
+    assert {name.split(".")[0] for name in model.state_dict()} == {
+        "encoder",
+        "decoder",
+        "quantizer",
+        "latent_mean",
+        "latent_std",
+    }
     assert {name.split(".")[0] for name in denoiser.state_dict()} == {"network"}
     domain = Domain(first.data.grid, first.data.framing, LABELS, tuple("abcd"), ())
     for estimate in (estimate_autoencoder(first), estimate_ldm(second, model, domain)):
@@ -45,7 +51,9 @@ def test_gpu_configurations_fit_their_gpu(autoencoder: str, generator: str, gib:
 
 
 def chain(depth: int) -> tuple[nn.Sequential, list[nn.Module]]:
-    blocks: list[nn.Module] = [nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()) for _ in range(depth)]
+    blocks: list[nn.Module] = [
+        nn.Sequential(nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh()) for _ in range(depth)
+    ]
     return nn.Sequential(*blocks), blocks
 
 
