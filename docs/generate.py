@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import click
 import typer
@@ -80,16 +81,20 @@ def _plain(value: Any) -> str:
 
 
 def _type(annotation: Any) -> str:
-    parts = get_args(annotation)
-    if not parts:
-        return getattr(annotation, "__name__", str(annotation))
-    return (
-        str(annotation)
-        .replace("typing.", "")
-        .replace("latentsynth.config.", "")
-        .replace("pathlib.", "")
-        .replace("|", "or")
-    )
+    """A type as people write it; limits are left to the error messages."""
+    parts = [part for part in get_args(annotation) if part is not Ellipsis]
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _type(parts[0])
+    if origin is Literal:
+        return " or ".join(f"`{part}`" for part in parts)
+    if origin in (Union, UnionType):
+        return " or ".join(_type(part) for part in parts)
+    if origin is tuple:
+        return (
+            f"list of {_type(parts[0])}" if Ellipsis in get_args(annotation) else f"{len(parts)} of {_type(parts[0])}"
+        )
+    return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
 if __name__ == "__main__":

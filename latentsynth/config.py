@@ -6,27 +6,20 @@ defaults are chosen for a CPU, the files in ``configs/`` hold the settings for l
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from latentsynth.errors import ConfigError
+from latentsynth.strict import Positive, Strict, build, dump, load
 from latentsynth.types import Framing, Grid
 
+__all__ = ["AutoencoderRun", "LdmRun", "Run", "Strict", "build", "dump", "load"]
+
 Axes = tuple[int, int, int]
-Positive = Annotated[int, Field(ge=1)]
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
-
-
-class Strict(BaseModel):
-    """Base of every section: unknown keys are refused, values are frozen, paths stay as written."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 class AugmentConfig(Strict):
@@ -43,6 +36,11 @@ class AugmentConfig(Strict):
     gamma: NotNegative = Field(0.0, description="largest |log gamma| of contrast changes (TorchIO)")
     noise: NotNegative = Field(0.0, description="largest deviation of added noise, in units of the window (TorchIO)")
     bias: NotNegative = Field(0.0, description="largest bias field coefficient (TorchIO)")
+
+    @property
+    def changes_voxels(self) -> bool:
+        """Whether anything but the position of the grid is augmented."""
+        return bool(self.elastic_mm or self.gamma or self.noise or self.bias)
 
 
 class DataConfig(Strict):
@@ -160,7 +158,7 @@ class Run(Strict):
     """What every trained thing has."""
 
     run: Path = Field(description="run folder; the same command again resumes it")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     train: TrainConfig = TrainConfig()
     init_from: Path | None = Field(None, description="checkpoint whose weights training starts from")
 
@@ -230,9 +228,15 @@ class SamplingConfig(Strict):
     """Defaults that a checkpoint samples with; each can be changed at sampling."""
 
     scheduler: str = "dpmpp_2m"
-    steps: Positive = 20
+    steps: int = Field(20, ge=1, le=999)  # schedulers discretise noise levels into 1000
     guidance: NotNegative = Field(1.0, description="1 follows the condition as trained, larger exaggerates it")
     guidance_interval: tuple[Fraction, Fraction] = Field((0.0, 1.0), description="times t within which guidance acts")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SamplingConfig:
+        if self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError(f"guidance_interval {self.guidance_interval} must ascend, or guidance never acts")
+        return self
 
 
 class LatentDataConfig(Strict):
@@ -251,94 +255,3 @@ class LdmRun(Run):
     denoiser: DenoiserConfig = DenoiserConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     sampling: SamplingConfig = SamplingConfig()
-
-
-ConfigT = TypeVar("ConfigT", bound=Strict)
-
-
-def load(kind: type[ConfigT], path: Path | str, overrides: Sequence[str] = ()) -> ConfigT:
-    """Reads a YAML file and applies overrides.
-
-    Args:
-        kind: The model to read it as.
-        path: The YAML file.
-        overrides: ``key.sub=value`` strings; values are read as YAML.
-
-    Raises:
-        ConfigError: The file is missing or is not YAML; a key is unknown; a value is impossible.
-    """
-    path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"config {path} does not exist: check the path, or start from a file in configs/") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {path} is not readable YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"config {path} holds {type(values).__name__}, expected keys and values")
-    for override in overrides:
-        _override(values, override)
-    return build(kind, values, str(path))
-
-
-def build(kind: type[ConfigT], values: dict[str, Any], origin: str = "config") -> ConfigT:
-    """Validates plain values as a configuration.
-
-    Raises:
-        ConfigError: One line per wrong key, each with its name, what was found and what is possible.
-    """
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        lines = [_explain(kind, problem) for problem in error.errors()]
-        raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
-
-
-def dump(config: Strict) -> str:
-    """The resolved configuration as YAML, which :func:`load` reads back unchanged."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, default_flow_style=None, width=100)
-
-
-def _override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"override {override!r} is not key=value, for example train.images=1000")
-    *parents, last = key.split(".")
-    for parent in parents:
-        values = values.setdefault(parent, {})
-        if not isinstance(values, dict):
-            raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
-    try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
-
-
-def _explain(kind: type[BaseModel], problem: Any) -> str:
-    """One validation problem in words; for an unknown key, the keys that exist there."""
-    where = [str(part) for part in problem["loc"] if part not in ("vq", "kl", "function-after")]
-    key = ".".join(where) or "config"
-    if problem["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
-        found = problem.get("input")
-        shown = "" if problem["type"] == "missing" or isinstance(found, dict) else f" (found {found!r})"
-        return f"{key}: {problem['msg'].removeprefix('Value error, ')}{shown}"
-    choices = _keys_at(kind, problem["loc"][:-1])
-    near = difflib.get_close_matches(where[-1], choices, n=1)
-    hint = f", did you mean {near[0]}?" if near else ""
-    return f"unknown key {key}{hint} (choices: {', '.join(choices)})"
-
-
-def _keys_at(kind: Any, path: Sequence[str | int]) -> list[str]:
-    """Names of the fields of the section at ``path`` below the model ``kind``."""
-    for part in path:
-        if part in ("vq", "kl"):
-            kind = VQConfig if part == "vq" else KLConfig
-            continue
-        if isinstance(part, str) and hasattr(kind, "model_fields") and part in kind.model_fields:
-            kind = kind.model_fields[part].annotation
-        elif isinstance(part, str) and part in getattr(kind, "__dataclass_fields__", {}):
-            kind = get_type_hints(kind)[part]
-        options = [t for t in getattr(kind, "__args__", ()) if t is not type(None)]
-        kind = options[0] if options and not isinstance(options[0], str) else kind
-    fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
-    return [name for name in fields if not name.startswith("_")]

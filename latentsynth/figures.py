@@ -90,12 +90,13 @@ def _panel_sizes(shape: Sequence[int], spacing_mm: Sequence[float]) -> tuple[lis
 
 
 def _cut(mask: np.ndarray | None, shape: Sequence[int], focus: Sequence[int]) -> list[int]:
-    """Along each axis, the slice with the largest area of the focus labels; the middle if there is none."""
+    """Along each axis, the middle one of the slices with the largest area of the focus labels, or the middle slice."""
     inside = None if mask is None else (np.isin(mask, list(focus)) if focus else mask > 0)
     if inside is None or not inside.any():
         return [n // 2 for n in shape]
     others = ((1, 2), (0, 2), (0, 1))
-    return [int(inside.sum(axis=others[axis]).argmax()) for axis in range(3)]
+    areas = [inside.sum(axis=others[axis]) for axis in range(3)]
+    return [int(np.median(np.flatnonzero(area == area.max()))) for area in areas]
 
 
 def _draw(axes, tile: Tile, channel: int, view: int, cut: list[int], spacing_mm: Sequence[float]) -> None:  # type: ignore[no-untyped-def]

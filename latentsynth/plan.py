@@ -6,14 +6,12 @@ networks that the configurations name. The rest are rules, each stated where it 
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel as nib
 import numpy as np
 import torch
 from rich.console import Console
@@ -23,19 +21,16 @@ from torch import nn
 from latentsynth import config as configuration
 from latentsynth.autoencoders import build_autoencoder
 from latentsynth.config import AutoencoderRun, LdmRun
-from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
-from latentsynth.errors import DataError
+from latentsynth.data.survey import choose_grid, propose_window, survey
 from latentsynth.files import write_text
-from latentsynth.progress import bar
 from latentsynth.training.ldm import build_denoiser
 from latentsynth.training.memory import MemoryEstimate, estimate_autoencoder, estimate_ldm
-from latentsynth.types import Case, Conditioning, Domain, Framing, Grid, Labels
+from latentsynth.types import Conditioning, Domain, Framing, Grid, Labels
 
 _MARGIN_MM = 15.0  # anatomy shown around the largest lesion of a lesion crop
 _LESION_SHARE = 0.4  # crop on the lesion if it needs less than this share of the scan's volume
 _SHARES = (0.45, 0.55)  # of the hours, for the autoencoder and the denoiser
-_CT_AIR = -900.0  # a channel that reaches below this is in Hounsfield units
 _READ_CASES = 40  # scans read to learn extents and intensities
 
 
@@ -86,15 +81,15 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
     """
     manifest = Manifest.load(manifest_path)
     machine = this_machine()
-    survey = _survey(manifest.select("train")[:_READ_CASES], len(manifest.channels))
-    lesion_extent = survey.lesions.max(axis=0) + 2 * _MARGIN_MM if len(survey.lesions) else survey.scans.max(axis=0)
-    scan_extent = survey.scans.max(axis=0)
+    scans = survey(manifest.select("train")[:_READ_CASES], len(manifest.channels))
+    lesion_extent = scans.lesions.max(axis=0) + 2 * _MARGIN_MM if len(scans.lesions) else scans.scans.max(axis=0)
+    scan_extent = scans.scans.max(axis=0)
     if crop == "auto":
         share = float(np.prod(np.minimum(lesion_extent, scan_extent)) / np.prod(scan_extent))
         crop = "lesion" if share < _LESION_SHARE else "whole"
     extent = lesion_extent if crop == "lesion" else scan_extent
-    shape, spacing, factors = choose_grid(extent, survey.spacing, machine.voxels, len(machine.denoiser) - 1)
-    windows = [_window(name, values) for name, values in zip(manifest.channels, survey.intensities, strict=True)]
+    shape, spacing, factors = choose_grid(extent, scans.spacing, machine.voxels, len(machine.denoiser) - 1)
+    windows = [propose_window(name, values) for name, values in zip(manifest.channels, scans.intensities, strict=True)]
     name = manifest_path.stem
     halvings = max(factors).bit_length() - 1
     batch = machine.batch
@@ -147,8 +142,8 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
             f"{len(manifest.select('train'))}, {min(len(manifest.select('train')), _READ_CASES)} of them read",
         ),
         ("scan extent", _mm(scan_extent)),
-        ("lesion extent", _mm(survey.lesions.max(axis=0)) if len(survey.lesions) else "no masks"),
-        ("scan spacing", _mm(survey.spacing)),
+        ("lesion extent", _mm(scans.lesions.max(axis=0)) if len(scans.lesions) else "no masks"),
+        ("scan spacing", _mm(scans.spacing)),
     ]
     model = build_autoencoder(first.autoencoder, first.data.grid.channels)
     domain = Domain(first.data.grid, first.data.framing, manifest.labels, manifest.channels, ())
@@ -168,81 +163,6 @@ def this_machine() -> Machine:
     if memory < 40:
         return Machine(torch.cuda.get_device_name(), 128**3, (32, 64, 128), (128, 256, 256), 4, memory, precision)
     return Machine(torch.cuda.get_device_name(), 176**3, (64, 128, 128), (256, 256, 512), 8, memory, precision)
-
-
-def choose_grid(
-    extent_mm: np.ndarray, spacing_mm: np.ndarray, voxels: int, halvings: int
-) -> tuple[list[int], list[float], tuple[int, int, int]]:
-    """A grid that covers an extent with at most ``voxels`` voxels.
-
-    Scans are not upsampled, and axes more than twice as coarse as the finest keep their anisotropy.
-
-    Args:
-        extent_mm: What to cover, ``(3,)``.
-        spacing_mm: Voxel spacing of the scans, ``(3,)``.
-        voxels: Largest number of voxels.
-        halvings: How often the denoiser halves the latent grid, which must divide by 2 to that power.
-
-    Returns:
-        Shape, spacing and downsampling factors: 4, or 2 along an axis of fewer than 24 voxels.
-    """
-    base = np.where(spacing_mm > 2 * spacing_mm.min(), spacing_mm, spacing_mm.min())
-    scale = 1.0
-    while True:
-        spacing = [float(f"{s:.3g}") for s in base * scale]
-        counts = [math.ceil(e / s) for e, s in zip(extent_mm, spacing, strict=True)]
-        factors = [4 if n >= 24 else 2 for n in counts]
-        unit = [f * 2**halvings for f in factors]
-        shape = [max(math.ceil(n / u) * u, 16) for n, u in zip(counts, unit, strict=True)]
-        if math.prod(shape) <= max(voxels, 16**3):
-            return shape, spacing, (factors[0], factors[1], factors[2])
-        scale *= 1.02
-
-
-@dataclass(frozen=True)
-class _Survey:
-    scans: np.ndarray  # (N, 3) mm along the canonical axes
-    lesions: np.ndarray  # (M, 3) mm, annotated cases alone
-    spacing: np.ndarray  # (3,) mm, the median
-    intensities: list[np.ndarray]  # per channel, a sample of foreground voxels of all scans
-
-
-def _survey(cases: tuple[Case, ...], channels: int) -> _Survey:
-    scans, lesions, spacings = [], [], []
-    intensities: list[list[np.ndarray]] = [[] for _ in range(channels)]
-    rng = np.random.default_rng(0)
-    with bar("reading scans", len(cases), "cases") as shown:
-        for case in cases:
-            for channel, path in enumerate(case.images):
-                voxels, affine = nifti.read(path)
-                values = voxels[voxels > voxels.min()].ravel()
-                if not values.size:
-                    raise DataError(f"{path} has one intensity only: remove this case or this channel")
-                intensities[channel].append(rng.choice(values, min(values.size, 4000)).astype(np.float32))
-            orientation = nib.orientations.io_orientation(affine)
-            order = np.argsort(orientation[:, 0])
-            spacing = np.linalg.norm(affine[:3, :3], axis=0)[order]
-            scans.append(np.array(voxels.shape)[order] * spacing)
-            spacings.append(spacing)
-            if case.mask is not None:
-                mask, _ = nifti.read_labels(case.mask)
-                where = np.argwhere(nib.orientations.apply_orientation(mask > 0, orientation))
-                if len(where):
-                    lesions.append((where.max(axis=0) - where.min(axis=0) + 1) * spacing)
-            shown.advance()
-    pooled = [np.concatenate(values) for values in intensities]
-    return _Survey(np.array(scans), np.array(lesions), np.median(spacings, axis=0), pooled)
-
-
-def _window(name: str, values: np.ndarray) -> dict[str, Any]:
-    """Fixed for units that mean the same in every scan (CT, PET), percentiles of each image otherwise."""
-    if values.min() < _CT_AIR or "CT" in name.upper().split():
-        tissue = values[values > -500]
-        low, high = np.percentile(tissue if tissue.size else values, (1, 99.5))
-        return {"kind": "fixed", "low": float(np.floor(low / 10) * 10), "high": float(np.ceil(high / 10) * 10)}
-    if any(word in name.upper() for word in ("PET", "SUV")):
-        return {"kind": "fixed", "low": 0.0, "high": float(f"{np.percentile(values, 99.9):.2g}")}
-    return {"kind": "percentile", "low": 0.5, "high": 99.5}
 
 
 def _speeds(autoencoder: AutoencoderRun, ldm: LdmRun, labels: Labels) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint
 
-from latentsynth.errors import CheckpointError
+from latentsynth.errors import CheckpointError, DataError
 from latentsynth.files import atomic_path, read_json
 from latentsynth.provenance import file_fingerprint
 
@@ -94,7 +94,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{folder} holds no {CONFIG}, so it is not a checkpoint: give the folder that training wrote"
         )
-    config = read_json(folder / CONFIG)
+    try:
+        config = read_json(folder / CONFIG)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{folder / CONFIG} is not a JSON object: restore the checkpoint")
     return config

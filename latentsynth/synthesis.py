@@ -71,7 +71,7 @@ def synthesize(
     accelerator.wait_for_everyone()
     model.to(accelerator.device)
     jobs = [(m, seed + n) for m in range(len(masks)) for n in range(per_mask)]
-    todo = [job for job in jobs if not _sidecar(out, masks[job[0]], job[1]).is_file()]
+    todo = [job for job in jobs if not _done(out, masks[job[0]], job[1], placed[job[0]])]
     accelerator.wait_for_everyone()  # every process must have looked before any of them writes
     mine = todo[accelerator.process_index :: accelerator.num_processes]
     with bar("sampling", len(mine), "volumes", accelerator.is_main_process) as shown:
@@ -121,6 +121,16 @@ def _name(request: Request, seed: int) -> str:
 
 def _sidecar(out: Path, request: Request, seed: int) -> Path:
     return out / "sidecars" / f"{_name(request, seed)}.json"
+
+
+def _done(out: Path, request: Request, seed: int, placed: Placed) -> bool:
+    """Whether a volume stands already; refuses one that stands for another mask of the same name."""
+    file = _sidecar(out, request, seed)
+    if not file.is_file():
+        return False
+    if read_json(file)["mask_voxels"] != voxel_hash(placed.values):
+        raise DataError(f"{file} belongs to another mask named {request.name}: give another --out, or rename the mask")
+    return True
 
 
 def _claim(out: Path, recipe: dict[str, Any], domain: Domain) -> None:

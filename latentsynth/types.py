@@ -18,7 +18,7 @@ Units stand in names: ``spacing_mm``, ``images_seen``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -104,7 +104,7 @@ class Grid:
         object.__setattr__(self, "windows", tuple(self.windows))
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ConfigError(f"grid shape {self.shape} must be three positive voxel counts")
-        if len(self.spacing_mm) != 3 or min(self.spacing_mm) <= 0:
+        if len(self.spacing_mm) != 3 or not all(0 < s < float("inf") for s in self.spacing_mm):
             raise ConfigError(f"grid spacing_mm {self.spacing_mm} must be three positive lengths in mm")
         if not 1 <= len(self.windows) <= 4:
             raise ConfigError(f"grid has {len(self.windows)} windows: give one per channel, for 1 to 4 channels")
@@ -262,6 +262,8 @@ class Domain:
         Raises:
             KeyError, TypeError: A field is missing or unknown.
         """
+        if set(value) != {field.name for field in fields(cls)}:
+            raise KeyError(f"keys {sorted(value)}")
         grid = dict(value["grid"])
         grid["windows"] = tuple(Window(**window) for window in grid["windows"])
         framing = {**value["framing"], "lesion_labels": tuple(value["framing"]["lesion_labels"])}

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import pytest
 from accelerate import Accelerator
 from helpers import GEOMETRIES, SMALL, lesion_mask, tiny_model, write_mask
@@ -13,6 +14,9 @@ from trained_runs import trained_autoencoder, trained_ldm, workplace  # noqa: F4
 
 from latentsynth.data.requests import Request
 from latentsynth.synthesizers import LatentDiffusion
+
+hypothesis.settings.register_profile("latentsynth", deadline=None, derandomize=True)  # a busy machine is no failure
+hypothesis.settings.load_profile("latentsynth")
 
 
 @pytest.fixture(scope="session")

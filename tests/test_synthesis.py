@@ -142,6 +142,7 @@ def test_what_stands_beside_every_volume(
     model, out = model_of("vq"), tmp_path / "out"
     returned = synthesize(model, masks, out, cpu, per_mask=2, seed=5, steps=2)
     names = [f"{request.name}-s{seed:04d}" for request in masks for seed in (5, 6)]
+    noise_seeds: set[int] = set()
     for request in masks:
         for seed in (5, 6):
             facts = json.loads((out / "sidecars" / f"{request.name}-s{seed:04d}.json").read_text())
@@ -155,6 +156,8 @@ def test_what_stands_beside_every_volume(
             voxels, affine = load(out / "imagesTr" / f"{request.name}-s{seed:04d}_0000.nii.gz")
             turned_to_ras = nib.as_closest_canonical(nib.Nifti1Image(voxels, affine))
             assert facts["voxels"] == voxel_hash(np.asarray(turned_to_ras.dataobj))
+            noise_seeds.add(facts["noise_seed"])
+    assert len(noise_seeds) == len(names)
     manifest = Manifest.load(out / "manifest.json")
     assert sorted(case.case_id for case in manifest.cases) == sorted(names)
     assert manifest.fingerprint == returned.fingerprint

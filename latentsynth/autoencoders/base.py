@@ -115,7 +115,12 @@ class Autoencoder(Pretrained, ABC):
         return self.whiten(moments.mean if noise is None else moments.sample(noise))
 
     def decode(self, z: Tensor) -> Tensor:
-        """Latents to an image in [-1, 1]."""
+        """Latents to an image in [-1, 1].
+
+        Raises:
+            CheckpointError: The scale was never fitted.
+        """
+        self._require_scale()
         return self.decode_raw(z * _channelwise(self.latent_std) + _channelwise(self.latent_mean))
 
     def whiten(self, raw: Tensor) -> Tensor:
@@ -124,9 +129,12 @@ class Autoencoder(Pretrained, ABC):
         Raises:
             CheckpointError: The scale was never fitted.
         """
+        self._require_scale()
+        return (raw - _channelwise(self.latent_mean)) / _channelwise(self.latent_std)
+
+    def _require_scale(self) -> None:
         if not bool(torch.isfinite(self.latent_std).all()):
             raise CheckpointError("the latent scale of this autoencoder was never fitted: finish its training first")
-        return (raw - _channelwise(self.latent_mean)) / _channelwise(self.latent_std)
 
     @torch.no_grad()
     def fit_latent_stats(self, moments: Iterable[Moments]) -> None:

@@ -22,7 +22,7 @@ class KLAutoencoder(Autoencoder):
         res_blocks: Residual blocks per level.
         factors: Voxels per latent cell along each axis.
         backbone: Trunk, see :mod:`latentsynth.autoencoders.networks`.
-        kl_weight: Weight of the KL term, per latent element.
+        kl_weight: Weight of the KL divergence summed over a case and divided by its voxels.
     """
 
     @register_to_config

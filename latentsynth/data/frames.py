@@ -11,10 +11,14 @@ from dataclasses import dataclass
 
 import nibabel as nib
 import numpy as np
+from einops import reduce
 from scipy import ndimage
 
 from latentsynth.errors import DataError
 from latentsynth.types import Framing, Grid
+
+_SLAB = 4_000_000  # voxels resampled at once
+_POINTS = 4  # at most so many points along an axis to measure the coverage of a voxel
 
 
 @dataclass(frozen=True)
@@ -123,58 +127,85 @@ def _mm(lengths: np.ndarray) -> str:
 
 
 def resample(
-    voxels: np.ndarray, affine: np.ndarray, frame: Frame, fill: float, order: int = 1, extend: bool = False
+    voxels: np.ndarray, affine: np.ndarray, frame: Frame, fill: float, extend: bool = False, smooth: bool = True
 ) -> np.ndarray:
-    """Resamples a scalar volume into a frame, smoothing first where the frame is coarser.
+    """Resamples a scalar volume into a frame, linearly, smoothing first where the frame is coarser.
 
     Args:
         voxels: Shape of the source grid.
         affine: The source grid's affine ``(4, 4)``.
         frame: Where to.
         fill: Value outside the source.
-        order: Spline order; 1 is linear.
         extend: Let the outermost source voxels reach half a voxel further, to the true edge of the field of view.
+        smooth: False takes point samples.
 
     Returns:
         float32, shape ``frame.shape``.
     """
     matrix = np.linalg.inv(affine) @ frame.affine
     voxels = np.asarray(voxels, dtype=np.float32)
-    ratio = np.linalg.norm(matrix[:3, :3], axis=1)  # source voxels per frame voxel along each source axis
-    if (ratio > 1.05).any():
+    ratio = _ratio(affine, frame)
+    if smooth and (ratio > 1.05).any():
         # Gaussian whose width turns a box of one source voxel into one of a frame voxel (Cardoso 2015, eq. 2)
         sigma = np.sqrt(np.maximum(ratio**2 - 1, 0) / (8 * np.log(2)))
         voxels = ndimage.gaussian_filter(voxels, sigma, mode="nearest")
-    offset = matrix[:3, 3]
-    if extend:
-        voxels = np.pad(voxels, 1, mode="edge")
-        offset = offset + 1
-    out = ndimage.affine_transform(
-        voxels, matrix[:3, :3], offset, output_shape=frame.shape, order=order, mode="constant", cval=fill
-    )
-    return np.asarray(out, dtype=np.float32)
+    # Rounding must not push a voxel centre of the outermost plane outside: it is inside with a little to spare.
+    reach = 0.5 if extend else 1e-4
+    last = np.array(voxels.shape).reshape(3, 1, 1, 1) - 1
+    out = np.empty(frame.shape, dtype=np.float32)
+    slab = max(1, _SLAB // (frame.shape[1] * frame.shape[2]))  # coordinates of a whole large scan would fill memory
+    for start in range(0, frame.shape[0], slab):
+        index = np.indices((min(slab, frame.shape[0] - start), *frame.shape[1:]), dtype=np.float64)
+        index[0] += start
+        at = np.einsum("ab,bijk->aijk", matrix[:3, :3], index) + matrix[:3, 3].reshape(3, 1, 1, 1)
+        inside = ((at >= -reach) & (at <= last + reach)).all(axis=0)
+        values = ndimage.map_coordinates(voxels, np.clip(at, 0, last), order=1, mode="nearest")
+        out[start : start + slab] = np.where(inside, values, fill)
+    return out
 
 
 def resample_labels(labels: np.ndarray, affine: np.ndarray, frame: Frame) -> np.ndarray:
-    """Resamples a label map: each label as a smooth indicator, the largest wins.
+    """Resamples a label map by coverage: where labels together cover more than background, the largest of them wins.
 
-    A label too small to win any voxel keeps the one where it is strongest, so that no lesion vanishes silently.
+    Coverage is averaged over points inside the voxel; smoothing and thresholding would shrink small lesions. A label
+    too small to win any voxel keeps the one it covers most, so that no lesion vanishes silently.
 
     Returns:
         Label values, int16, shape ``frame.shape``; 0 outside the source.
     """
-    present = [int(v) for v in np.unique(labels) if v != 0]
-    best = np.full(frame.shape, 0.5, dtype=np.float32)
+    points = int(np.clip(np.ceil(_ratio(affine, frame).max() - 0.05), 1, _POINTS))
+    fine = _refined(frame, points)
+
+    def coverage_of(value: int) -> np.ndarray:
+        indicator = resample((labels == value).astype(np.float32), affine, fine, 0.0, extend=True, smooth=False)
+        return reduce(indicator, "(i a) (j b) (k c) -> i j k", "mean", a=points, b=points, c=points)
+
+    best = np.zeros(frame.shape, dtype=np.float32)
+    filled = np.zeros(frame.shape, dtype=np.float32)
     out = np.zeros(frame.shape, dtype=np.int16)
-    indicators = []
-    for value in present:
-        indicator = resample((labels == value).astype(np.float32), affine, frame, 0.0)
-        indicators.append(indicator)
-        # Against background a label needs half the voxel; between labels the larger share wins.
-        wins = indicator >= best
-        out[wins] = value
-        best[wins] = indicator[wins]
-    for value, indicator in zip(present, indicators, strict=True):
-        if not (out == value).any() and indicator.max() > 0:
-            out[np.unravel_index(np.argmax(indicator), frame.shape)] = value
+    coverages = {int(v): coverage_of(v) for v in np.unique(labels) if v != 0}
+    for value, coverage in coverages.items():
+        wins = coverage > best
+        out[wins], best[wins] = value, coverage[wins]
+        filled += coverage
+    out[coverage_of(0) > filled + 1e-6] = 0  # where the source ends, what is beyond it counts for neither side
+    taken = np.zeros(frame.shape, dtype=bool)
+    for value, coverage in coverages.items():
+        if not (out == value).any() and coverage.max() > 0:
+            place = np.unravel_index(np.argmax(np.where(taken, -1, coverage)), frame.shape)
+            out[place], taken[place] = value, True
     return out
+
+
+def _ratio(affine: np.ndarray, frame: Frame) -> np.ndarray:
+    """Source voxels per frame voxel along each source axis, ``(3,)``."""
+    return np.linalg.norm((np.linalg.inv(affine) @ frame.affine)[:3, :3], axis=1)
+
+
+def _refined(frame: Frame, points: int) -> Frame:
+    """The frame with ``points`` voxels along each axis in the place of one."""
+    finer = frame.affine.copy()
+    finer[:3, :3] /= points
+    finer[:3, 3] += finer[:3, :3] @ np.full(3, (1 - points) / 2)
+    i, j, k = (n * points for n in frame.shape)
+    return Frame(finer, (i, j, k))

@@ -56,10 +56,10 @@ class LatentCache:
             volumes = [self.volumes.volume(entry) for entry in pair]
             images = torch.stack([torch.from_numpy(volume.image) for volume in volumes])
             mean, deviation = encode(images if len(pair) > 1 else images.repeat(2, 1, 1, 1, 1))
-            if not bool(torch.isfinite(mean).all() and torch.isfinite(deviation).all()):
-                raise DataError(f"latents of {self.path(pair[0]).name} are not finite: train the autoencoder again")
             for row, (entry, volume) in enumerate(zip(pair, volumes, strict=True)):
                 tensors = {"mean": mean[row].float().contiguous(), "deviation": deviation[row].float().contiguous()}
+                if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+                    raise DataError(f"latents of {self.path(entry).name} are not finite: train the autoencoder again")
                 if volume.mask is not None:
                     tensors["mask"] = torch.from_numpy(volume.mask)
                 with atomic_path(self.path(entry)) as temporary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,8 +76,9 @@ def requests(source: Path, split: Split | None = None) -> list[Request]:
             raise DataError(f"no case of {source} in split {split or 'val'} has a mask: choose another --split")
         found = [Request(c.case_id, c.mask, (c.patient_id, *c.parents), c.images) for c in cases if c.mask]
     names = [request.name for request in found]
-    if len(set(names)) < len(names):
-        raise DataError(f"{source} holds masks of equal name, {sorted(names)[0]!r} for one: rename them")
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(f"{source} holds masks of equal name, {repeated[0]!r}: rename them")
     return found
 
 
@@ -100,6 +102,8 @@ def place_array(values: np.ndarray, affine: np.ndarray, domain: Domain, name: st
         name: What to call the mask in an error.
         fit: Overrides what to do with a lesion that does not fit the grid.
     """
+    if values.ndim != 3:
+        raise DataError(f"{name} has {values.ndim} axes {values.shape}, expected 3: give one 3D label map")
     check_labels(values, domain.labels, name)
     if not values.any():
         raise DataError(f"{name} is empty: give a mask with at least one voxel that is not 0")

@@ -36,11 +36,12 @@ def distort(
     if augment.bias:
         steps.append(tio.RandomBiasField(coefficients=augment.bias))
     if augment.noise:
-        steps.append(tio.RandomNoise(std=(0, 2 * augment.noise)))  # the window is two units wide
+        steps.append(tio.RandomNoise(std=(0, augment.noise)))
     if not steps:
         return image, mask
     affine = np.diag([*spacing_mm, 1.0])
-    subject = tio.Subject(image=tio.ScalarImage(tensor=torch.from_numpy(image + 1), affine=affine))  # gamma needs >= 0
+    # On [0, 1], where a power keeps black and white in place.
+    subject = tio.Subject(image=tio.ScalarImage(tensor=torch.from_numpy((image + 1) / 2), affine=affine))
     if mask is not None:
         subject.add_image(tio.LabelMap(tensor=torch.from_numpy(mask)[None], affine=affine), "mask")
     with torch.random.fork_rng(devices=[]):  # TorchIO draws from the global generator; the caller's stays untouched
@@ -49,4 +50,4 @@ def distort(
     moved = (
         None if mask is None else np.rint(out["mask"].numpy()[0]).astype(np.uint8)
     )  # TorchIO returns labels as float
-    return np.clip(out["image"].numpy() - 1, -1, 1).astype(np.float32), moved
+    return np.clip(2 * out["image"].numpy() - 1, -1, 1).astype(np.float32), moved

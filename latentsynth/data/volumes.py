@@ -22,7 +22,7 @@ from latentsynth.files import atomic_path, write_json
 from latentsynth.provenance import fingerprint
 from latentsynth.types import Case, Framing, Grid, Labels
 
-_VERSION = 1  # raise it when preprocessing changes, so that old caches are not read
+_VERSION = 2  # raise it when preprocessing changes, so that old caches are not read
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class Recipe:
             between.append(limits)
         image = np.stack(channels)
         mask = None if labels is None else to_index(resample_labels(labels, affine, frame), self.labels)
-        if copy:
-            from latentsynth.data.transforms import distort  # TorchIO, which only augmentation needs
+        if copy and self.augment.changes_voxels:
+            from latentsynth.data.transforms import distort  # TorchIO, which nothing else needs
 
             image, mask = distort(image, mask, self.grid.spacing_mm, self.augment, rng)
         return Volume(image, mask, tuple(between), zoom)
@@ -164,12 +164,17 @@ class VolumeCache:
         stamp = self._stamps.get(case.case_id)
         if stamp is None:
             sources = [path for path in (*case.images, *([case.mask] if case.mask else [])) if path.is_file()]
+            start = f"{case.case_id}.{copy}."
             if not sources:
-                found = sorted(folder.glob(f"{case.case_id}.{copy}.*.safetensors"), key=lambda p: p.stat().st_mtime)
-                if found:
-                    return found[-1]
+                # Exactly one more part: the entries of a case named like the start of another are not its own.
+                found = [
+                    p
+                    for p in folder.glob("*.safetensors")
+                    if p.name.startswith(start) and p.name.count(".", len(start)) == 1
+                ]
+                return max(found, key=lambda p: p.stat().st_mtime, default=folder / f"{start}missing.safetensors")
             stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
-            stamp = self._stamps[case.case_id] = fingerprint(stats)[:8]
+            stamp = self._stamps[case.case_id] = fingerprint([case.content, stats])[:8]
         return folder / f"{case.case_id}.{copy}.{stamp}.safetensors"
 
     def build(self, rank: int = 0, world: int = 1, advance: Callable[[], None] = lambda: None) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from latentsynth.diffusion.guidance import Denoise
 from latentsynth.diffusion.noise import SCHEDULES, Schedule
+from latentsynth.diffusion.times import EDGE
 from latentsynth.errors import ConfigError, UnknownNameError
 
 _STEPS = 1000  # training steps that the schedulers discretise a schedule into
@@ -205,7 +206,8 @@ def sample(
     timesteps = engine.timesteps
     for step, timestep in enumerate(timesteps):
         a, s = sampler.coordinates(engine, step, timestep)
-        t = schedule.time(torch.tensor(s / max(a, 1e-9), dtype=torch.float64)).to(noise)
+        # Short of t = 1, which no model is trained at and where some posterior means are 0 / 0.
+        t = schedule.time(torch.tensor(s / max(a, 1e-9), dtype=torch.float64)).clamp(max=1 - EDGE / 2).to(noise)
         own = float(schedule.alpha(t.double())), float(schedule.sigma(t.double()))
         # At equal noise ratio the variables differ by one factor; taken from the larger coefficient it is stable.
         factor = own[0] / a if a > s else own[1] / s

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentsynth.errors import UnknownNameError
 
-_EDGE = 1e-3  # times stay this far from 0 and 1, where weights or posterior means are singular
+EDGE = 1e-3  # times stay this far from 0 and 1, where weights or posterior means are singular
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class TimeSampler:
             normal = torch.special.ndtri(uniform.double().clamp(1e-6, 1 - 1e-6))
             t = torch.sigmoid(self.mean + self.std * normal).to(uniform.dtype)
         t = self.shift * t / (1 + (self.shift - 1) * t)
-        return t.clamp(_EDGE, 1 - _EDGE)
+        return t.clamp(EDGE, 1 - EDGE)
 
 
 def automatic_shift(cells: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ from latentsynth.conditioning import MaskConditioner
 from latentsynth.config import SamplingConfig, build
 from latentsynth.diffusion import Denoiser, guided, sample
 from latentsynth.diffusion.sampling import sampler_named
-from latentsynth.errors import CheckpointError
+from latentsynth.errors import CheckpointError, ConfigError
 from latentsynth.provenance import Ledger
 from latentsynth.synthesizers.base import Synthesizer, seeded_noise
 from latentsynth.types import Condition, Conditioning, Domain, Generated
@@ -81,11 +81,13 @@ class LatentDiffusion(Synthesizer):
         chosen = SamplingConfig(**self.settings(**settings))
         device = next(self.denoiser.parameters()).device
         rows = len(seeds)
-        mask = torch.zeros(rows, len(self.domain.labels), *self.grid.shape) if condition is None else condition.mask
+        if condition is None:
+            condition = Condition(torch.zeros(rows, len(self.domain.labels), *self.grid.shape))
         # On a CPU torch is several times slower on a batch of one, so a lone volume is made twice.
         repeat = 2 if rows == 1 and device.type == "cpu" else 1
         noise = seeded_noise(seeds, self.autoencoder.latent_shape(self.grid.shape)).repeat(repeat, 1, 1, 1, 1)
-        wanted = self.conditioner(Condition(mask.repeat(repeat, 1, 1, 1, 1).to(device)))
+        mask = condition.mask.repeat(repeat, 1, 1, 1, 1).to(device)
+        wanted = self.conditioner(replace(condition, mask=mask))
         nothing = self.conditioner.dropped(wanted, torch.zeros(rows * repeat, dtype=torch.bool, device=device))
 
         def denoise_with(conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
@@ -95,7 +97,7 @@ class LatentDiffusion(Synthesizer):
         z = sample(
             denoise, self.denoiser.schedule, noise.to(device), chosen.scheduler, chosen.steps, self.shift, progress
         )
-        return Generated(self.autoencoder.decode(z)[:rows].cpu(), mask)
+        return Generated(self.autoencoder.decode(z)[:rows].cpu(), condition.mask)
 
     def save(self, folder: Path, ledger: Ledger, metrics: Mapping[str, float]) -> checkpoint.Header:
         """Writes the checkpoint folder that :meth:`from_pretrained` reads."""
@@ -112,6 +114,10 @@ class LatentDiffusion(Synthesizer):
         """
         folder = checkpoint.locate(path)
         header = checkpoint.read_header(folder, KIND)
+        if set(header.parts) != {"autoencoder", "conditioner", "denoiser"}:
+            raise CheckpointError(
+                f"{folder}/config.json binds parts {sorted(header.parts)}, expected autoencoder, conditioner, denoiser"
+            )
         if set(header.settings) != {"sampling", "shift"}:
             raise CheckpointError(
                 f"{folder}/config.json: settings {sorted(header.settings)}, expected sampling and shift"
@@ -121,12 +127,19 @@ class LatentDiffusion(Synthesizer):
             Autoencoder.from_pretrained(folder / "autoencoder"),
             MaskConditioner.from_pretrained(folder / "conditioner"),
             Denoiser.from_pretrained(folder / "denoiser"),
-            build(SamplingConfig, dict(header.settings["sampling"]), f"{folder}/config.json"),
+            cls._sampling(header.settings["sampling"], folder),
             float(header.settings["shift"]),
             header.fingerprint,
         )
         model._check_parts(folder)
         return model
+
+    @staticmethod
+    def _sampling(value: Any, folder: Path) -> SamplingConfig:
+        try:
+            return build(SamplingConfig, dict(value), f"{folder}/config.json")
+        except (ConfigError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{error}: restore the checkpoint") from error
 
     def _check_parts(self, folder: Path) -> None:
         """The parts must fit each other and the domain."""

@@ -23,7 +23,7 @@ from latentsynth.progress import bar
 from latentsynth.training.optim import average, lr_factor
 from latentsynth.training.run import RunFolder
 
-Batch = dict[str, Any]
+Batch = dict[str, Any]  # a collated item, the "position" of each row, and the images "seen" before this step
 Modules = Mapping[str, nn.Module]
 # (modules, batch, state) -> a loss that is a mean over the batch, and numbers to log. A player may leave tensors in
 # the batch for the players after it (the reconstruction that a discriminator judges).
@@ -159,7 +159,7 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
     scores: dict[str, float] = {}
     with bar(f"training {run.path.name}", total, "images", accelerator.is_main_process, seen) as shown:
         for batch in loader:
-            batch = _to_device(batch, accelerator.device)
+            batch = {**_to_device(batch, accelerator.device), "seen": seen}
             with accelerator.accumulate(*wrapped_modules):
                 for player in players:
                     if seen < player.after_images or (seen // config.batch) % player.every:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.losses import PatchAdversarialLoss
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,7 +21,6 @@ from latentsynth.errors import TrainingError
 from latentsynth.training.loop import Batch, Modules
 
 _NOISE = 2  # stream of the latent noise, apart from every other use of a position
-_hinge = PatchAdversarialLoss(criterion="hinge")
 
 
 def build_discriminator(config: ReconstructionConfig, channels: int) -> nn.Module:
@@ -68,9 +66,9 @@ class GeneratorLoss:
             logs["perceptual"] = _feature_distance(self.perceptual, out.image, image)
             total = total + terms.perceptual.weight * logs["perceptual"]
         batch["fake"] = out.image.detach()  # what the discriminator judges next
-        if terms.adversarial_weight and int(batch["position"].min()) >= terms.adversarial_after_images:
+        if terms.adversarial_weight and batch["seen"] >= terms.adversarial_after_images:
             opinion = modules["discriminator"](out.image)[-1]
-            adversarial = _hinge(opinion, target_is_real=True, for_discriminator=False)
+            adversarial = -opinion.mean()
             balance = adaptive_weight(total, adversarial, self.last_layer)
             logs |= {"adversarial": adversarial, "adversarial_balance": balance}
             total = total + terms.adversarial_weight * balance * adversarial
@@ -80,8 +78,8 @@ class GeneratorLoss:
 def discriminator_loss(modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
     """Hinge loss on real and reconstructed volumes, judged in one call as distributed wrappers require."""
     real, fake = modules["discriminator"](torch.cat([batch["image"], batch["fake"]]))[-1].chunk(2)
-    on_real = _hinge(real, target_is_real=True, for_discriminator=True)
-    on_fake = _hinge(fake, target_is_real=False, for_discriminator=True)
+    # Not MONAI's PatchAdversarialLoss: its hinge squashes the opinions through tanh first.
+    on_real, on_fake = functional.relu(1 - real).mean(), functional.relu(1 + fake).mean()
     accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
     return (on_real + on_fake) / 2, {"accuracy": accuracy}
 
@@ -105,7 +103,9 @@ def load_perceptual(path: Path) -> nn.Module:
         network: nn.Module = torch.jit.load(str(path), map_location="cpu")
     except RuntimeError as error:
         raise TrainingError(f"loss.perceptual.path {path} is not TorchScript: save it with torch.jit.save") from error
-    return network.eval().requires_grad_(False)
+    for weight in network.parameters():  # a scripted module has no requires_grad_ of its own
+        weight.requires_grad_(False)
+    return network.eval()
 
 
 def _pointwise(kind: str, difference: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ def batch(first: int = 0, count: int = 2) -> dict[str, Any]:
         "image": torch.rand((count, 1, 4, 4, 4), generator=generator) * 2 - 1,
         "mask": mask,
         "position": torch.arange(first, first + count),
+        "seen": first,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -110,7 +111,25 @@ def test_an_edited_scan_needs_new_latents(tmp_path: Path, volumes: VolumeCache, 
     latents = LatentCache(tmp_path / "latents", "weights", volumes)
     latents.write(range(3), encoder)
     nifti.write(volumes.entries[1][0].images[0], np.zeros(GRID.shape, np.float32), np.eye(4))
-    assert latents.missing() == [1]
+    later = VolumeCache(tmp_path / "volumes", volumes.recipe, [case for case, _ in volumes.entries])
+    assert LatentCache(tmp_path / "latents", "weights", later).missing() == [1]
+
+
+def test_latents_carried_to_another_machine_need_neither_scans_nor_volumes(
+    tmp_path: Path, volumes: VolumeCache, encoder: Encoder
+) -> None:
+    latents = LatentCache(tmp_path / "latents", "weights", volumes)
+    latents.write(range(3), encoder)
+    means = [latents.item(entry)["mean"] for entry in range(3)]
+    for case, _ in volumes.entries:
+        for path in (*case.images, *([case.mask] if case.mask else [])):
+            path.unlink()
+    shutil.rmtree(volumes.folder)
+    there = VolumeCache(tmp_path / "volumes", volumes.recipe, [case for case, _ in volumes.entries])
+    assert not any(there.path(entry).is_file() for entry in range(3))
+    carried = LatentCache(tmp_path / "latents", "weights", there)
+    assert carried.missing() == []
+    assert all(torch.equal(carried.item(entry)["mean"], mean) for entry, mean in enumerate(means))
 
 
 @pytest.mark.parametrize("part", [0, 1], ids=["mean", "deviation"])

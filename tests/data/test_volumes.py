@@ -118,6 +118,7 @@ def test_editing_a_file_makes_the_cache_read_it_again(tmp_path: Path, edited: st
     voxels, affine = nifti.read(path)
     nifti.write(path, np.where(np.arange(SHAPE[0])[:, None, None] > 13, 0, voxels).astype(voxels.dtype), affine)
     os.utime(path, ns=(1, 1))
+    cache = VolumeCache(tmp_path / "cache", recipe(), [one])  # of a later run
     with pytest.raises(DataError, match="missing"):
         cache.volume(0)
     cache.build()
@@ -130,18 +131,34 @@ def test_editing_a_file_makes_the_cache_read_it_again(tmp_path: Path, edited: st
 
 def test_entries_follow_size_and_time_of_every_file(tmp_path: Path) -> None:
     one = case(tmp_path)
-    cache, names = VolumeCache(tmp_path / "cache", recipe(), [one]), set()
     files = [*one.images, one.mask or Path()]
+
+    def name() -> Path:
+        return VolumeCache(tmp_path / "cache", recipe(), [one]).path(0)
+
     for file in files:
         os.utime(file, ns=(7, 7))
-    names.add(cache.path(0))
+    names = {name()}
     for file in files:
         os.utime(file, ns=(8, 8))  # the time alone
-        names.add(cache.path(0))
+        names.add(name())
         file.write_bytes(file.read_bytes() + b"more")
         os.utime(file, ns=(8, 8))  # the size alone
-        names.add(cache.path(0))
+        names.add(name())
     assert len(names) == 7
+
+
+def test_a_cache_carried_to_another_machine_needs_no_scans(tmp_path: Path) -> None:
+    one, other = case(tmp_path, "a"), case(tmp_path, "a.0", 1)  # names that begin alike
+    VolumeCache(tmp_path / "cache", recipe(), [one, other], 1).build()
+    images = [recipe().read(c).image for c in (one, other)]
+    for path in (*one.images, *other.images, one.mask, other.mask):
+        assert path is not None
+        path.unlink()
+    carried = VolumeCache(tmp_path / "cache", recipe(), [one, other], 1)
+    carried.build()
+    for entry, image in ((0, images[0]), (2, images[1])):
+        np.testing.assert_allclose(carried.volume(entry).image, image, atol=5e-4)
 
 
 def test_nothing_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from accelerate import Accelerator
-from helpers import GEOMETRIES, SMALL, Echo, contents, lesion_mask, tiny_domain, write_mask
+from helpers import GEOMETRIES, SMALL, WINDOW, Echo, contents, lesion_mask, tiny_domain, write_mask
 
 from latentsynth.data.requests import Request, place_array, requests, volume_seed
 from latentsynth.errors import ConfigError, DataError
@@ -141,3 +141,10 @@ def test_the_type_of_the_voxels_does_not_matter(model_of: Callable[[str], Latent
     first = np.asarray(model((values, affine))[0].dataobj)
     for kind in (bool, np.uint8, np.int64, np.float64):
         np.testing.assert_array_equal(np.asarray(model((values.astype(kind), affine))[0].dataobj), first)
+
+
+def test_label_values_with_gaps_keep_their_own_place() -> None:
+    values = np.zeros((24, 20, 20), np.int16)
+    values[4:10, 6:14, 6:14], values[14:20, 6:14, 6:14] = 2, 5
+    made = Echo(tiny_domain(lesions=(2, 5)))((values, np.eye(4)))[0].get_fdata()
+    assert [made[n, 10, 10] for n in (7, 12, 17)] == pytest.approx([np.mean(WINDOW), WINDOW[0], WINDOW[1]])
