@@ -111,7 +111,6 @@ def test_volumes_come_on_the_grid_of_their_mask(
 
 @pytest.mark.parametrize("name", GEOMETRIES)
 def test_outside_the_crop_is_the_minimum_of_the_window(tmp_path: Path, cpu: Accelerator, name: str) -> None:
-    # Fails: resample(extend=True) pads by a whole voxel, so the paint reaches half a model voxel beyond the crop.
     affine, shape = GEOMETRIES[name]
     values = lesion_mask(affine, shape, SMALL)
     model = Constant(tiny_domain())
@@ -127,7 +126,6 @@ def test_outside_the_crop_is_the_minimum_of_the_window(tmp_path: Path, cpu: Acce
 
 
 def test_a_fine_mask_is_painted_up_to_the_edge_of_the_crop() -> None:
-    # Fails with voxels 7 to 40, for the same reason.
     values = np.zeros((48, 48, 48), np.int16)
     values[20:28, 20:28, 20:28] = 1
     made = Constant(tiny_domain())((values, np.eye(4)))[0].get_fdata()
@@ -265,7 +263,6 @@ def test_an_output_folder_belongs_to_one_recipe(tmp_path: Path, cpu: Accelerator
 
 
 def test_an_edited_mask_does_not_keep_its_old_volume(tmp_path: Path, cpu: Accelerator, masks: list[Request]) -> None:
-    # Fails: a sidecar of that name is enough, so the old volume and label stay for a mask that has changed since.
     out, echo = tmp_path / "out", Echo(tiny_domain())
     synthesize(echo, masks[:1], out, cpu)
     affine, shape = GEOMETRIES["oblique"]

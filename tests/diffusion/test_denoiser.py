@@ -134,7 +134,6 @@ def test_recomputing_gives_the_same_gradients() -> None:
 @pytest.mark.parametrize(("sampler", "schedule"), [row[:2] for row in sampler_table() if row[1] != "linear"])
 @torch.no_grad()
 def test_sampling_stays_finite_whatever_is_predicted(sampler: str, schedule: str, prediction: str) -> None:
-    # Fails for epsilon with the rectified schedule and euler or heun: their first time is exactly 1, where alpha is 0.
     denoiser = tiny_denoiser(schedule, prediction)
     x, conditioning = inputs()
     made = sample(lambda x_t, t: denoiser(x_t, t, conditioning), denoiser.schedule, x, sampler, 3)

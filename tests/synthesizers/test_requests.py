@@ -78,7 +78,6 @@ def test_a_bad_mask_stops_everything_before_it_begins(
 
 @pytest.mark.parametrize("shape", [(20, 20), (20, 20, 20, 1)])
 def test_an_array_that_is_not_3d_is_refused(shape: tuple[int, ...]) -> None:
-    # Fails with numpy's ValueError about shapes that do not broadcast.
     with pytest.raises(DataError, match="axes"):
         Echo(tiny_domain())((np.ones(shape, np.int16), np.eye(4)))
 
@@ -119,7 +118,6 @@ def test_masks_are_found_in_files_folders_and_manifests(tmp_path: Path, cpu: Acc
 
 
 def test_masks_of_one_name_are_refused_by_that_name(tmp_path: Path) -> None:
-    # Fails: the message names the first of all masks, here a, and not the one that there are two of.
     for name in ("a.nii.gz", "b.nii.gz", "b.nii"):
         write_mask(tmp_path / name, np.ones((4, 4, 4), np.int16), np.eye(4))
     with pytest.raises(DataError, match="equal name, 'b'"):

@@ -102,7 +102,6 @@ def test_a_mask_that_does_not_fit_is_refused(model: Synthesizer, wrong: str) -> 
 
 @pytest.mark.parametrize("name", ["context", "covariates", "style"])
 def test_a_condition_it_was_not_trained_on_is_refused(model: Synthesizer, name: str) -> None:
-    # Fails: LatentDiffusion.generate builds a new Condition of the mask alone, so the rest is dropped unseen.
     condition = Condition(masks(model).mask, **{name: torch.zeros(3, 1, *model.grid.shape)})
     with pytest.raises(DataError, match=name):
         made(model, condition, SEEDS)
@@ -130,7 +129,6 @@ def test_settings_tell_what_is_used(model: Synthesizer) -> None:
     ids=str,
 )  # fmt: skip
 def test_impossible_settings_are_refused(model: Synthesizer, bad: dict[str, object]) -> None:
-    # Fails for steps 1001 (diffusers raises its own errors, or gives NaN) and for an interval that is upside down.
     with pytest.raises(ConfigError, match=next(iter(bad))):
         model.settings(**bad)
 
