@@ -30,17 +30,17 @@ def demo_configs(out: Path, seed: int) -> tuple[AutoencoderRun, LdmRun]:
             "augment": {"copies": 3, "flip_axes": [], "rotate_deg": 5.0, "shift_mm": 6.0},
             "cache": str(out / "cache"),
         },
-        "autoencoder": {"kind": "vq", "channels": [16, 48], "latent_channels": 8, "codebooks": 4, "codebook_size": 256},
+        "autoencoder": {"channels": [16, 48], "res_blocks": 1, "codebooks": 4, "codebook_size": 128},
         "loss": {"lesion_weight": 4.0},
         "train": {
-            "images": 5600,
+            "images": 4000,
             "batch": 8,
             "lr": 1.5e-3,
             "lr_warmup_images": 320,
             "ema_halflife_images": 400,
-            "validate_every_images": 2800,
-            "sample_every_images": 2800,
-            "save_every_images": 1400,
+            "validate_every_images": 2000,
+            "sample_every_images": 2000,
+            "save_every_images": 1000,
         },
     }
     ldm = {
@@ -50,14 +50,14 @@ def demo_configs(out: Path, seed: int) -> tuple[AutoencoderRun, LdmRun]:
         "denoiser": {"channels": [48, 96], "attention": [False, True], "res_blocks": 1, "head_channels": 48},
         "diffusion": {"lesion_weight": 2.0},
         "train": {
-            "images": 9600,
+            "images": 7200,
             "batch": 16,
             "lr": 1.0e-3,
             "lr_warmup_images": 640,
             "ema_halflife_images": 800,
-            "validate_every_images": 4800,
-            "sample_every_images": 4800,
-            "save_every_images": 2400,
+            "validate_every_images": 3600,
+            "sample_every_images": 3600,
+            "save_every_images": 2000,
         },
     }
     return configuration.build(AutoencoderRun, autoencoder), configuration.build(LdmRun, ldm)

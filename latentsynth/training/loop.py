@@ -191,6 +191,7 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
         scores = hooks.validate(shared())
         hooks.export(shared(), scores)
     accelerator.wait_for_everyone()
+    run.close()
     return scores
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 
 from latentsynth import config as configuration
 from latentsynth.config import Run
@@ -44,15 +45,17 @@ class RunFolder:
         accelerator: The processes that share the folder.
 
     Raises:
-        TrainingError: The folder holds a run with another configuration.
+        TrainingError: The folder holds a run with another configuration, or another process is training in it.
     """
 
     def __init__(self, config: Run, accelerator: Accelerator):
         self.path = Path(config.run)
         self.accelerator = accelerator
         self.tensorboard: Any = None
+        self._lock = FileLock(self.path / "run.lock")
         if accelerator.is_main_process:
             make_folder(self.path)
+            self._lock_out_others()
             self._claim(config)
             write_json(self.path / "environment.json", environment(accelerator))
             clear_partial(self.path)
@@ -60,6 +63,19 @@ class RunFolder:
             if config.train.tensorboard:
                 self._start_tensorboard()
         accelerator.wait_for_everyone()
+
+    def _lock_out_others(self) -> None:
+        """Two trainings in one folder would overwrite each other's states. The lock dies with its process."""
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise TrainingError(
+                f"another process is training in {self.path}: wait for it, or give run=ANOTHER_FOLDER"
+            ) from None
+
+    def close(self) -> None:
+        """Lets others train in the folder."""
+        self._lock.release()
 
     def _claim(self, config: Run) -> None:
         """Writes the configuration, or refuses a folder that belongs to another. ``train`` may change between runs."""

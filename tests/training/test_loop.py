@@ -43,7 +43,10 @@ def linear(seed: int = 0) -> nn.Linear:
 def play(folder: Path, players: list[Player], **train: object) -> RunFolder:
     config = run_config(folder, **train)
     run = RunFolder(config, start_training(config.train))
-    fit(players, Positions(item, 8, 0), run, config.train, SILENT)
+    try:
+        fit(players, Positions(item, 8, 0), run, config.train, SILENT)
+    finally:
+        run.close()
     return run
 
 
@@ -134,6 +137,14 @@ def test_a_run_folder_refuses_other_settings_but_not_a_longer_training(tmp_path:
         RunFolder(other, start())
     with pytest.raises(TrainingError, match=r"differ in train\.batch"):
         play(tmp_path, [Player("a", {"a": linear()}, error("a"), 0.1)], batch=8)
+
+
+def test_two_trainings_in_one_folder_are_refused(tmp_path: Path) -> None:
+    first = RunFolder(run_config(tmp_path), start())
+    with pytest.raises(TrainingError, match="another process is training"):
+        RunFolder(run_config(tmp_path), start())
+    first.close()
+    RunFolder(run_config(tmp_path), start()).close()
 
 
 def test_torn_metrics_of_a_killed_run_are_dropped(tmp_path: Path) -> None:
