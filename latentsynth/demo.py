@@ -13,7 +13,7 @@ from latentsynth.files import write_text
 
 _GRID = {
     "shape": [32, 32, 32],
-    "spacing_mm": [6.0, 6.0, 6.0],
+    "spacing_mm": [3.0, 3.0, 3.0],
     "windows": [{"kind": "fixed", "low": -160.0, "high": 240.0}, {"kind": "percentile", "low": 0.5, "high": 99.5}],
 }
 
@@ -26,20 +26,20 @@ def demo_configs(out: Path, seed: int) -> tuple[AutoencoderRun, LdmRun]:
         "data": {
             "manifest": str(out / "manifest.json"),
             "grid": _GRID,
-            "framing": {"crop": "whole", "lesion_labels": [3]},
-            "augment": {"copies": 3, "flip_axes": [], "rotate_deg": 5.0, "shift_mm": 6.0},
+            "framing": {"crop": "lesion", "fit": "scale", "lesion_labels": [3]},
+            "augment": {"copies": 3, "flip_axes": [], "rotate_deg": 5.0, "shift_mm": 4.0},
             "cache": str(out / "cache"),
         },
         "autoencoder": {"channels": [16, 48], "res_blocks": 1, "codebooks": 4, "codebook_size": 128},
         "loss": {"lesion_weight": 4.0},
         "train": {
-            "images": 4000,
+            "images": 4800,
             "batch": 8,
-            "lr": 1.5e-3,
+            "lr": 3.0e-3,
             "lr_warmup_images": 320,
             "ema_halflife_images": 400,
-            "validate_every_images": 2000,
-            "sample_every_images": 2000,
+            "validate_every_images": 2400,
+            "sample_every_images": 2400,
             "save_every_images": 1000,
         },
     }
@@ -50,13 +50,13 @@ def demo_configs(out: Path, seed: int) -> tuple[AutoencoderRun, LdmRun]:
         "denoiser": {"channels": [48, 96], "attention": [False, True], "res_blocks": 1, "head_channels": 48},
         "diffusion": {"lesion_weight": 2.0},
         "train": {
-            "images": 7200,
+            "images": 6400,
             "batch": 16,
             "lr": 1.0e-3,
             "lr_warmup_images": 640,
             "ema_halflife_images": 800,
-            "validate_every_images": 3600,
-            "sample_every_images": 3600,
+            "validate_every_images": 3200,
+            "sample_every_images": 3200,
             "save_every_images": 2000,
         },
     }
@@ -88,7 +88,7 @@ def run_demo(out: Path, cases: int, seed: int) -> Path:
     console = Console()
     autoencoder, ldm = demo_configs(out, seed)
     if not (out / "manifest.json").is_file():
-        write_cohort(out / "cohort", cases, seed, shape=(32, 32, 32), spacing_mm=(6.0, 6.0, 6.0))
+        write_cohort(out / "cohort", cases, seed)
         report = prepare(out / "cohort", out / "manifest.json", seed=seed)
         write_report(report, console)
     for name, run in (("autoencoder", autoencoder), ("ldm", ldm)):  # so that the same can be done step by step
