@@ -5,6 +5,7 @@ Everything a user would do with scans of their own, by the same functions, in mi
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from latentsynth import config as configuration
@@ -93,8 +94,9 @@ def run_demo(out: Path, cases: int, seed: int) -> Path:
         write_report(report, console)
     for name, run in (("autoencoder", autoencoder), ("ldm", ldm)):  # so that the same can be done step by step
         write_text(out / f"{name}.yaml", configuration.dump(run))
-    console.print(f"autoencoder: {train_autoencoder(autoencoder)}")
-    console.print(f"latent diffusion: {train_ldm(ldm)}")
+    for train in (partial(train_autoencoder, autoencoder), partial(train_ldm, ldm)):
+        scores = ", ".join(f"{name} {value:.4g}" for name, value in train().items())
+        console.print(f"on validation patients: {scores}")
     model = load_synthesizer(ldm.run)
     held_out = requests(out / "manifest.json", "test")[:4]
     synthesize(model, held_out, out / "samples", start(), per_mask=3, seed=seed)

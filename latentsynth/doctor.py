@@ -60,9 +60,7 @@ def _devices() -> list[Finding]:
         policy = os.environ.get("OMP_WAIT_POLICY", "not set")
         found.append(Finding("GPU", "none", "configs/reference and configs/debug are sized for a CPU"))
         found.append(Finding("threads wait", policy, "" if policy == "PASSIVE" else "export OMP_WAIT_POLICY=PASSIVE"))
-        found.append(
-            Finding("precision", "float32 (train.precision=no)", "bf16 is over 100 times slower without bf16 units")
-        )
+        found.append(Finding("precision", "float32 (train.precision=no)", "bf16 is slow on a CPU without bf16 units"))
         found.append(Finding("attention", "torch scaled_dot_product_attention, CPU kernel"))
         return found
     for n in range(torch.cuda.device_count()):

@@ -34,9 +34,7 @@ def start(precision: str = "no", accumulation: int = 1) -> Accelerator:
             "--mixed_precision no --dynamo_backend no SCRIPT CONFIG (docs/how-to/launch.md)"
         )
     if precision == "bf16" and accelerator.device.type == "cpu":
-        accelerator.print(
-            "warning: bf16 on a CPU without bf16 units is over a hundred times slower than train.precision=no"
-        )
+        accelerator.print("warning: bf16 is slow on a CPU without bf16 units; train.precision=no is faster there")
     return accelerator
 
 
