@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from accelerate import Accelerator
 
+from latentsynth.autoencoders.reconstruction import lesion_indices
 from latentsynth.data import nifti, windows
 from latentsynth.data.frames import resample
 from latentsynth.data.manifest import Manifest
@@ -200,8 +201,9 @@ def _sheet(out: Path, masks: Sequence[Request], placed: Sequence[Placed], seeds:
             files = [out / "imagesTr" / f"{name}_{c:04d}.nii.gz" for c in range(len(domain.channels))]
             tiles.append(_tile(f"{request.name}, sample {seed}", files, p, domain, domain.limits))
         rows.append(tiles)
-    lesions = [i for i, v in enumerate(domain.labels.values) if v in domain.labels.lesions(domain.framing)]
-    contact_sheet(out / "contact_sheet.png", rows, domain.grid.spacing_mm, f"{out.name}: masks outlined", lesions)
+    contact_sheet(
+        out / "contact_sheet.png", rows, domain.grid.spacing_mm, f"{out.name}: masks outlined", lesion_indices(domain)
+    )
 
 
 def _tile(

@@ -203,7 +203,7 @@ def sample(
     sampler = sampler_named(scheduler, schedule)
     engine = build_scheduler(sampler, schedule, steps, shift)
     y = noise * float(getattr(engine, "init_noise_sigma", 1.0))
-    timesteps = engine.timesteps
+    timesteps, arguments = engine.timesteps, _arguments(engine)
     for step, timestep in enumerate(timesteps):
         a, s = sampler.coordinates(engine, step, timestep)
         # Short of t = 1, which no model is trained at and where some posterior means are 0 / 0.
@@ -212,10 +212,10 @@ def sample(
         # At equal noise ratio the variables differ by one factor; taken from the larger coefficient it is stable.
         factor = own[0] / a if a > s else own[1] / s
         x0 = denoise(y * factor, t)
-        if "scale_model_input" in dir(engine):
+        if hasattr(engine, "scale_model_input"):
             engine.scale_model_input(y, timestep)  # some schedulers check that it was called; scaling is ours
         output = model_output(sampler.output, x0, y, a, s)
-        y = engine.step(output, timestep, y, **_arguments(engine)).prev_sample
+        y = engine.step(output, timestep, y, **arguments).prev_sample
         if progress:
             progress(step + 1, len(timesteps))
     return y

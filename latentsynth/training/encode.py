@@ -15,7 +15,7 @@ from latentsynth.config import AugmentConfig, AutoencoderRun, LatentDataConfig, 
 from latentsynth.data.latents import LatentCache
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.volumes import Recipe, VolumeCache
-from latentsynth.errors import CheckpointError, ConfigError, DataError
+from latentsynth.errors import ConfigError, DataError
 from latentsynth.pretrained import part_fingerprint
 from latentsynth.progress import bar
 from latentsynth.training.launch import fill
@@ -118,6 +118,4 @@ def _settings(autoencoder: Path, data: LatentDataConfig) -> tuple[Path, AugmentC
         )
     if data.manifest is None:
         raise ConfigError(f"{autoencoder} is a checkpoint without its run, so data.manifest must say what to train on")
-    if not checkpoint.locate(autoencoder).is_dir():
-        raise CheckpointError(f"{autoencoder} is not a folder")
     return data.manifest, data.augment or AugmentConfig(), data.cache or Path("runs/cache"), 0
