@@ -15,7 +15,7 @@ from typing import Any
 from latentsynth.errors import CheckpointError
 from latentsynth.files import atomic_path, write_json, write_text
 from latentsynth.pretrained import Pretrained, part_fingerprint, read_config
-from latentsynth.provenance import Ledger, fingerprint
+from latentsynth.provenance import LEDGER, Ledger, fingerprint
 from latentsynth.types import Domain
 
 FORMAT = "latentsynth-checkpoint/1"
@@ -90,7 +90,7 @@ def write(
                 "metrics": dict(metrics),
             },
         )
-        ledger.save(temporary / "ledger.json")
+        ledger.save(temporary / LEDGER)
         write_text(temporary / "README.md", _card(header, parts, ledger))
     return header
 
@@ -132,7 +132,7 @@ def read_header(folder: Path, kind: str | None = None) -> Header:
 
 def read_ledger(folder: Path) -> Ledger:
     """The patients that a checkpoint has seen."""
-    return Ledger.load(folder / "ledger.json")
+    return Ledger.load(folder / LEDGER)
 
 
 def _card(header: Header, parts: Mapping[str, Pretrained], ledger: Ledger) -> str:

@@ -1,4 +1,4 @@
-"""Pictures where people would look rather than read: contact sheets of volumes, curves of a run."""
+"""Pictures of volumes, where people would look rather than read: contact sheets."""
 
 from __future__ import annotations
 
@@ -111,31 +111,3 @@ def _draw(axes, tile: Tile, channel: int, view: int, cut: list[int], spacing_mm:
         for label in np.unique(outline[outline > 0]):
             axes.contour(outline == label, [0.5], colors=PALETTE[(int(label) - 1) % len(PALETTE)], linewidths=0.6)
     axes.set_axis_off()
-
-
-def curves(path: Path, series: dict[str, tuple[Sequence[float], Sequence[float]]], x_label: str, title: str) -> Path:
-    """Writes a PNG with one panel per curve.
-
-    Args:
-        path: Where to write.
-        series: Name to (x, y).
-        x_label: Label of the shared x axis.
-        title: Written on top.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(3.2 * max(len(series), 1), 2.6), layout="constrained")
-    figure.suptitle(title, fontsize=9)
-    for n, (name, (x, y)) in enumerate(series.items()):
-        axes = figure.add_subplot(1, len(series), n + 1)
-        axes.plot(x, y, linewidth=1)
-        axes.set_title(name, fontsize=8)
-        axes.set_xlabel(x_label, fontsize=7)
-        axes.tick_params(labelsize=6)
-        axes.grid(alpha=0.3)
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=130)
-    return path

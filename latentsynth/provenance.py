@@ -19,6 +19,7 @@ from latentsynth.files import atomic_path, read_json, write_json
 from latentsynth.types import Case
 
 KEY_VARIABLE = "LATENTSYNTH_KEY"
+LEDGER = "ledger.json"
 _KEY_FILE = Path(".latentsynth") / "ledger.key"
 
 
@@ -135,6 +136,12 @@ class Ledger:
         if not isinstance(value, dict) or set(value) != {"patients", "voxels"}:
             raise CheckpointError(f"{path} is not a patient ledger: restore the checkpoint it belongs to")
         return cls(frozenset(value["patients"]), frozenset(value["voxels"]))
+
+    @classmethod
+    def beside(cls, manifest: Path | str) -> Ledger:
+        """The ledger that stands beside a manifest of synthetic cases; empty where there is none."""
+        file = Path(manifest).parent / LEDGER
+        return cls.load(file) if file.is_file() else cls()
 
 
 def sidecar(**facts: Any) -> dict[str, Any]:

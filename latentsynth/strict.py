@@ -28,7 +28,7 @@ def _not_a_switch(value: Any) -> Any:
 
 Positive = Annotated[int, BeforeValidator(_not_a_switch), Field(ge=1)]
 
-_TAGS = ("vq", "kl")  # pydantic puts the tag of a union into the path of an error
+_TAGS = ("vq", "kl", "unet", "dynunet", "swin_unetr")  # pydantic puts the tag of a union into the path of an error
 
 ConfigT = TypeVar("ConfigT", bound=Strict)
 

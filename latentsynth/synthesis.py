@@ -14,7 +14,6 @@ import nibabel as nib
 import numpy as np
 from accelerate import Accelerator
 
-from latentsynth.autoencoders.reconstruction import lesion_indices
 from latentsynth.data import nifti, windows
 from latentsynth.data.frames import resample
 from latentsynth.data.manifest import Manifest
@@ -23,7 +22,8 @@ from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.files import clear_partial, make_folder, read_json, write_json
 from latentsynth.progress import bar
-from latentsynth.provenance import sidecar, voxel_hash
+from latentsynth.provenance import LEDGER, Ledger, sidecar, voxel_hash
+from latentsynth.results import this_command
 from latentsynth.synthesizers import Synthesizer
 from latentsynth.types import Case, Domain, Fit
 
@@ -89,6 +89,7 @@ def synthesize(
     manifest = collect(out, domain)
     if accelerator.is_main_process:
         manifest.save(out / "manifest.json")
+        (model.ledger | Ledger.of(manifest.cases)).save(out / LEDGER)  # for whoever trains on these volumes
         _sheet(out, masks, placed, [seed + n for n in range(min(per_mask, _SHOWN_EACH))], domain)
     accelerator.wait_for_everyone()
     return manifest
@@ -150,7 +151,7 @@ def _claim(out: Path, recipe: dict[str, Any], domain: Domain) -> None:
             )
     elif any((out / "sidecars").iterdir()):
         raise DataError(f"{out} holds volumes but no synthesis.json: give another --out")
-    write_json(file, recipe)
+    write_json(file, {**recipe, "command": this_command()})
     write_json(
         out / "dataset.json",
         {
@@ -202,7 +203,7 @@ def _sheet(out: Path, masks: Sequence[Request], placed: Sequence[Placed], seeds:
             tiles.append(_tile(f"{request.name}, sample {seed}", files, p, domain, domain.limits))
         rows.append(tiles)
     contact_sheet(
-        out / "contact_sheet.png", rows, domain.grid.spacing_mm, f"{out.name}: masks outlined", lesion_indices(domain)
+        out / "contact_sheet.png", rows, domain.grid.spacing_mm, f"{out.name}: masks outlined", domain.lesion_indices
     )
 
 

@@ -255,6 +255,12 @@ class Domain:
     channels: tuple[str, ...]
     limits: tuple[tuple[float, float], ...]
 
+    @property
+    def lesion_indices(self) -> list[int]:
+        """One-hot indices of the labels that count as lesion."""
+        values = self.labels.lesions(self.framing)
+        return [index for index, value in enumerate(self.labels.values) if value in values]
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Domain:
         """Inverse of :func:`dataclasses.asdict` followed by JSON.

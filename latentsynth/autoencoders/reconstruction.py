@@ -81,13 +81,7 @@ def lesion_of(volume: Volume, domain: Domain) -> np.ndarray:
     """Boolean lesion mask of a volume, ``(I, J, K)``; empty where it is not annotated."""
     if volume.mask is None:
         return np.zeros(volume.image.shape[1:], dtype=bool)
-    return np.isin(volume.mask, lesion_indices(domain))
-
-
-def lesion_indices(domain: Domain) -> list[int]:
-    """One-hot indices of the labels that count as lesion."""
-    values = domain.labels.lesions(domain.framing)
-    return [index for index, value in enumerate(domain.labels.values) if value in values]
+    return np.isin(volume.mask, domain.lesion_indices)
 
 
 def reconstruction_sheet(
@@ -100,7 +94,7 @@ def reconstruction_sheet(
         text = f"reconstruction: {s.psnr:.1f} dB, SSIM {s.ssim:.3f}"
         rows.append([Tile(name, volume.image, volume.mask), Tile(name, volume.image), Tile(text, image.numpy(), None)])
     return contact_sheet(
-        path, rows, domain.grid.spacing_mm, "original with mask, original, reconstruction", lesion_indices(domain)
+        path, rows, domain.grid.spacing_mm, "original with mask, original, reconstruction", domain.lesion_indices
     )
 
 

@@ -20,7 +20,7 @@ from latentsynth.data.frames import Frame, lay, resample, resample_labels
 from latentsynth.errors import DataError
 from latentsynth.files import atomic_path, write_json
 from latentsynth.provenance import fingerprint
-from latentsynth.types import Case, Framing, Grid, Labels
+from latentsynth.types import Case, Framing, Grid, Labels, Window
 
 _VERSION = 2  # raise it when preprocessing changes, so that old caches are not read
 
@@ -59,6 +59,17 @@ class Recipe:
         facts = [_VERSION, asdict(self.grid), asdict(self.framing), asdict(self.labels), augment, self.seed]
         return fingerprint(facts)
 
+    def frame(
+        self, affine: np.ndarray, shape: tuple[int, ...], labels: np.ndarray | None, name: str
+    ) -> tuple[Frame, float]:
+        """Where the grid lies in a scan of this affine, shape and label values (or None); see :func:`frames.lay`.
+
+        Raises:
+            DataError: The lesion does not fit.
+        """
+        lesion = None if labels is None else np.isin(labels, self.labels.lesions(self.framing))
+        return lay(self.grid, self.framing, affine, shape, lesion, name)
+
     def read(self, case: Case, copy: int = 0) -> Volume:
         """Reads a case from its files; ``copy`` 0 is the scan as it is, others are augmented.
 
@@ -71,24 +82,44 @@ class Recipe:
         shape = native[0][0].shape
         if affine is None:
             affine = native[0][1]
-        lesion = None if labels is None else np.isin(labels, self.labels.lesions(self.framing))
-        frame, zoom = lay(self.grid, self.framing, affine, shape, lesion, case.case_id)
+        frame, zoom = self.frame(affine, shape, labels, case.case_id)
         rng = np.random.default_rng([self.seed, copy, int(fingerprint(case.case_id), 16)])
         if copy:
             frame = _move(frame, self.augment, rng)
-        channels, between = [], []
-        for (voxels, own_affine), window, path in zip(native, self.grid.windows, case.images, strict=True):
-            limits = windows.limits(window, voxels, str(path))
-            placed = resample(voxels, own_affine, frame, fill=limits[0])
-            channels.append(windows.normalise(placed, limits))
-            between.append(limits)
-        image = np.stack(channels)
+        image, between = window_channels(native, self.grid.windows, frame, case.images)
         mask = None if labels is None else to_index(resample_labels(labels, affine, frame), self.labels)
         if copy and self.augment.changes_voxels:
             from latentsynth.data.transforms import distort  # TorchIO, which nothing else needs
 
             image, mask = distort(image, mask, self.grid.spacing_mm, self.augment, rng)
-        return Volume(image, mask, tuple(between), zoom)
+        return Volume(image, mask, between, zoom)
+
+
+def window_channels(
+    native: Sequence[tuple[np.ndarray, np.ndarray]],
+    between: Sequence[Window],
+    frame: Frame,
+    names: Sequence[Path],
+) -> tuple[np.ndarray, tuple[windows.Limits, ...]]:
+    """The channels of a scan in a frame, in [-1, 1].
+
+    Args:
+        native: Voxels and affine per channel, as read.
+        between: Intensity window per channel.
+        frame: Where to look.
+        names: What to call the channels in an error.
+
+    Returns:
+        The image, float32, ``(C, *frame.shape)``, and per channel the scanner units that map to -1 and 1.
+
+    Raises:
+        DataError: A channel is constant.
+    """
+    channels, limits = [], []
+    for (voxels, affine), window, name in zip(native, between, names, strict=True):
+        limits.append(windows.limits(window, voxels, str(name)))
+        channels.append(windows.normalise(resample(voxels, affine, frame, fill=limits[-1][0]), limits[-1]))
+    return np.stack(channels), tuple(limits)
 
 
 def read_mask(path: Path, labels: Labels) -> tuple[np.ndarray, np.ndarray]:

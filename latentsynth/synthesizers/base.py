@@ -15,6 +15,7 @@ from torch import Tensor
 from latentsynth.data.requests import Placed, Request, place, place_array, to_scanner, volume_seed
 from latentsynth.data.volumes import one_hot
 from latentsynth.errors import DataError
+from latentsynth.provenance import Ledger
 from latentsynth.types import Condition, Domain, Fit, Generated, Grid
 
 
@@ -24,10 +25,12 @@ class Synthesizer(ABC):
     Attributes:
         domain: The volumes it makes.
         fingerprint: Names its weights and settings in sidecars.
+        ledger: The patients it has seen.
     """
 
     domain: Domain
     fingerprint: str
+    ledger: Ledger = Ledger()
 
     @property
     def grid(self) -> Grid:

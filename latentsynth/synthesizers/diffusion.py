@@ -36,6 +36,7 @@ class LatentDiffusion(Synthesizer):
         sampling: Defaults of :meth:`generate`.
         shift: Time shift it was trained with.
         fingerprint: Of the checkpoint, or "unsaved".
+        ledger: The patients it has seen, through its autoencoder too.
     """
 
     domain: Domain
@@ -45,6 +46,7 @@ class LatentDiffusion(Synthesizer):
     sampling: SamplingConfig
     shift: float = 1.0
     fingerprint: str = "unsaved"
+    ledger: Ledger = Ledger()  # noqa: RUF009 (frozen)
 
     def to(self, device: torch.device | str) -> LatentDiffusion:
         for part in (self.autoencoder, self.conditioner, self.denoiser):
@@ -130,6 +132,7 @@ class LatentDiffusion(Synthesizer):
             cls._sampling(header.settings["sampling"], folder),
             float(header.settings["shift"]),
             header.fingerprint,
+            checkpoint.read_ledger(folder),
         )
         model._check_parts(folder)
         return model

@@ -14,7 +14,6 @@ from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder, Moments, build_autoencoder
 from latentsynth.autoencoders.reconstruction import (
     CaseScores,
-    lesion_indices,
     reconstruct,
     reconstruction_sheet,
     scores,
@@ -148,7 +147,7 @@ def _players(config: AutoencoderRun, model: Autoencoder, domain: Domain) -> list
     perceptual = config.loss.perceptual
     loss = GeneratorLoss(
         config.loss,
-        lesion_indices(domain),
+        domain.lesion_indices,
         model.latent_shape(domain.grid.shape),
         model.last_layer,
         config.seed,

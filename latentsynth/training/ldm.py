@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder, Moments
-from latentsynth.autoencoders.reconstruction import lesion_indices, lost_lesion_warning
+from latentsynth.autoencoders.reconstruction import lost_lesion_warning
 from latentsynth.conditioning import MaskConditioner
 from latentsynth.config import LdmRun
 from latentsynth.data.loading import Positions, keyed_noise, keyed_uniform
@@ -53,7 +54,7 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
     torch.manual_seed(config.seed)
     autoencoder = cohort.autoencoder().to(accelerator.device)
     check_levels(config, autoencoder, cohort.header.domain)
-    conditioner = MaskConditioner(labels=len(cohort.manifest.labels), factors=autoencoder.factors)
+    conditioner = build_conditioner(config, len(cohort.manifest.labels), autoencoder.factors)
     denoiser, ledger = initial(config, autoencoder.latent_channels, conditioner.channels)
     ledger = ledger | Ledger.of(cohort.manifest.select("train")) | checkpoint.read_ledger(cohort.folder)
     loss = DenoiserLoss(config, autoencoder, conditioner, cohort.header.domain)
@@ -94,6 +95,11 @@ def check_levels(config: LdmRun, autoencoder: Autoencoder, domain: Domain) -> No
             f"denoiser.channels has {len(config.denoiser.channels)} levels, so the latent grid {tuple(cells)} must divide "
             f"by {halvings}: use fewer levels, or a grid whose axes are multiples of {units} voxels"
         )
+
+
+def build_conditioner(config: LdmRun, labels: int, factors: Sequence[int]) -> MaskConditioner:
+    """What brings masks to the latent grid."""
+    return MaskConditioner(labels=labels, factors=factors, detail=config.conditioner.detail)
 
 
 def build_denoiser(config: LdmRun, latent_channels: int, spatial_channels: int) -> Denoiser:
@@ -138,7 +144,7 @@ class DenoiserLoss:
         shift = automatic_shift(i * j * k) if wanted.shift == "auto" else wanted.shift
         self.times = TimeSampler(wanted.time, wanted.time_mean, wanted.time_std, shift)
         self.schedule = schedule_named(wanted.schedule)
-        self.lesions = lesion_indices(self.domain)
+        self.lesions = self.domain.lesion_indices
 
     def __call__(self, modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         positions, seed = batch["position"].cpu(), self.config.seed
@@ -167,7 +173,8 @@ class DenoiserLoss:
             t,
             keyed_noise(seed, positions, shape, _NOISE).to(mean),
             target_weight(wanted.prediction, schedule, t),
-            1 + (wanted.lesion_weight - 1) * given.spatial[:, self.lesions].sum(1, keepdim=True),
+            1
+            + (wanted.lesion_weight - 1) * self.conditioner.cell_fractions(given)[:, self.lesions].sum(1, keepdim=True),
         )
 
     @torch.no_grad()
@@ -203,4 +210,4 @@ def sample_sheet(path: Path, model: LatentDiffusion, cohort: EncodedCohort, seed
             tiles.append(Tile(f"sample, seed {seeds[place]}", made[place], volume.mask))
         rows.append(tiles)
     title = f"validation masks: real, and sampled ({model.sampling.scheduler}, {model.sampling.steps} steps)"
-    return contact_sheet(path, rows, model.grid.spacing_mm, title, lesion_indices(model.domain))
+    return contact_sheet(path, rows, model.grid.spacing_mm, title, model.domain.lesion_indices)

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from latentsynth.autoencoders import Autoencoder, build_autoencoder
-from latentsynth.conditioning import MaskConditioner
 from latentsynth.config import AutoencoderRun, LdmRun, TrainConfig
 from latentsynth.diffusion import Denoiser
-from latentsynth.training.ldm import build_denoiser
+from latentsynth.training.ldm import build_conditioner, build_denoiser
 from latentsynth.types import Conditioning, Domain
 
 _WEIGHT_COPIES = 5  # float32 weights, gradients, two Adam moments, and the average
@@ -112,7 +111,7 @@ def estimate_ldm(config: LdmRun, autoencoder: Autoencoder, domain: Domain, proce
     """
     latent = autoencoder.latent_shape(domain.grid.shape)
     with torch.device("meta"):
-        conditioner = MaskConditioner(labels=len(domain.labels), factors=autoencoder.factors)
+        conditioner = build_conditioner(config, len(domain.labels), autoencoder.factors)
         denoiser: Denoiser = build_denoiser(config, latent[0], conditioner.channels).train()
         rows = _micro(config.train, processes)
         x = torch.zeros(rows, *latent)

@@ -1,0 +1,75 @@
+"""Commands that look after cohorts: ``phantom``, ``prepare`` and ``plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from latentsynth.cli.options import app, one_of
+
+
+@app.command()
+def phantom(
+    out: Annotated[Path, typer.Option(help="Folder to write (nnU-Net raw layout)")],
+    cases: Annotated[int, typer.Option(help="Patients", min=1)] = 24,
+    seed: Annotated[int, typer.Option(help="Which cohort")] = 0,
+    channels: Annotated[int, typer.Option(help="1: CT; 2: CT and MR", min=1, max=2)] = 2,
+    size: Annotated[int, typer.Option(help="Voxels along each axis", min=24)] = 48,
+) -> None:
+    """Write a procedural cohort: abdomens with liver, kidneys and lesions, no two patients alike."""
+    from latentsynth.data.phantom import write_cohort
+
+    spacing = 192 / size  # the same anatomy at any resolution
+    write_cohort(out, cases, seed, shape=(size,) * 3, spacing_mm=(spacing,) * 3, channels=channels)
+    typer.echo(f"{cases} cases: {out}")
+
+
+@app.command()
+def prepare(
+    source: Annotated[Path, typer.Argument(help="nnU-Net raw or Decathlon folder, or a CSV/JSONL of paths")],
+    out: Annotated[Path, typer.Option(help="Manifest to write, a .json file")],
+    layout: Annotated[Optional[str], typer.Option(help="nnunet, decathlon or table [default: recognised]")] = None,  # noqa: UP045
+    patient: Annotated[str | None, typer.Option(help="Regular expression that finds the patient in a case id")] = None,
+    split_file: Annotated[Optional[Path], typer.Option(help="JSON {split: [case ids]} or CSV case,split")] = None,  # noqa: UP045
+    fractions: Annotated[tuple[float, float, float], typer.Option(help="Shares of patients: train val test")] = (
+        0.7,
+        0.15,
+        0.15,
+    ),
+    seed: Annotated[int, typer.Option(help="Which random split")] = 0,
+    skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave out cases with problems")] = False,
+    allow_unlabelled: Annotated[bool, typer.Option("--allow-unlabelled", help="Accept cases without a mask")] = False,
+) -> None:
+    """Check a cohort and write its manifest, split by patient. Problems come as one table, and nothing is written."""
+    from rich.console import Console
+
+    from latentsynth.data.prepare import prepare as check_and_write
+    from latentsynth.data.prepare import write_report
+
+    report = check_and_write(
+        source, out, layout=layout, patient=patient, split_file=split_file, fractions=fractions, seed=seed,
+        skip_invalid=skip_invalid, allow_unlabelled=allow_unlabelled,
+    )  # fmt: skip
+    write_report(report, Console())
+    if report.manifest is None:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    manifest: Annotated[Path, typer.Argument(help="Manifest that `prepare` wrote")],
+    out: Annotated[Path, typer.Option(help="Folder for the ready configurations")] = Path("configs/planned"),
+    hours: Annotated[float, typer.Option(help="Compute to plan for, hours on this machine", min=0.01)] = 1.0,
+    crop: Annotated[
+        str, typer.Option(help="whole or lesion; auto decides by the lesions' share of the scans")
+    ] = "auto",
+) -> None:
+    """Propose grid, windows, networks, batch and length for a cohort on this machine, and write ready configurations."""
+    one_of("--crop", crop, ("auto", "whole", "lesion"))
+    from rich.console import Console
+
+    from latentsynth.plan import plan_runs, write_plan
+
+    write_plan(plan_runs(manifest, hours, crop), out, Console())  # type: ignore[arg-type]

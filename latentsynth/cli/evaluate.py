@@ -1,0 +1,146 @@
+"""Commands that measure: ``evaluate ...``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from latentsynth.cli.options import SPLITS, Out, evaluate_app, one_of
+
+if TYPE_CHECKING:
+    from latentsynth.results import Result
+
+
+@evaluate_app.command("reconstruction")
+def evaluate_reconstruction(
+    checkpoint: Annotated[Path, typer.Argument(help="Run or checkpoint folder of an autoencoder")],
+    manifest: Annotated[Path, typer.Argument(help="Manifest of real cases")],
+    out: Out,
+    split: Annotated[str, typer.Option(help="train, val or test")] = "val",
+) -> None:
+    """Score an autoencoder on patients it never saw: PSNR, SSIM, error inside the lesion, contrast kept."""
+    one_of("--split", split, SPLITS)
+    from latentsynth.autoencoders.evaluate import evaluate
+
+    finish(evaluate(checkpoint, manifest, split, out), out)  # type: ignore[arg-type]
+
+
+@evaluate_app.command("segmenter")
+def evaluate_segmenter(
+    checkpoint: Annotated[Path, typer.Argument(help="Run or checkpoint folder of a segmenter")],
+    manifest: Annotated[Path, typer.Argument(help="Manifest of annotated cases")],
+    out: Out,
+    split: Annotated[str, typer.Option(help="train, val or test")] = "test",
+    region: Annotated[
+        str, typer.Option(help="scan: the whole field of view; crop: the grid as training laid it; auto: as trained")
+    ] = "auto",
+    tolerance_mm: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Tolerance of the surface Dice [default: the coarsest voxel edge]", min=0),
+    ] = None,
+) -> None:
+    """Score a segmenter on patients it never saw: Dice, surface Dice, HD95, lesions found, volume, by lesion size."""
+    one_of("--split", split, SPLITS)
+    one_of("--region", region, ("auto", "scan", "crop"))
+    from latentsynth.evaluation.segmentation import evaluate_segmenter as evaluate
+    from latentsynth.training.launch import start
+
+    finish(evaluate(checkpoint, manifest, out, start(), split, region, tolerance_mm), out)  # type: ignore[arg-type]
+
+
+def finish(result: Result, out: Path) -> None:
+    """Prints a result, from one process of a launch only, and where its files are."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    from rich.console import Console
+
+    console = Console()
+    result.show(console if console.is_terminal else Console(width=150))  # tables of a log are not squeezed
+    for name in (f"{result.kind}.json", *(picture.file for picture in result.pictures)):
+        typer.echo(str(out / name))
+
+
+@evaluate_app.command("obedience")
+def evaluate_obedience(
+    segmenter: Annotated[Path, typer.Option(help="Run or checkpoint folder of a segmenter trained on real patients")],
+    samples: Annotated[list[str], typer.Option(help="Manifest of synthetic cases, or NAME=MANIFEST; repeatable")],
+    out: Out,
+    real: Annotated[Optional[Path], typer.Option(help="Manifest of real cases, to compare with")] = None,  # noqa: UP045
+    split: Annotated[str, typer.Option(help="Split of --real: train, val or test")] = "val",
+    autoencoder: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Run or checkpoint folder: also score the real cases after its reconstruction"),
+    ] = None,
+) -> None:
+    """Do volumes show the masks they were made for? A real-trained segmenter re-segments them, beside its controls."""
+    one_of("--split", split, SPLITS)
+    if autoencoder is not None and real is None:
+        raise typer.BadParameter("--autoencoder reconstructs real cases: give --real too")
+    from latentsynth.evaluation.cohorts import Cohort, named
+    from latentsynth.evaluation.obedience import evaluate_obedience as evaluate
+    from latentsynth.roundtrip import reconstruct_cohort
+    from latentsynth.training.launch import start
+
+    accelerator = start()
+    references = []
+    if real is not None:
+        patients = Cohort.load("real", real, (split,), annotated=True)  # type: ignore[arg-type]
+        references.append(patients)
+        if autoencoder is not None:
+            made = reconstruct_cohort(
+                autoencoder, patients.manifest, patients.cases, out / "reconstructed", accelerator
+            )
+            references.append(Cohort.load("reconstructed", made))
+    cohorts = [Cohort.load(name, path, annotated=True) for name, path in map(named, samples)]
+    finish(evaluate(segmenter, cohorts, references, out, accelerator), out)
+
+
+@evaluate_app.command("fidelity")
+def evaluate_fidelity(
+    real: Annotated[Path, typer.Option(help="Manifest of real cases")],
+    samples: Annotated[list[str], typer.Option(help="NAME=MANIFEST of synthetic cases; repeatable")],
+    out: Out,
+    split: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Split of --real; repeatable [default: val and test, which no generator saw]"),
+    ] = None,
+    extractor: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="random[:SEED], contrastive[:RUN], torchscript:PATH, onnx:PATH or bundle:PATH[:LAYER]; repeatable "
+            "[default: random and contrastive]"
+        ),
+    ] = None,
+    like: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Run or checkpoint folder whose grid volumes are compared on [default: chosen for the scans]"
+        ),
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Where volumes and trained extractors are kept")] = Path("runs/cache"),
+    extractor_images: Annotated[int, typer.Option(help="Images that a contrastive extractor trains on", min=16)] = 6000,
+) -> None:
+    """How close do synthetic volumes come to real ones? Frechet, KID, precision, recall, diversity, beside the floor."""
+    splits = split or ["val", "test"]
+    for one in splits:
+        one_of("--split", one, SPLITS)
+    from latentsynth.evaluation import features
+    from latentsynth.evaluation.cohorts import Cohort, named
+    from latentsynth.evaluation.fidelity import evaluate_fidelity as evaluate
+    from latentsynth.training.launch import start
+
+    accelerator = start()
+    patients = Cohort.load("real", real, splits)  # type: ignore[arg-type]
+    cohorts = [Cohort.load(name, path) for name, path in map(named, samples)]
+    grid, framing = features.comparison_space(like, patients.manifest)
+    extractors = features.load_extractors(
+        extractor or ["random", "contrastive"], real, grid, framing, cache, extractor_images
+    )
+    caches = {
+        cohort.name: features.volumes(cohort, grid, framing, patients.manifest.labels, cache, accelerator)
+        for cohort in (patients, *cohorts)
+    }
+    finish(evaluate(patients, cohorts, caches, extractors, out, accelerator), out)

@@ -1,0 +1,53 @@
+"""What the commands share: the tree they hang on, arguments, and small helpers."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Optional, TypeVar
+
+import typer
+
+from latentsynth import config as configuration
+
+app = typer.Typer(
+    help="Synthetic annotated 3D scans from a few dozen real ones. Add --debug to any command for tracebacks.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+train_app = typer.Typer(help="Train a model. The same command again resumes it.", no_args_is_help=True)
+evaluate_app = typer.Typer(help="Measure a model, or synthetic volumes of any origin.", no_args_is_help=True)
+app.add_typer(train_app, name="train")
+app.add_typer(evaluate_app, name="evaluate")
+
+SPLITS = ("train", "val", "test")
+ConfigT = TypeVar("ConfigT", bound=configuration.Run)
+ConfigFile = Annotated[Path, typer.Argument(help="YAML file; configs/ has ready ones", show_default=False)]
+Overrides = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads the annotation at run time)
+    typer.Argument(help="key=value changes, for example train.images=1000", show_default=False),
+]
+Check = Annotated[bool, typer.Option("--check", help="Print the resolved configuration and stop.")]
+Out = Annotated[Path, typer.Option(help="Folder for tables, pictures and JSON")]
+
+
+def resolve(kind: type[ConfigT], file: Path, overrides: list[str] | None, check: bool) -> ConfigT:
+    """Loads a configuration; with ``check``, prints it and ends the command."""
+    config = configuration.load(kind, file, overrides or [])
+    if check:
+        typer.echo(configuration.dump(config), nl=False)
+        raise typer.Exit
+    return config
+
+
+def say(text: str) -> None:
+    """Prints from one process of a launch only."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(text)
+
+
+def one_of(option: str, value: str | None, choices: tuple[str, ...]) -> None:
+    """Refuses a value that is not a choice."""
+    if value is not None and value not in choices:
+        raise typer.BadParameter(f"{option} {value!r}: choose one of {', '.join(choices)}")

@@ -1,0 +1,80 @@
+"""Commands that make volumes and label maps: ``sample`` and ``segment``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from latentsynth.cli.options import SPLITS, app, one_of, say
+
+
+@app.command()
+def sample(
+    checkpoint: Annotated[Optional[Path], typer.Argument(help="Run folder or checkpoint folder")] = None,  # noqa: UP045
+    masks: Annotated[Optional[Path], typer.Option(help="NIfTI mask, folder of masks, or manifest")] = None,  # noqa: UP045
+    out: Annotated[Optional[Path], typer.Option(help="Output folder")] = None,  # noqa: UP045
+    split: Annotated[Optional[str], typer.Option(help="Split of a manifest: train, val or test [default: val]")] = None,  # noqa: UP045
+    per_mask: Annotated[int, typer.Option(help="Volumes per mask", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="First seed")] = 0,
+    batch: Annotated[int, typer.Option(help="Volumes made together", min=1)] = 2,
+    steps: Annotated[Optional[int], typer.Option(help="Sampling steps [default: as trained]", min=1)] = None,  # noqa: UP045
+    guidance: Annotated[Optional[float], typer.Option(help="Guidance scale [default: as trained]", min=0)] = None,  # noqa: UP045
+    scheduler: Annotated[Optional[str], typer.Option(help="See --list-schedulers [default: as trained]")] = None,  # noqa: UP045
+    fit: Annotated[Optional[str], typer.Option(help="Lesion larger than the grid: error or scale [as trained]")] = None,  # noqa: UP045
+    list_schedulers: Annotated[
+        bool, typer.Option("--list-schedulers", help="Which scheduler serves which schedule")
+    ] = False,
+) -> None:
+    """Sample volumes from masks: NIfTI in scanner units on each mask's own grid. A second run continues the first."""
+    if list_schedulers:
+        return _print_schedulers()
+    missing = [name for name, v in (("CHECKPOINT", checkpoint), ("--masks", masks), ("--out", out)) if v is None]
+    if checkpoint is None or masks is None or out is None:
+        raise typer.BadParameter(f"missing {', '.join(missing)}")
+    one_of("--fit", fit, ("error", "scale"))
+    one_of("--split", split, SPLITS)
+    from latentsynth.data.requests import requests
+    from latentsynth.synthesis import synthesize
+    from latentsynth.synthesizers import load_synthesizer
+    from latentsynth.training.launch import start
+
+    model = load_synthesizer(checkpoint)
+    wanted = requests(masks, split)  # type: ignore[arg-type]
+    manifest = synthesize(
+        model, wanted, out, start(), per_mask, seed, batch, fit,  # type: ignore[arg-type]
+        scheduler=scheduler, steps=steps, guidance=guidance,
+    )  # fmt: skip
+    say(f"{len(manifest.cases)} volumes: {out / 'manifest.json'}\npicture: {out / 'contact_sheet.png'}")
+
+
+def _print_schedulers() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from latentsynth.diffusion import sampler_table
+
+    table = Table("scheduler", "noise schedule", "served by (diffusers)", "denoiser calls per step")
+    for name, schedule, kind, calls in sampler_table():
+        table.add_row(name, schedule, kind, str(calls))
+    Console().print(table)
+
+
+@app.command()
+def segment(
+    checkpoint: Annotated[Path, typer.Argument(help="Run or checkpoint folder of a segmenter")],
+    images: Annotated[Path, typer.Option(help="NIfTI file, folder of CASE_0000.nii.gz ..., or manifest")],
+    out: Annotated[Path, typer.Option(help="Folder for the label maps")],
+    split: Annotated[Optional[str], typer.Option(help="Split of a manifest [default: all]")] = None,  # noqa: UP045
+) -> None:
+    """Segment scans: label maps as NIfTI on each scan's own grid. A second run continues the first."""
+    one_of("--split", split, SPLITS)
+    from latentsynth.data.scans import scans
+    from latentsynth.labelling import label_scans
+    from latentsynth.segmentation import Segmenter
+    from latentsynth.training.launch import start
+
+    model = Segmenter.from_pretrained(checkpoint)
+    files = label_scans(model, scans(images, model.domain.grid.channels, split), out, start())  # type: ignore[arg-type]
+    say(f"{len(files)} label maps: {out}\nvolumes: {out / 'volumes.csv'}\npicture: {out / 'contact_sheet.png'}")

@@ -1,0 +1,51 @@
+"""Commands that train: ``train ...`` and ``encode``."""
+
+from __future__ import annotations
+
+from latentsynth import config as configuration
+from latentsynth.cli.options import Check, ConfigFile, Overrides, app, resolve, say, train_app
+
+
+@train_app.command("autoencoder")
+def train_autoencoder(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
+    """Train a VQ or KL autoencoder on volumes."""
+    resolved = resolve(configuration.AutoencoderRun, config, overrides, check)
+    from latentsynth.training.autoencoder import train_autoencoder as train
+
+    _finished(train(resolved), resolved)
+
+
+@train_app.command("ldm")
+def train_ldm(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
+    """Train a mask-conditioned latent diffusion model on the latents of a trained autoencoder."""
+    resolved = resolve(configuration.LdmRun, config, overrides, check)
+    from latentsynth.training.ldm import train_ldm as train
+
+    _finished(train(resolved), resolved)
+
+
+@train_app.command("segmenter")
+def train_segmenter(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
+    """Train a U-Net, DynUNet or Swin-UNETR on any mixture of real and synthetic cohorts."""
+    resolved = resolve(configuration.SegmenterRun, config, overrides, check)
+    from latentsynth.training.segmenter import train_segmenter as train
+
+    _finished(train(resolved), resolved)
+
+
+def _finished(scores: dict[str, float], config: configuration.Run) -> None:
+    say("validation: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+    say(f"checkpoint: {config.run / 'checkpoint'}")
+
+
+@app.command()
+def encode(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
+    """Write the latents that `train ldm CONFIG` will train on, if they are not there yet."""
+    resolved = resolve(configuration.LdmRun, config, overrides, check)
+    from latentsynth.training.encode import encode as write
+    from latentsynth.training.encode import encoded_cohort
+    from latentsynth.training.launch import start
+
+    cohort = encoded_cohort(resolved.autoencoder, resolved.data)
+    write(cohort, start())
+    say(f"latents: {cohort.training.folder}")

@@ -1,0 +1,73 @@
+"""Every run as one strict model: an unknown key, a wrong type or an impossible value is an error that names it.
+
+Imports no torch, so that ``--check`` and ``--help`` answer at once. Each field's meaning is its docstring's line;
+defaults are chosen for a CPU, the files in ``configs/`` hold the settings for larger machines.
+"""
+
+from latentsynth.config.autoencoder import (
+    AutoencoderConfig,
+    AutoencoderRun,
+    KLConfig,
+    PerceptualConfig,
+    ReconstructionConfig,
+    VQConfig,
+)
+from latentsynth.config.data import AugmentConfig, DataConfig
+from latentsynth.config.extractor import ExtractorRun, ViewsConfig
+from latentsynth.config.ldm import (
+    ConditionerConfig,
+    DenoiserConfig,
+    DiffusionConfig,
+    LatentDataConfig,
+    LdmRun,
+    SamplingConfig,
+)
+from latentsynth.config.segmenter import (
+    DynUNetConfig,
+    InferenceConfig,
+    NetworkConfig,
+    SegmentationLossConfig,
+    SegmenterDataConfig,
+    SegmenterRun,
+    SourceConfig,
+    SwinUNETRConfig,
+    UNetConfig,
+    ValidationConfig,
+)
+from latentsynth.config.training import Run, TrainConfig
+from latentsynth.strict import Strict, build, dump, load
+
+__all__ = [
+    "AugmentConfig",
+    "AutoencoderConfig",
+    "AutoencoderRun",
+    "ConditionerConfig",
+    "DataConfig",
+    "DenoiserConfig",
+    "DiffusionConfig",
+    "DynUNetConfig",
+    "ExtractorRun",
+    "InferenceConfig",
+    "KLConfig",
+    "LatentDataConfig",
+    "LdmRun",
+    "NetworkConfig",
+    "PerceptualConfig",
+    "ReconstructionConfig",
+    "Run",
+    "SamplingConfig",
+    "SegmentationLossConfig",
+    "SegmenterDataConfig",
+    "SegmenterRun",
+    "SourceConfig",
+    "Strict",
+    "SwinUNETRConfig",
+    "TrainConfig",
+    "UNetConfig",
+    "VQConfig",
+    "ValidationConfig",
+    "ViewsConfig",
+    "build",
+    "dump",
+    "load",
+]

@@ -1,0 +1,124 @@
+"""A network that learns, without labels, which scans are the same scan seen twice (SimCLR, Chen et al. 2020).
+
+It judges generators and belongs to none of them, so it shares nothing with an autoencoder or a denoiser.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+from torch.nn import functional
+
+from latentsynth.config import ViewsConfig
+from latentsynth.pretrained import Pretrained
+
+
+class ContrastiveEncoder(Pretrained):
+    """Convolutions of stride 2 with group norm; features are the mean and deviation of the last maps.
+
+    Args:
+        image_channels: ``C``.
+        channels: Feature channels per halving of the resolution.
+        projection: Size of the projection that the loss compares.
+    """
+
+    @register_to_config
+    def __init__(self, image_channels: int, channels: Sequence[int], projection: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise((image_channels, *channels)):
+            # A rim of edge values: zeros would paint a grey frame around the black background.
+            layers += [
+                nn.Conv3d(before, after, 3, stride=2, padding=1, padding_mode="replicate"),
+                nn.GroupNorm(math.gcd(8, after), after),
+                nn.LeakyReLU(0.1),
+            ]
+        self.network = nn.Sequential(*layers)
+        width = 2 * channels[-1]
+        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection))
+
+    def features(self, image: Tensor) -> Tensor:
+        """Images ``(B, C, I, J, K)`` in [-1, 1] to features ``(B, F)``."""
+        maps = self.network(image).flatten(2)
+        return torch.cat([maps.mean(2), maps.std(2, correction=0)], dim=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Images ``(B, C, I, J, K)`` to unit vectors ``(B, P)`` that the loss compares."""
+        return functional.normalize(self.head(self.features(image)), dim=1)
+
+
+def views(images: Tensor, config: ViewsConfig, generators: Sequence[torch.Generator]) -> Tensor:
+    """One random view of every image: moved a little, perhaps mirrored, its contrast and brightness changed.
+
+    Args:
+        images: In [-1, 1], shape ``(B, C, I, J, K)``.
+        config: How much.
+        generators: One per image, on the CPU, so that a view depends on its own generator alone.
+
+    Returns:
+        Same shape, in [-1, 1].
+    """
+    draws = torch.stack([torch.rand(14, generator=g) for g in generators]).to(images)
+    sign = 2 * draws - 1
+    angles = sign[:, :3] * math.radians(config.rotate_deg)
+    scale = torch.exp(sign[:, 3] * math.log1p(config.scale))
+    shift = sign[:, 4:7] * 2 * config.shift  # grid_sample's axes run from -1 to 1
+    # grid_sample speaks of K, J, I; a cell of an axis is as long as one of another, whatever the shape.
+    sizes = torch.tensor(images.shape[:1:-1], dtype=images.dtype, device=images.device)
+    turn = _rotations(angles) * scale.view(-1, 1, 1)
+    turn = turn * sizes.view(1, 1, 3) / sizes.view(1, 3, 1)
+    mirrored = torch.ones(len(images), 3, dtype=images.dtype, device=images.device)
+    for axis in config.flip_axes:
+        mirrored[:, 2 - axis] = torch.where(draws[:, 7 + axis] < 0.5, -1.0, 1.0)
+    matrix = torch.cat([turn * mirrored.unsqueeze(1), shift.unsqueeze(2)], dim=2)
+    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    column = (-1, 1, 1, 1, 1)
+    gamma = torch.exp(sign[:, 10] * config.gamma).view(column)
+    bright = (sign[:, 11] * config.brightness).view(column)
+    level = (draws[:, 12] * config.noise).view(column)
+    noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
+    contrast = ((moved + 1) / 2).clamp(0, 1) ** gamma * 2 - 1
+    return (contrast + bright + level * noise).clamp(-1, 1)
+
+
+def _rotations(angles: Tensor) -> Tensor:
+    """Rotation matrices ``(B, 3, 3)`` about the three axes in turn, from angles ``(B, 3)`` in radians."""
+    matrix = torch.eye(3, dtype=angles.dtype, device=angles.device).expand(len(angles), 3, 3)
+    for axis in range(3):
+        a, b = (n for n in range(3) if n != axis)
+        turn = torch.eye(3, dtype=angles.dtype, device=angles.device).repeat(len(angles), 1, 1)
+        cos, sin = torch.cos(angles[:, axis]), torch.sin(angles[:, axis])
+        turn[:, a, a], turn[:, b, b], turn[:, a, b], turn[:, b, a] = cos, cos, -sin, sin
+        matrix = matrix @ turn
+    return matrix
+
+
+def contrastive_loss(first: Tensor, second: Tensor, temperature: float, patients: Tensor | None = None) -> Tensor:
+    """NT-Xent (Chen et al. 2020, eq. 1): each view must find its partner among all other views of the batch.
+
+    Args:
+        first: Unit vectors ``(B, P)``.
+        second: Of the other views of the same images.
+        temperature: Softmax temperature.
+        patients: Number of the patient of each image, ``(B,)``; views of other images of the same patient are no
+            wrong answers, so they are left out. None takes every image for a patient of its own.
+
+    Returns:
+        A scalar.
+    """
+    both = torch.cat([first, second])
+    rows = len(first)
+    logits = both @ both.T / temperature
+    if patients is None:
+        patients = torch.arange(rows, device=both.device)
+    twice = patients.repeat(2)
+    same = twice.unsqueeze(0) == twice.unsqueeze(1)
+    partner = torch.arange(2 * rows, device=both.device).roll(rows)
+    same[torch.arange(2 * rows, device=both.device), partner] = False
+    return functional.cross_entropy(logits.masked_fill(same, float("-inf")), partner)

@@ -1,0 +1,1 @@
+"""Judging synthetic volumes: features of images, and the scores that are made from them."""

@@ -1,0 +1,132 @@
+"""The cohorts that a measurement compares, and the work of going through their cases on every process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from accelerate import Accelerator
+
+from latentsynth.data.manifest import SPLITS, Manifest
+from latentsynth.errors import DataError
+from latentsynth.metrics.bootstrap import mean_interval
+from latentsynth.progress import bar
+from latentsynth.results import Estimate
+from latentsynth.training.launch import share
+from latentsynth.types import Case, Split
+
+T = TypeVar("T")
+
+
+def rng() -> np.random.Generator:
+    """Randomness of intervals: the same cases give the same ones, so it is no argument of a measurement."""
+    return np.random.default_rng(0)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Cases under a name.
+
+    Attributes:
+        name: What tables call it.
+        manifest: Where it comes from.
+        cases: Those that are measured.
+    """
+
+    name: str
+    manifest: Manifest
+    cases: tuple[Case, ...]
+
+    @classmethod
+    def load(cls, name: str, path: Path, splits: Sequence[Split] = SPLITS, annotated: bool = False) -> Cohort:
+        """Cases of some splits of a manifest.
+
+        Args:
+            name: What tables call it.
+            path: The manifest.
+            splits: Which splits.
+            annotated: Leave out cases without a mask.
+
+        Raises:
+            DataError: No manifest, or no such case.
+        """
+        manifest = Manifest.load(path)
+        cases = tuple(case for case in manifest.select(*splits) if case.mask is not None or not annotated)
+        if not cases:
+            raise DataError(f"no case of {path} in split {', '.join(splits)} has a mask: give annotated cases")
+        return cls(name, manifest, cases)
+
+    @property
+    def patients(self) -> list[str]:
+        """For every case whom it comes from: its patient, or the patients a synthetic case was made from.
+
+        Volumes made for one patient's mask are not independent, so intervals draw them together.
+        """
+        return [
+            "+".join(case.parents) if case.source != "real" and case.parents else case.patient_id for case in self.cases
+        ]
+
+    def mean(self, values: Sequence[float]) -> Estimate:
+        """Mean of one value per case, with its bootstrap interval over patients."""
+        return Estimate(*mean_interval(values, self.patients, rng()))
+
+    @property
+    def real(self) -> bool:
+        """Whether every case is a real one."""
+        return all(case.source == "real" for case in self.cases)
+
+
+def named(text: str) -> tuple[str, Path]:
+    """``NAME=MANIFEST`` or ``MANIFEST``, whose name is then that of its folder."""
+    name, equals, path = text.partition("=")
+    return (name, Path(path)) if equals else (Path(text).resolve().parent.name, Path(text))
+
+
+def over_cases(accelerator: Accelerator, title: str, cases: Sequence[Case], work: Callable[[int], T]) -> list[T]:
+    """``work(n)`` for every case, spread over the processes, with a progress bar; every process gets all results."""
+    mine = len(range(accelerator.process_index, len(cases), accelerator.num_processes))
+    with bar(title, mine, "cases", accelerator.is_main_process) as shown:
+
+        def counted(n: int) -> T:
+            result = work(n)
+            shown.advance()
+            return result
+
+        return share(accelerator, len(cases), counted)
+
+
+def check_new(
+    cases: Sequence[Case], seen: Sequence[Case], verified: bool, what: str, allowed: bool = False
+) -> list[str]:
+    """Refuses cases that a model has seen; says where that cannot be verified.
+
+    Args:
+        cases: What is measured.
+        seen: Those of them found in the ledger of ``what``.
+        verified: Whether patients could be compared.
+        what: The model, for the error.
+        allowed: Only say it (training cases, asked for on purpose).
+
+    Returns:
+        Notes for the report.
+
+    Raises:
+        DataError: A case was seen, and that is not allowed.
+    """
+    if seen and not allowed:
+        raise DataError(
+            f"{what} was trained on {len(seen)} of these {len(cases)} cases ({', '.join(c.case_id for c in seen[:3])}): "
+            "use patients it never saw"
+        )
+    notes = (
+        [f"{what} was trained on {len(seen)} of these {len(cases)} cases: no measure of new patients"] if seen else []
+    )
+    if not verified:
+        notes.append(
+            f"cannot verify by patient that these cases are new to {what}: the project key is missing; scans were "
+            "compared by their voxels alone"
+        )
+    return notes

@@ -1,0 +1,154 @@
+"""Features of cohorts, with ids that survive sharding, and everything they depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from latentsynth import checkpoint
+from latentsynth.config import AugmentConfig, ExtractorRun, build
+from latentsynth.contrastive import ContrastiveEncoder
+from latentsynth.data.manifest import Manifest
+from latentsynth.data.survey import choose_grid, propose_window, survey
+from latentsynth.data.volumes import Recipe, VolumeCache
+from latentsynth.errors import CheckpointError, DataError
+from latentsynth.evaluation.cohorts import Cohort, over_cases
+from latentsynth.evaluation.extractors import Extractor, NetworkExtractor, extractor
+from latentsynth.provenance import fingerprint
+from latentsynth.training.extractor import KIND, train_extractor
+from latentsynth.training.launch import fill
+from latentsynth.types import Framing, Grid, Labels, Window
+
+_VOXELS = 64**3  # of a grid that nobody chose
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of one cohort by one extractor.
+
+    Attributes:
+        ids: Case ids, ``N``.
+        patients: Whom each case comes from, ``N``.
+        values: ``(N, F)``, float64.
+    """
+
+    ids: tuple[str, ...]
+    patients: tuple[str, ...]
+    values: np.ndarray
+
+    def __getitem__(self, rows: Sequence[int] | np.ndarray) -> Features:
+        """Some of the cases."""
+        kept = np.asarray(rows)
+        return Features(tuple(self.ids[n] for n in kept), tuple(self.patients[n] for n in kept), self.values[kept])
+
+
+def comparison_space(like: Path | None, manifest: Manifest) -> tuple[Grid, Framing]:
+    """The grid on which volumes are compared.
+
+    Args:
+        like: Run or checkpoint folder whose grid and framing to take; None chooses a grid for the scans.
+        manifest: Real scans.
+    """
+    if like is not None:
+        domain = checkpoint.read_header(checkpoint.locate(like)).domain
+        if domain.channels != manifest.channels:
+            raise DataError(
+                f"{like} works on channels {domain.channels}, the scans have {manifest.channels}: give another --like"
+            )
+        return domain.grid, domain.framing
+    found = survey(manifest.cases[:32], len(manifest.channels))
+    shape, spacing, _ = choose_grid(np.median(found.scans, axis=0), found.spacing, _VOXELS, 1)
+    proposed = zip(manifest.channels, found.intensities, strict=True)
+    windows = tuple(Window(**propose_window(name, values)) for name, values in proposed)
+    return Grid((shape[0], shape[1], shape[2]), (spacing[0], spacing[1], spacing[2]), windows), Framing()
+
+
+def volumes(
+    cohort: Cohort, grid: Grid, framing: Framing, labels: Labels, cache: Path, accelerator: Accelerator
+) -> VolumeCache:
+    """The cases of a cohort on the grid, cached, each process its share."""
+    recipe = Recipe(grid, framing, labels, AugmentConfig(), 0)
+    made = VolumeCache(cache, recipe, cohort.cases)
+    fill(made, f"preparing {cohort.name}", accelerator)
+    return made
+
+
+def extract(
+    extractors: Sequence[Extractor], cohort: Cohort, cache: VolumeCache, accelerator: Accelerator
+) -> dict[str, Features]:
+    """Features of a cohort by every extractor, by its name; each volume is read once."""
+
+    def work(n: int) -> list[np.ndarray]:
+        image = torch.from_numpy(cache.volume(n).image)[None]
+        return [one.features(image)[0].double().numpy() for one in extractors]
+
+    rows = over_cases(accelerator, f"features of {cohort.name}", cohort.cases, work)
+    ids = tuple(case.case_id for case in cohort.cases)
+    return {
+        one.name: Features(ids, tuple(cohort.patients), np.stack([row[e] for row in rows]))
+        for e, one in enumerate(extractors)
+    }
+
+
+def load_extractors(
+    specs: Sequence[str], real: Path, grid: Grid, framing: Framing, cache: Path, images: int
+) -> list[Extractor]:
+    """Extractors by their words; ``contrastive`` is trained on the real training patients if it is not yet.
+
+    Args:
+        specs: As :func:`extractors.extractor`, or ``contrastive`` or ``contrastive:RUN``.
+        real: Manifest of real cases.
+        grid: Grid of the volumes.
+        framing: Where it is laid.
+        cache: Where volumes and trained extractors are kept.
+        images: How long to train one.
+
+    Raises:
+        DataError: An unknown word, or training cases that are not real.
+        CheckpointError: A file that is missing or wrong.
+    """
+    found: list[Extractor] = []
+    for spec in specs:
+        kind, _, rest = spec.partition(":")
+        if kind != "contrastive":
+            found.append(extractor(spec, grid.channels))
+            continue
+        folder = Path(rest) if rest else _trained(real, grid, framing, cache, images)
+        found.append(contrastive_extractor(folder, grid))
+    return found
+
+
+def contrastive_extractor(path: Path, grid: Grid) -> Extractor:
+    """A trained :class:`ContrastiveEncoder`.
+
+    Raises:
+        CheckpointError: No extractor there, or one for other volumes.
+    """
+    folder = checkpoint.locate(path)
+    header = checkpoint.read_header(folder, KIND)
+    if header.domain.grid != grid:
+        raise CheckpointError(
+            f"{folder} was trained on {header.domain.grid}, volumes are compared on {grid}: train one for it"
+        )
+    network = ContrastiveEncoder.from_pretrained(folder / "network")
+    name = f"contrastive:{header.fingerprint[:6]}"
+    return NetworkExtractor(name, header.fingerprint, network.features)
+
+
+def _trained(real: Path, grid: Grid, framing: Framing, cache: Path, images: int) -> Path:
+    """The run folder of an extractor for these scans, trained once for all later measurements."""
+    values = {
+        "data": {"manifest": real, "grid": grid, "framing": framing, "cache": cache},
+        "train": {"images": images, "batch": 16, "lr": 1e-3, "lr_warmup_images": images // 20, "ema_halflife_images": 300,
+                  "validate_every_images": images, "sample_every_images": images},
+    }  # fmt: skip
+    key = fingerprint([Manifest.load(real).fingerprint, values])
+    config = build(ExtractorRun, {"run": cache / "extractors" / key, **values}, "extractor")
+    if not (config.run / "checkpoint").is_dir():
+        train_extractor(config)
+    return config.run

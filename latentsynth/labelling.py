@@ -1,0 +1,91 @@
+"""Label maps for scans: NIfTI on each scan's own grid, resumable, sharded, with a table of volumes and a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+
+from latentsynth.data import nifti
+from latentsynth.data.frames import resample_labels
+from latentsynth.data.volumes import to_index, window_channels
+from latentsynth.errors import DataError
+from latentsynth.figures import Tile, contact_sheet
+from latentsynth.files import make_folder, read_json, write_json
+from latentsynth.metrics.surfaces import volume_ml
+from latentsynth.progress import bar
+from latentsynth.results import write_csv
+from latentsynth.segmentation import Segmenter
+from latentsynth.types import Case
+
+_CLAIM = "segmentation.json"
+_SHOWN = 6
+
+
+def label_scans(model: Segmenter, cases: Sequence[Case], out: Path, accelerator: Accelerator) -> list[Path]:
+    """Segments the whole field of view of every scan and writes ``CASE.nii.gz``. A second call makes what is missing.
+
+    Args:
+        model: The segmenter.
+        cases: Scans; masks are not read.
+        out: Output folder; also gets ``volumes.csv`` (ml per label) and ``contact_sheet.png``.
+        accelerator: The processes that share the scans.
+
+    Returns:
+        The label maps, in the order of the cases.
+
+    Raises:
+        DataError: A scan is unreadable or has other channels, or ``out`` holds label maps of another checkpoint.
+    """
+    files = [out / f"{case.case_id}.nii.gz" for case in cases]
+    if accelerator.is_main_process:
+        _claim(make_folder(out), model)
+    accelerator.wait_for_everyone()
+    model.to(accelerator.device)
+    todo = [n for n, file in enumerate(files) if not file.is_file()]
+    accelerator.wait_for_everyone()  # every process must have looked before any of them writes
+    mine = todo[accelerator.process_index :: accelerator.num_processes]
+    with bar("segmenting", len(mine), "scans", accelerator.is_main_process) as shown:
+        for n in mine:
+            labels, affine = model.segment(cases[n])
+            nifti.write(files[n], labels, affine)
+            shown.advance()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _table(model, cases, files, out)
+        _sheet(model, cases, files, out)
+    accelerator.wait_for_everyone()
+    return files
+
+
+def _claim(out: Path, model: Segmenter) -> None:
+    """Opens the folder for this checkpoint, or refuses one that belongs to another."""
+    labels = dict(zip(model.domain.labels.names, model.domain.labels.values, strict=True))
+    file, claim = out / _CLAIM, {"checkpoint": model.fingerprint, "labels": labels}
+    if file.is_file() and read_json(file) != claim:
+        raise DataError(f"{out} holds label maps of another checkpoint: give another --out")
+    write_json(file, claim)
+
+
+def _table(model: Segmenter, cases: Sequence[Case], files: Sequence[Path], out: Path) -> None:
+    values, names = model.domain.labels.values[1:], model.domain.labels.names[1:]
+    rows = []
+    for case, file in zip(cases, files, strict=True):
+        labels, affine = nifti.read_labels(file)
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        rows.append((case.case_id, *(volume_ml(labels == value, spacing.tolist()) for value in values)))
+    write_csv(out / "volumes.csv", ("case", *(f"{name}_ml" for name in names)), rows)
+
+
+def _sheet(model: Segmenter, cases: Sequence[Case], files: Sequence[Path], out: Path) -> None:
+    domain, rows = model.domain, []
+    for case, file in list(zip(cases, files, strict=True))[:_SHOWN]:
+        frame = model.frame(case, whole=True)
+        native = [nifti.read(path) for path in case.images]
+        image, _ = window_channels(native, domain.grid.windows, frame, case.images)
+        labels, affine = nifti.read_labels(file)
+        found = to_index(resample_labels(labels, affine, frame), domain.labels)
+        rows.append([Tile(case.case_id, image), Tile("found", image, found)])
+    contact_sheet(out / "contact_sheet.png", rows, domain.grid.spacing_mm, "", domain.lesion_indices)

@@ -1,0 +1,101 @@
+"""Intervals by resampling patients: cases of one patient are drawn together, since they are not independent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from latentsynth.errors import DataError
+
+
+def draw_groups(groups: Sequence[str], draws: int, rng: np.random.Generator) -> np.ndarray:
+    """How often each row is in each bootstrap draw.
+
+    Args:
+        groups: The patient of each of N rows.
+        draws: Number of draws.
+        rng: Source of randomness.
+
+    Returns:
+        Whole numbers, shape ``(draws, N)``; rows of one patient have equal numbers.
+    """
+    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    counts = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
+    return counts[:, index]
+
+
+def interval(replicates: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of bootstrap replicates, shape ``(draws,)``; those that are not a number are left out."""
+    finite = replicates[np.isfinite(replicates)]
+    if not len(finite):
+        return float("nan"), float("nan")
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def mean_interval(
+    values: Sequence[float] | np.ndarray,
+    groups: Sequence[str],
+    rng: np.random.Generator,
+    draws: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
+    """Mean over rows with a percentile bootstrap interval over patients.
+
+    Args:
+        values: One per row; those that are not a number are left out.
+        groups: The patient of each row.
+        rng: Source of randomness.
+        draws: Number of draws.
+        level: Share of draws inside the interval.
+
+    Returns:
+        Mean, low, high; the ends are not a number for fewer than two patients.
+
+    Raises:
+        DataError: Values and groups differ in length.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if len(numbers) != len(groups):
+        raise DataError(f"{len(numbers)} values for {len(groups)} groups: give one patient per value")
+    kept = np.isfinite(numbers)
+    numbers, kept_groups = numbers[kept], [group for group, keep in zip(groups, kept, strict=True) if keep]
+    if not len(numbers):
+        return float("nan"), float("nan"), float("nan")
+    if len(set(kept_groups)) < 2:
+        return float(numbers.mean()), float("nan"), float("nan")
+    weights = draw_groups(kept_groups, draws, rng)
+    return (float(numbers.mean()), *interval(weights @ numbers / weights.sum(1), level))
+
+
+def ratio_interval(
+    top: tuple[Sequence[float], Sequence[str]],
+    bottom: tuple[Sequence[float], Sequence[str]],
+    rng: np.random.Generator,
+    draws: int = 2000,
+    level: float = 0.95,
+) -> tuple[float, float, float]:
+    """Ratio of two means of separate groups of patients, each given as (values, groups), with a bootstrap interval."""
+
+    def replicates(values: Sequence[float], groups: Sequence[str]) -> tuple[float, np.ndarray]:
+        numbers = np.asarray(values, dtype=np.float64)
+        weights = draw_groups(groups, draws, rng)
+        return float(numbers.mean()), weights @ numbers / weights.sum(1)
+
+    (a, above), (b, below) = replicates(*top), replicates(*bottom)
+    if not b:
+        return float("nan"), float("nan"), float("nan")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (a / b, *interval(above / below, level))
+
+
+def statistic_interval(
+    statistic: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    groups: tuple[Sequence[str], Sequence[str]],
+    rng: np.random.Generator,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Interval of a statistic of two samples, given as a function of row weights ``(draws, N)`` and ``(draws, M)``."""
+    return interval(statistic(draw_groups(groups[0], draws, rng), draw_groups(groups[1], draws, rng)), level)

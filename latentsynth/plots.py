@@ -1,0 +1,122 @@
+"""Plots of numbers: curves of a run, scores of every case, histograms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latentsynth.files import atomic_path
+
+COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#edae49", "#6a4c93", "#5c6b73")
+_COLUMNS = 4
+
+
+def curves(
+    path: Path, series: Mapping[str, tuple[Sequence[float], Sequence[float]]], x_label: str, title: str = ""
+) -> Path:
+    """Writes a PNG with one panel per curve.
+
+    Args:
+        path: Where to write.
+        series: Name to (x, y).
+        x_label: Label of the shared x axis.
+        title: Written on top.
+    """
+    columns = min(max(len(series), 1), _COLUMNS)
+    rows = -(-len(series) // columns)
+    figure = _figure((2.6 * columns, 1.9 * rows), title)
+    for n, (name, (x, y)) in enumerate(series.items()):
+        axes = _axes(figure, rows, columns, n, name)
+        axes.plot(x, y, linewidth=1, marker="." if len(x) < 20 else "", color=COLOURS[0])
+        axes.set_xlabel(x_label, fontsize=7)
+    return _save(figure, path)
+
+
+def strips(path: Path, groups: Mapping[str, Sequence[float]], y_label: str, title: str = "") -> Path:
+    """Writes a PNG with one column of points per group, a point per case, and a bar at the mean."""
+    figure = _figure((1.3 * max(len(groups), 2) + 0.8, 3.0), title)
+    axes = _axes(figure, 1, 1, 0, "")
+    rng = np.random.default_rng(0)  # places the points beside each other; the same every time
+    for n, values in enumerate(groups.values()):
+        y = np.asarray(values, dtype=float)
+        colour = COLOURS[n % len(COLOURS)]
+        axes.plot(n + rng.uniform(-0.18, 0.18, len(y)), y, ".", markersize=4, alpha=0.6, color=colour)
+        if len(y):
+            axes.hlines(np.nanmean(y), n - 0.3, n + 0.3, color=colour, linewidth=2)
+    axes.set_xticks(range(len(groups)), list(groups), fontsize=7, rotation=15, ha="right")
+    axes.set_ylabel(y_label, fontsize=8)
+    return _save(figure, path)
+
+
+def histograms(
+    path: Path,
+    panels: Mapping[str, Mapping[str, np.ndarray]],
+    edges: np.ndarray,
+    x_label: str,
+    columns: int,
+    title: str = "",
+) -> Path:
+    """Writes a PNG of histograms.
+
+    Args:
+        path: Where to write.
+        panels: Panel title to (name to shares per bin, shape ``(bins,)``).
+        edges: Bin edges, ``(bins + 1,)``.
+        x_label: Label of the x axis.
+        columns: Panels per row.
+        title: Written on top.
+    """
+    rows = -(-len(panels) // columns)
+    figure = _figure((2.6 * columns, 1.9 * rows + 0.3), title)
+    for n, (name, lines) in enumerate(panels.items()):
+        axes = _axes(figure, rows, columns, n, name)
+        for m, (label, shares) in enumerate(lines.items()):
+            axes.stairs(shares, edges, label=label, color=COLOURS[m % len(COLOURS)], linewidth=1.1, fill=False)
+        axes.set_xlabel(x_label, fontsize=7)
+        axes.set_yticks([])
+        if n == 0:
+            axes.legend(fontsize=6, frameon=False)
+    return _save(figure, path)
+
+
+def scatters(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]], title: str = "") -> Path:
+    """Writes a PNG with one scatter plot per panel; each holds sets of points ``(N, 2)`` by name."""
+    figure = _figure((3.2 * max(len(panels), 1), 3.0), title)
+    for n, (name, sets) in enumerate(panels.items()):
+        axes = _axes(figure, 1, len(panels), n, name)
+        for m, (label, points) in enumerate(sets.items()):
+            axes.plot(
+                points[:, 0], points[:, 1], ".", markersize=4, alpha=0.6, label=label, color=COLOURS[m % len(COLOURS)]
+            )
+        axes.legend(fontsize=6, frameon=False)
+    return _save(figure, path)
+
+
+def _figure(size: tuple[float, float], title: str) -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=9)
+    return figure
+
+
+def _axes(figure: Any, rows: int, columns: int, n: int, title: str) -> Any:
+    axes = figure.add_subplot(rows, columns, n + 1)
+    axes.set_title(title, fontsize=8)
+    axes.tick_params(labelsize=6)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=130)
+    return path

@@ -1,0 +1,175 @@
+"""What a measurement leaves behind: tables, pictures, plain words and the command, on the terminal and as JSON.
+
+Every ``evaluate`` command writes one :class:`Result` into its folder; ``latentsynth report`` collects them.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from latentsynth.errors import DataError
+from latentsynth.files import atomic_path, make_folder, read_json, write_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FORMAT = "latentsynth-result/1"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+Cell = str | int | float | None | Estimate
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under named columns; what the numbers are stands in ``note``."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG in the result's folder."""
+
+    file: str
+    caption: str
+
+
+def this_command() -> str:
+    """The command line of this process, as a person would type it again."""
+    program = Path(sys.argv[0])
+    start = ["python", sys.argv[0]] if program.suffix == ".py" else [program.name]
+    return shlex.join([*start, *sys.argv[1:]])
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measurement.
+
+    Attributes:
+        kind: Name of its JSON file, for example ``"obedience"``.
+        title: What was measured.
+        facts: What the numbers depend on (fingerprints, counts, preprocessing); anything JSON can hold.
+        tables: The numbers.
+        pictures: Files that already stand in the folder.
+        notes: Plain sentences: what is wrong, what cannot be concluded.
+        command: What made it.
+    """
+
+    kind: str
+    title: str
+    facts: dict[str, Any]
+    tables: tuple[Table, ...]
+    pictures: tuple[Picture, ...] = ()
+    notes: tuple[str, ...] = ()
+    command: str = field(default_factory=this_command)
+
+    def save(self, folder: Path) -> Path:
+        """Writes ``<kind>.json``; numbers that are not finite become null."""
+        path = make_folder(folder) / f"{self.kind}.json"
+        write_json(path, {"format": FORMAT, **_finite(asdict(self))})
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Result:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            DataError: The file is not a result.
+        """
+        value = read_json(path)
+        if not is_result(value):
+            raise DataError(f"{path} is not a result ({FORMAT}): make it again with `latentsynth evaluate`")
+        try:
+            tables = tuple(
+                Table(t["title"], tuple(t["columns"]), tuple(tuple(map(_cell, row)) for row in t["rows"]), t["note"])
+                for t in value["tables"]
+            )
+            pictures = tuple(Picture(**picture) for picture in value["pictures"])
+            return cls(
+                value["kind"], value["title"], value["facts"], tables, pictures, tuple(value["notes"]), value["command"]
+            )
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path} is a damaged result ({error!r}): make it again") from error
+
+    def show(self, console: Console) -> None:
+        """Prints tables and notes."""
+        from rich.table import Table as Printed
+
+        for table in self.tables:
+            printed = Printed(*table.columns, title=table.title, caption=table.note or None, title_justify="left")
+            for row in table.rows:
+                printed.add_row(*(text(cell) for cell in row))
+            console.print(printed)
+        for note in self.notes:
+            console.print(f"- {note}", highlight=False)
+
+
+def is_result(value: Any) -> bool:
+    """Whether a JSON value is a result of this version."""
+    return isinstance(value, dict) and value.get("format") == FORMAT
+
+
+def text(cell: Cell) -> str:
+    """A cell as people read it: three decimals for small numbers, none for large ones, a dash for what is undefined."""
+    if isinstance(cell, Estimate):
+        return f"{text(cell.value)} [{text(cell.low)}, {text(cell.high)}]"
+    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
+        return "-"
+    if isinstance(cell, float):
+        digits = 3 if abs(cell) < 10 else 1 if abs(cell) < 1000 else 0
+        return f"{cell:.{digits}f}" if cell == 0 or abs(cell) >= 0.001 else f"{cell:.1e}"
+    return str(cell)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Writes a table of plain values; floats with six significant digits, what is not a number as an empty field."""
+    with atomic_path(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(columns)
+        for row in rows:
+            writer.writerow([_plain(value) for value in row])
+
+
+def _plain(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return f"{value:.6g}" if math.isfinite(value) else ""
+
+
+def _finite(value: Any) -> Any:
+    """The same value as JSON can hold it."""
+    if isinstance(value, dict):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if hasattr(value, "item"):  # numpy's numbers
+        return _finite(value.item())
+    return str(value) if isinstance(value, Path) else value
+
+
+def _cell(value: Any) -> Cell:
+    if isinstance(value, dict):
+        nan = float("nan")
+        return Estimate(*(nan if value[key] is None else value[key] for key in ("value", "low", "high")))
+    return value  # type: ignore[no-any-return]

@@ -1,0 +1,101 @@
+"""Real cases through an autoencoder and back, written as a cohort: the ceiling of everything its latents can show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from latentsynth import checkpoint
+from latentsynth.autoencoders import Autoencoder
+from latentsynth.autoencoders.reconstruction import reconstruct
+from latentsynth.config import AugmentConfig
+from latentsynth.data import nifti
+from latentsynth.data.manifest import Manifest
+from latentsynth.data.requests import Request, place, to_scanner
+from latentsynth.data.volumes import Recipe
+from latentsynth.errors import CheckpointError, DataError
+from latentsynth.files import make_folder, read_json, write_json
+from latentsynth.pretrained import part_fingerprint
+from latentsynth.progress import bar
+from latentsynth.types import Case
+
+_RECIPE = "roundtrip.json"
+
+
+def reconstruct_cohort(
+    path: Path, manifest: Manifest, cases: Sequence[Case], out: Path, accelerator: Accelerator
+) -> Path:
+    """Encodes and decodes annotated cases and writes them on their own grids, in scanner units, as samples are written.
+
+    A second call makes what is missing.
+
+    Args:
+        path: Run or checkpoint folder of an autoencoder, or of a model that holds one.
+        manifest: Where the cases come from.
+        cases: Annotated cases.
+        out: Output folder.
+        accelerator: The processes that share the work.
+
+    Returns:
+        The manifest of the reconstructions; each names its patient as parent.
+
+    Raises:
+        CheckpointError: No autoencoder there.
+        DataError: The cohort does not fit it, or ``out`` holds something else.
+    """
+    folder = checkpoint.locate(path)
+    header = checkpoint.read_header(folder)
+    if "autoencoder" not in header.parts:
+        raise CheckpointError(f"{folder} holds a checkpoint of kind {header.kind} without an autoencoder: give another")
+    domain = header.domain
+    if (manifest.channels, manifest.labels.values) != (domain.channels, domain.labels.values):
+        raise DataError(
+            f"the cohort has channels {manifest.channels} and labels {manifest.labels.values}, the autoencoder was "
+            f"trained on {domain.channels} and {domain.labels.values}: give a cohort that has them"
+        )
+    print_ = part_fingerprint(folder / "autoencoder")
+    _claim(out, {"autoencoder": print_, "cohort": manifest.fingerprint}, accelerator)
+    model = Autoencoder.from_pretrained(folder / "autoencoder").to(accelerator.device)
+    recipe = Recipe(domain.grid, domain.framing, domain.labels, AugmentConfig(), 0)
+    mine = list(cases)[accelerator.process_index :: accelerator.num_processes]
+    made = []
+    with bar("reconstructing", len(mine), "cases", accelerator.is_main_process) as shown:
+        for case in mine:
+            assert case.mask is not None
+            files = _files(out, case, len(domain.channels))
+            if not all(file.is_file() for file in files):
+                volume = recipe.read(case)
+                image = reconstruct(model, volume, accelerator.device).numpy()
+                placed = place(Request(case.case_id, case.mask), domain)
+                # Back by the case's own windows: unlike a sample, a reconstruction has them.
+                scanner = to_scanner(image, placed, replace(domain, limits=volume.limits))
+                for file, voxels in zip(files, scanner, strict=True):
+                    nifti.write(file, voxels, placed.affine)
+            shown.advance()
+    accelerator.wait_for_everyone()
+    for case in cases:
+        images = tuple(_files(out, case, len(domain.channels)))
+        name = f"reconstructed-{case.case_id}"
+        made.append(Case(name, name, images, case.mask, "train", f"{print_}:reconstruction", (case.patient_id,)))
+    file = out / "manifest.json"
+    if accelerator.is_main_process:
+        Manifest(f"{manifest.name} reconstructed", domain.channels, domain.labels, tuple(made)).save(file)
+    accelerator.wait_for_everyone()
+    return file
+
+
+def _files(out: Path, case: Case, channels: int) -> list[Path]:
+    return [out / "imagesTr" / f"{case.case_id}_{channel:04d}.nii.gz" for channel in range(channels)]
+
+
+def _claim(out: Path, recipe: dict[str, str], accelerator: Accelerator) -> None:
+    """Opens the folder for this autoencoder and cohort, or refuses one that belongs to others."""
+    if accelerator.is_main_process:
+        file = make_folder(out / "imagesTr").parent / _RECIPE
+        if file.is_file() and read_json(file) != recipe:
+            raise DataError(f"{out} holds reconstructions of another autoencoder or cohort: give another --out")
+        write_json(file, recipe)
+    accelerator.wait_for_everyone()
