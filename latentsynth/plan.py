@@ -20,17 +20,19 @@ from torch import nn
 
 from latentsynth import config as configuration
 from latentsynth.autoencoders import build_autoencoder
-from latentsynth.config import AutoencoderRun, LdmRun
+from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.survey import choose_grid, propose_window, survey
 from latentsynth.files import write_text
-from latentsynth.training.ldm import build_denoiser
-from latentsynth.training.memory import MemoryEstimate, estimate_autoencoder, estimate_ldm
+from latentsynth.segmentation import build_network
+from latentsynth.training.ldm import build_conditioner, build_denoiser
+from latentsynth.training.memory import MemoryEstimate, estimate_autoencoder, estimate_ldm, estimate_segmenter
 from latentsynth.types import Conditioning, Domain, Framing, Grid, Labels
 
 _MARGIN_MM = 15.0  # anatomy shown around the largest lesion of a lesion crop
 _LESION_SHARE = 0.4  # crop on the lesion if it needs less than this share of the scan's volume
-_SHARES = (0.45, 0.55)  # of the hours, for the autoencoder and the denoiser
+_SHARES = (0.4, 0.5, 0.1)  # of the hours, for autoencoder, denoiser and segmenter
+_SEGMENTER_UNIT = 8  # voxels that the axes of a segmenter of four levels are multiples of
 _READ_CASES = 40  # scans read to learn extents and intensities
 
 
@@ -56,16 +58,18 @@ class Plan:
         facts: Rows (what, value) on the cohort.
         autoencoder: Ready run.
         ldm: Ready run.
-        speeds: Measured images per second of the two, on this machine.
-        memory: Estimates for the two.
+        segmenter: Ready run of the segmenter that judges the volumes.
+        speeds: Measured images per second of the three, on this machine.
+        memory: Estimates for the three.
     """
 
     machine: Machine
     facts: list[tuple[str, str]]
     autoencoder: AutoencoderRun
     ldm: LdmRun
-    speeds: tuple[float, float]
-    memory: tuple[MemoryEstimate, MemoryEstimate]
+    segmenter: SegmenterRun
+    speeds: tuple[float, float, float]
+    memory: tuple[MemoryEstimate, MemoryEstimate, MemoryEstimate]
 
 
 def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", "lesion"] = "auto") -> Plan:
@@ -73,7 +77,7 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
 
     Args:
         manifest_path: Manifest that ``prepare`` wrote.
-        hours: Compute for both runs together.
+        hours: Compute for all runs together.
         crop: Where to lay the grid; ``"auto"`` crops on the lesion if it needs less than 40 % of the scan.
 
     Raises:
@@ -120,11 +124,22 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
         "diffusion": {"shift": "auto"},
         "train": {"batch": 2 * batch, "lr": 5e-4, "precision": machine.precision},
     }
-    first = configuration.build(AutoencoderRun, autoencoder, "plan")
-    second = configuration.build(LdmRun, ldm, "plan")
-    speeds = _speeds(first, second, manifest.labels)
-    for values, share, speed in ((autoencoder, _SHARES[0], speeds[0]), (ldm, _SHARES[1], speeds[1])):
-        images = max(int(hours * 3600 * share * speed) // 100 * 100, 100)
+    segmenter: dict[str, Any] = {
+        "run": f"runs/{name}-unet",
+        "data": {
+            "train": [{"manifest": str(manifest_path)}],
+            "validation": {"manifest": str(manifest_path)},
+            "grid": {"shape": _for_segmenter(shape), "spacing_mm": spacing, "windows": windows},
+            "framing": autoencoder["data"]["framing"],
+            "augment": augment,
+        },
+        "train": {"batch": batch, "lr": 2e-3, "precision": machine.precision},
+    }
+    planned = (autoencoder, ldm, segmenter)
+    first, second, third = _built(*planned)
+    speeds = _speeds(first, second, third, manifest.labels)
+    for values, part, speed in zip(planned, _SHARES, speeds, strict=True):
+        images = max(int(hours * 3600 * part * speed) // 100 * 100, 100)
         often = max(images // 5, 1)
         values["train"] |= {
             "images": images,
@@ -134,8 +149,7 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
             "validate_every_images": often,
             "sample_every_images": often,
         }
-    first = configuration.build(AutoencoderRun, autoencoder, "plan")
-    second = configuration.build(LdmRun, ldm, "plan")
+    first, second, third = _built(*planned)
     facts = [
         (
             "training cases",
@@ -147,9 +161,27 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
     ]
     model = build_autoencoder(first.autoencoder, first.data.grid.channels)
     domain = Domain(first.data.grid, first.data.framing, manifest.labels, manifest.channels, ())
-    return Plan(
-        machine, facts, first, second, speeds, (estimate_autoencoder(first), estimate_ldm(second, model, domain))
+    memory = (
+        estimate_autoencoder(first),
+        estimate_ldm(second, model, domain),
+        estimate_segmenter(third, len(manifest.labels)),
     )
+    return Plan(machine, facts, first, second, third, speeds, memory)
+
+
+def _built(
+    autoencoder: dict[str, Any], ldm: dict[str, Any], segmenter: dict[str, Any]
+) -> tuple[AutoencoderRun, LdmRun, SegmenterRun]:
+    return (
+        configuration.build(AutoencoderRun, autoencoder, "plan"),
+        configuration.build(LdmRun, ldm, "plan"),
+        configuration.build(SegmenterRun, segmenter, "plan"),
+    )
+
+
+def _for_segmenter(shape: list[int]) -> list[int]:
+    """The generator's grid, its axes enlarged to what the segmenter can halve."""
+    return [max(-(-n // _SEGMENTER_UNIT) * _SEGMENTER_UNIT, 2 * _SEGMENTER_UNIT) for n in shape]
 
 
 def this_machine() -> Machine:
@@ -165,21 +197,27 @@ def this_machine() -> Machine:
     return Machine(torch.cuda.get_device_name(), 176**3, (64, 128, 128), (256, 256, 512), 8, memory, precision)
 
 
-def _speeds(autoencoder: AutoencoderRun, ldm: LdmRun, labels: Labels) -> tuple[float, float]:
-    """Training images per second of both networks, timed on this device."""
+def _speeds(
+    autoencoder: AutoencoderRun, ldm: LdmRun, segmenter: SegmenterRun, labels: Labels
+) -> tuple[float, float, float]:
+    """Training images per second of the three networks, timed on this device."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     grid: Grid = autoencoder.data.grid
     model = build_autoencoder(autoencoder.autoencoder, grid.channels).to(device)
     image = torch.rand(autoencoder.train.batch, grid.channels, *grid.shape, device=device) * 2 - 1
     latent = model.latent_shape(grid.shape)
-    denoiser = build_denoiser(ldm, latent[0], len(labels)).to(device)
+    width = build_conditioner(ldm, len(labels), model.factors).channels
+    denoiser = build_denoiser(ldm, latent[0], width).to(device)
     rows = ldm.train.batch
     x = torch.randn(rows, *latent, device=device)
-    conditioning = Conditioning(torch.zeros(rows, len(labels), *latent[1:], device=device))
+    conditioning = Conditioning(torch.zeros(rows, width, *latent[1:], device=device))
     t = torch.full((rows,), 0.5, device=device)
+    network = build_network(segmenter.network, grid.channels, len(labels)).to(device)
+    scan = torch.rand(segmenter.train.batch, grid.channels, *segmenter.data.grid.shape, device=device)
     return (
         rows_per_second(model, lambda: (model(image).image - image).abs().mean(), image.shape[0]),
         rows_per_second(denoiser, lambda: denoiser(x, t, conditioning).square().mean(), rows),
+        rows_per_second(network, lambda: network(scan).square().mean(), scan.shape[0]),
     )
 
 
@@ -197,10 +235,11 @@ def rows_per_second(module: nn.Module, loss: Callable[[], torch.Tensor], rows: i
 
 
 def write_plan(plan: Plan, out: Path, console: Console) -> None:
-    """Prints the proposal and writes ``NAME_vq.yaml`` and ``NAME_ldm.yaml`` into ``out``."""
+    """Prints the proposal and writes ``NAME_vq.yaml``, ``NAME_ldm.yaml`` and ``NAME_unet.yaml`` into ``out``."""
     name = plan.autoencoder.run.name.removesuffix("-vq")
-    files = (out / f"{name}_vq.yaml", out / f"{name}_ldm.yaml")
-    for file, run in zip(files, (plan.autoencoder, plan.ldm), strict=True):
+    runs = (plan.autoencoder, plan.ldm, plan.segmenter)
+    files = tuple(out / f"{name}_{kind}.yaml" for kind in ("vq", "ldm", "unet"))
+    for file, run in zip(files, runs, strict=True):
         write_text(file, configuration.dump(run))
     grid, framing = plan.autoencoder.data.grid, plan.autoencoder.data.framing
     table = Table("what", "proposal", title=f"plan for {name} on {plan.machine.name}")
@@ -211,7 +250,7 @@ def write_plan(plan: Plan, out: Path, console: Console) -> None:
         table.add_row(f"window {channel}", f"{window.kind} {window.low:g} to {window.high:g}")
     table.add_row("downsampling", " x ".join(map(str, plan.autoencoder.autoencoder.factors)))
     for what, run, speed, memory in zip(
-        ("autoencoder", "diffusion"), (plan.autoencoder, plan.ldm), plan.speeds, plan.memory, strict=True
+        ("autoencoder", "diffusion", "segmenter"), runs, plan.speeds, plan.memory, strict=True
     ):
         hours = run.train.images / speed / 3600
         table.add_row(
@@ -220,7 +259,7 @@ def write_plan(plan: Plan, out: Path, console: Console) -> None:
             f"{speed:.1f}/s: {hours:.2f} h, about {memory.gib:.1f} GiB of {plan.machine.memory_gib:.0f}",
         )
     console.print(table)
-    for file, verb in zip(files, ("autoencoder", "ldm"), strict=True):
+    for file, verb in zip(files, ("autoencoder", "ldm", "segmenter"), strict=True):
         console.print(f"latentsynth train {verb} {file}", soft_wrap=True)
 
 

@@ -6,25 +6,28 @@ cases, that of half the real patients, and the first row is the other half of th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from latentsynth.data.volumes import VolumeCache
+from latentsynth.data.volumes import Volume, VolumeCache
 from latentsynth.errors import DataError
-from latentsynth.evaluation.cohorts import Cohort, rng
+from latentsynth.evaluation.cohorts import Cohort, over_cases, rng
 from latentsynth.evaluation.comparison import Scores, compare, principal, spread
 from latentsynth.evaluation.extractors import Extractor
 from latentsynth.evaluation.features import extract
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.files import make_folder
+from latentsynth.metrics.bootstrap import ratio_interval
 from latentsynth.metrics.diversity import ms_ssim, ms_ssim_scales, random_pairs
+from latentsynth.metrics.sharpness import detail
 from latentsynth.plots import scatters
 from latentsynth.progress import bar
-from latentsynth.results import Cell, Picture, Result, Table, write_csv
+from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
 from latentsynth.types import Framing, Grid
 
 _LEAST = 8  # real patients; their halves hold the neighbourhoods of precision and recall
@@ -80,6 +83,8 @@ def evaluate_fidelity(
         tables += [scores.table(one), scores.bias(one)]
         rows += [(one.name, *row) for row in scores.rows]
     tables.append(_diversity((real, *samples), caches, accelerator))
+    tables.append(_sharpness((real, *samples), caches, accelerator))
+    notes += [note for cohort in samples for note in _related(real, cohort)]
     recipe = caches[real.name].recipe
     result = Result(
         "fidelity",
@@ -145,6 +150,43 @@ def _diversity(cohorts: Sequence[Cohort], caches: dict[str, VolumeCache], accele
     )
 
 
+def _sharpness(cohorts: Sequence[Cohort], caches: dict[str, VolumeCache], accelerator: Accelerator) -> Table:
+    """Fine detail of every cohort, as a share of that of the real scans."""
+    rows: list[tuple[Cell, ...]] = []
+    values: dict[str, list[float]] = {}
+    for cohort in cohorts:
+        volume = caches[cohort.name].volume
+        values[cohort.name] = over_cases(
+            accelerator, f"sharpness of {cohort.name}", cohort.cases, partial(_detail, volume)
+        )
+        first, own = cohorts[0], (values[cohort.name], cohort.patients)
+        share = None if cohort is first else Estimate(*ratio_interval(own, (values[first.name], first.patients), rng()))
+        rows.append((cohort.name, cohort.mean(values[cohort.name]), share))
+    return Table(
+        "sharpness: detail of one voxel over the volume's own deviation",
+        ("volumes", "detail", f"share of {cohorts[0].name}"),
+        tuple(rows),
+        "below 1, volumes are smoother than real ones; synthetic volumes were resampled twice, to their masks' grids and "
+        "back, real ones once",
+    )
+
+
+def _detail(volume: Callable[[int], Volume], n: int) -> float:
+    return detail(volume(n).image)
+
+
+def _related(real: Cohort, cohort: Cohort) -> list[str]:
+    """A note where synthetic cases were made from patients that they are compared with."""
+    patients = {case.patient_id for case in real.cases}
+    related = sum(bool(patients & set(case.parents)) for case in cohort.cases)
+    if not related:
+        return []
+    return [
+        f"{cohort.name}: {related} of {len(cohort.cases)} volumes were made from masks or scans of the real patients they "
+        "are compared with, which brings them closer than independent patients would be"
+    ]
+
+
 def _same(patients: Sequence[str]) -> list[tuple[int, int]]:
     """Up to so many pairs of rows of one patient."""
     by: dict[str, list[int]] = {}
@@ -158,7 +200,5 @@ def _sheet(path: Path, cohorts: Sequence[Cohort], caches: dict[str, VolumeCache]
     rows = []
     for cohort in cohorts:
         chosen = spread(cohort.patients, _SHOWN, rng())
-        rows.append(
-            [Tile(f"{cohort.name}: {cohort.cases[n].case_id}", caches[cohort.name].volume(n).image) for n in chosen]
-        )
+        rows.append([Tile(cohort.name, caches[cohort.name].volume(n).image) for n in chosen])
     contact_sheet(path, rows, caches[cohorts[0].name].recipe.grid.spacing_mm)

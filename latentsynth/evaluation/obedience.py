@@ -246,7 +246,8 @@ def _write(
             image, answer = model.recipe.read(cohort.cases[n]).image, answers[cohort.name][n]
             score = mean_dice(answer.mask, answer.found, len(names))
             sheet.append(
-                [Tile(f"{cohort.name}: {cohort.cases[n].case_id}, asked for", image, answer.mask),
+                [Tile(f"{cohort.name}: {cohort.cases[n].case_id}", image, answer.mask),
                  Tile(f"found, Dice {score:.3f}", image, answer.found)]
             )  # fmt: skip
-    contact_sheet(out / "obedience_cases.png", sheet, model.domain.grid.spacing_mm, "", model.domain.lesion_indices)
+    title = "left the mask asked for, right what the segmenter found"
+    contact_sheet(out / "obedience_cases.png", sheet, model.domain.grid.spacing_mm, title, model.domain.lesion_indices)

@@ -259,4 +259,10 @@ def _sheet(path: Path, model: Segmenter, cohort: Cohort, rows: list[Scores], who
         tiles.append(
             [Tile(f"{word}: {name}, annotated", image, wanted), Tile(f"found, Dice {overall[name]:.3f}", image, found)]
         )
-    contact_sheet(path, tiles, model.domain.grid.spacing_mm, "", model.domain.lesion_indices)
+    contact_sheet(
+        path,
+        tiles,
+        model.domain.grid.spacing_mm,
+        "left the annotation, right what the segmenter found",
+        model.domain.lesion_indices,
+    )

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from latentsynth.autoencoders import Autoencoder, build_autoencoder
-from latentsynth.config import AutoencoderRun, LdmRun, TrainConfig
+from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, TrainConfig
 from latentsynth.diffusion import Denoiser
+from latentsynth.segmentation import build_network
 from latentsynth.training.ldm import build_conditioner, build_denoiser
 from latentsynth.types import Conditioning, Domain
 
@@ -121,6 +122,15 @@ def estimate_ldm(config: LdmRun, autoencoder: Autoencoder, domain: Domain, proce
             return denoiser(x, torch.full((rows,), 0.5), conditioning).square().mean()
 
         return measure(denoiser, denoiser.blocks, step, config.train)
+
+
+def estimate_segmenter(config: SegmenterRun, labels: int, processes: int = 1) -> MemoryEstimate:
+    """Memory of one process while a segmenter of ``labels`` labels, background included, trains."""
+    grid = config.data.grid
+    with torch.device("meta"):
+        network = build_network(config.network, grid.channels, labels).train()
+        image = torch.zeros(_micro(config.train, processes), grid.channels, *grid.shape)
+        return measure(network, network.blocks, lambda: network(image).square().mean(), config.train)
 
 
 def _micro(train: TrainConfig, processes: int) -> int:
