@@ -17,6 +17,8 @@ HERE = Path(__file__).parent / "reference"
 MODELS = (
     config.AutoencoderRun,
     config.LdmRun,
+    config.SegmenterRun,
+    config.ExtractorRun,
     config.DataConfig,
     config.AugmentConfig,
     config.VQConfig,
@@ -24,9 +26,19 @@ MODELS = (
     config.ReconstructionConfig,
     config.PerceptualConfig,
     config.LatentDataConfig,
+    config.ConditionerConfig,
     config.DenoiserConfig,
     config.DiffusionConfig,
     config.SamplingConfig,
+    config.SegmenterDataConfig,
+    config.SourceConfig,
+    config.ValidationConfig,
+    config.UNetConfig,
+    config.DynUNetConfig,
+    config.SwinUNETRConfig,
+    config.SegmentationLossConfig,
+    config.InferenceConfig,
+    config.ViewsConfig,
     config.TrainConfig,
 )
 

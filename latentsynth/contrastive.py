@@ -10,12 +10,11 @@ import math
 from collections.abc import Sequence
 
 import torch
-from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 from torch.nn import functional
 
 from latentsynth.config import ViewsConfig
-from latentsynth.pretrained import Pretrained
+from latentsynth.pretrained import Pretrained, register_to_config
 
 
 class ContrastiveEncoder(Pretrained):

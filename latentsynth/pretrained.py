@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint
@@ -21,6 +22,8 @@ from torch.utils.checkpoint import checkpoint
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.files import atomic_path, read_json
 from latentsynth.provenance import file_fingerprint
+
+__all__ = ["CONFIG", "Pretrained", "part_fingerprint", "read_config", "recompute", "register_to_config"]
 
 CONFIG = "config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")

@@ -96,9 +96,16 @@ def test_the_reference_is_what_the_code_says() -> None:
 
 
 def test_committed_configurations_load() -> None:
-    from latentsynth.config import AutoencoderRun, LdmRun, load
+    from latentsynth.config import AutoencoderRun, LdmRun, Run, SegmenterRun, load
 
     found = [path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("accelerate", "planned")]
-    assert len(found) >= 11
+    assert len(found) >= 18
+
+    def kind(path: Path) -> type[Run]:
+        if "ldm" in path.stem:
+            return LdmRun
+        judges = ("unet", "swin", "segmenter")
+        return SegmenterRun if any(word in path.stem for word in judges) else AutoencoderRun
+
     for path in found:
-        load(LdmRun if "ldm" in path.stem else AutoencoderRun, path)
+        load(kind(path), path)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 
-from diffusers.configuration_utils import register_to_config
 from monai.networks import blocks as monai_blocks
 from monai.networks import nets
 from monai.networks.nets.swin_unetr import SwinTransformerBlock
 from torch import Tensor, nn
 
 from latentsynth.config import DynUNetConfig, SwinUNETRConfig, UNetConfig
-from latentsynth.pretrained import Pretrained, recompute
+from latentsynth.pretrained import Pretrained, recompute, register_to_config
 
 
 class SegmentationNetwork(Pretrained):
