@@ -39,7 +39,7 @@ def evaluate_segmenter(
     ] = "auto",
     tolerance_mm: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="Tolerance of the surface Dice [default: the coarsest voxel edge]", min=0),
+        typer.Option(help="Tolerance of the surface Dice [default: the longest voxel edge, median over cases]", min=0),
     ] = None,
 ) -> None:
     """Score a segmenter on patients it never saw: Dice, surface Dice, HD95, lesions found, volume, by lesion size."""

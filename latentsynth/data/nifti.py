@@ -41,13 +41,40 @@ def read(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
         image: Any = nib.load(path)
         voxels = np.asanyarray(image.dataobj)
     except Exception as error:  # nibabel, gzip and zlib each raise their own kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} is not a readable NIfTI file ({reason}): copy or convert it again") from error
+        raise _unreadable(path, error) from error
     if voxels.ndim == 4 and voxels.shape[3] == 1:  # a trailing axis of one is a common habit of writers
         voxels = voxels[..., 0]
     if voxels.ndim != 3:
         raise DataError(f"{path} has {voxels.ndim} axes {voxels.shape}, expected 3: split it into 3D volumes")
     return voxels, np.asarray(image.affine, dtype=np.float64)
+
+
+def geometry(path: Path | str) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine of a 3D volume from its header, without reading its voxels.
+
+    Returns:
+        Shape ``(I, J, K)`` in the file's own axis order, and the affine ``(4, 4)``, as :func:`read` gives them.
+
+    Raises:
+        DataError: As :func:`read`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: check the path")
+    try:
+        image: Any = nib.load(path)
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    shape = tuple(int(n) for n in image.shape)
+    shape = shape[:3] if len(shape) == 4 and shape[3] == 1 else shape
+    if len(shape) != 3:
+        raise DataError(f"{path} has {len(shape)} axes {shape}, expected 3: split it into 3D volumes")
+    return (shape[0], shape[1], shape[2]), np.asarray(image.affine, dtype=np.float64)
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return DataError(f"{path} is not a readable NIfTI file ({reason}): copy or convert it again")
 
 
 def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:

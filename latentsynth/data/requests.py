@@ -124,6 +124,8 @@ def volume_seed(seed: int, placed: Placed) -> int:
 def to_scanner(image: np.ndarray, placed: Placed, domain: Domain) -> np.ndarray:
     """A generated image on the mask's own grid, in scanner units; outside the crop the window's minimum.
 
+    Cubic splines, since linear interpolation onto a finer grid blurs; kept inside the window, which they may overshoot.
+
     Args:
         image: In [-1, 1], shape ``(C, I, J, K)`` on the model's grid.
         placed: Where it belongs.
@@ -133,8 +135,9 @@ def to_scanner(image: np.ndarray, placed: Placed, domain: Domain) -> np.ndarray:
         float32, shape ``(C, *placed.values.shape)``.
     """
     target = Frame(placed.affine, placed.values.shape)
-    channels = [
-        resample(windows.restore(channel, limits), placed.frame.affine, target, fill=limits[0], extend=True)
-        for channel, limits in zip(image, domain.limits, strict=True)
-    ]
+    channels = []
+    for channel, (low, high) in zip(image, domain.limits, strict=True):
+        restored = windows.restore(channel, (low, high))
+        placed_back = resample(restored, placed.frame.affine, target, fill=low, extend=True, order=3)
+        channels.append(np.clip(placed_back, low, high))
     return np.stack(channels)

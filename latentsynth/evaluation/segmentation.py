@@ -130,7 +130,7 @@ def evaluate_segmenter(
         split: Which cases.
         region: ``"scan"`` segments the whole field of view, ``"crop"`` the grid as training laid it (around the
             annotated lesion, for a segmenter trained on crops), ``"auto"`` does as training did.
-        tolerance_mm: Tolerance of the surface Dice; None takes the coarsest voxel edge of the cohort.
+        tolerance_mm: Tolerance of the surface Dice; None takes the longest voxel edge, the median over cases.
 
     Raises:
         DataError: The cohort does not fit the segmenter, or it was trained on these patients.
@@ -143,7 +143,8 @@ def evaluate_segmenter(
     whole = region == "scan" or (region == "auto" and model.domain.framing.crop == "whole")
     if not whole and model.domain.framing.crop == "lesion":
         notes.append("the segmenter was shown a crop centred on the annotated lesion; it did not have to find it")
-    tolerance = tolerance_mm or max(max(_spacing(nifti.read(case.images[0])[1])) for case in cohort.cases)
+    edges = [max(_spacing(nifti.geometry(case.images[0])[1])) for case in cohort.cases]
+    tolerance = float(np.median(edges)) if tolerance_mm is None else tolerance_mm
 
     def score(n: int) -> list[Scores]:
         case = cohort.cases[n]

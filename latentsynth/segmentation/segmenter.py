@@ -105,16 +105,16 @@ class Segmenter:
         Raises:
             DataError: The scan is unreadable, or a lesion does not fit the grid.
         """
-        voxels, affine = nifti.read(case.images[0])
+        shape, affine = nifti.geometry(case.images[0])
         if not whole:
             labels, affine = (None, affine) if case.mask is None else nifti.read_labels(case.mask)
-            return self.recipe.frame(affine, voxels.shape, labels, case.case_id)[0]
+            return self.recipe.frame(affine, shape, labels, case.case_id)[0]
         domain = self.domain
         order = np.argsort(nib.orientations.io_orientation(affine)[:, 0])
-        extent = (np.array(voxels.shape) * np.linalg.norm(affine[:3, :3], axis=0))[order]
+        extent = (np.array(shape) * np.linalg.norm(affine[:3, :3], axis=0))[order]
         sides = zip(extent, domain.grid.spacing_mm, domain.grid.shape, strict=True)
         i, j, k = (max(math.ceil(length / step - 1e-3), least) for length, step, least in sides)
-        return lay(replace(domain.grid, shape=(i, j, k)), Framing("whole"), affine, voxels.shape, None, case.case_id)[0]
+        return lay(replace(domain.grid, shape=(i, j, k)), Framing("whole"), affine, shape, None, case.case_id)[0]
 
     def segment(self, case: Case, whole: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Label values of a scan on its own grid.

@@ -127,8 +127,9 @@ def estimate_ldm(config: LdmRun, autoencoder: Autoencoder, domain: Domain, proce
 def estimate_segmenter(config: SegmenterRun, labels: int, processes: int = 1) -> MemoryEstimate:
     """Memory of one process while a segmenter of ``labels`` labels, background included, trains."""
     grid = config.data.grid
+    # Built first: MONAI's Swin-UNETR reads numbers from tensors, and those of the meta device have none.
+    network = build_network(config.network, grid.channels, labels).train().to("meta")
     with torch.device("meta"):
-        network = build_network(config.network, grid.channels, labels).train()
         image = torch.zeros(_micro(config.train, processes), grid.channels, *grid.shape)
         return measure(network, network.blocks, lambda: network(image).square().mean(), config.train)
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from latentsynth.autoencoders import build_autoencoder
-from latentsynth.config import AutoencoderRun, LdmRun, TrainConfig, load
+from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, TrainConfig, load
 from latentsynth.training.ldm import build_denoiser
-from latentsynth.training.memory import estimate_autoencoder, estimate_ldm, measure
+from latentsynth.training.memory import estimate_autoencoder, estimate_ldm, estimate_segmenter, measure
 from latentsynth.types import Conditioning, Domain, Labels
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -48,6 +48,14 @@ def test_gpu_configurations_fit_their_gpu(autoencoder: str, generator: str, gib:
     domain = Domain(first.data.grid, first.data.framing, LABELS, tuple("abcd"), ())
     for estimate in (estimate_autoencoder(first), estimate_ldm(second, model, domain)):
         assert 0.5 < estimate.gib < 0.9 * gib
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "segmenter").glob("*.yaml")), ids=lambda path: path.stem)
+def test_gpu_segmenters_fit_their_gpu(path: Path) -> None:
+    config = load(SegmenterRun, path)
+    estimate = estimate_segmenter(config, len(LABELS))
+    assert 0.5 < estimate.gib < 0.9 * 24
+    assert estimate.parameters > 1e6
 
 
 def chain(depth: int) -> tuple[nn.Sequential, list[nn.Module]]:
