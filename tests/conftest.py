@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from accelerate import Accelerator
 from helpers import GEOMETRIES, SMALL, lesion_mask, tiny_model, write_mask
-from trained_runs import trained_autoencoder, trained_ldm, workplace  # noqa: F401 (fixtures)
+from trained_runs import trained_autoencoder, trained_ldm, trained_segmenter, workplace  # noqa: F401 (fixtures)
 
 from latentsynth.data.requests import Request
 from latentsynth.synthesizers import LatentDiffusion

@@ -13,12 +13,14 @@ import pytest
 import yaml
 
 from latentsynth import config
-from latentsynth.config import AutoencoderRun, LdmRun, Strict, build, dump, load
+from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, Strict, build, dump, load
 from latentsynth.errors import ConfigError
 
 GRID = {"shape": [16, 32, 16], "spacing_mm": [1.5, 1.0, 3.0], "windows": [{"kind": "fixed", "low": -160, "high": 240}]}
 AUTOENCODER: dict[str, Any] = {"run": "runs/a", "data": {"manifest": "m.json", "grid": GRID}}
 LDM: dict[str, Any] = {"run": "runs/b", "autoencoder": "runs/a"}
+SEGMENTER_DATA: dict[str, Any] = {"train": [{"manifest": "m.json"}], "validation": {"manifest": "m.json"}, "grid": GRID}
+SEGMENTER: dict[str, Any] = {"run": "runs/s", "data": SEGMENTER_DATA}
 
 # For every section, values that all differ from the defaults.
 CHANGED: dict[str, dict[str, Any]] = {
@@ -41,7 +43,25 @@ CHANGED: dict[str, dict[str, Any]] = {
     "DiffusionConfig": {"schedule": "cosine", "prediction": "x0", "time": "uniform", "shift": "auto"},
     "SamplingConfig": {"scheduler": "heun", "steps": 5, "guidance": 2.5, "guidance_interval": [0.1, 0.9]},
     "LatentDataConfig": {"manifest": "m", "augment": {"copies": 2}, "cache": "c"},
-    "LdmRun": {**LDM, "diffusion": {"shift": 1.5}, "data": {"manifest": "m"}},
+    "ConditionerConfig": {"detail": 4},
+    "LdmRun": {**LDM, "diffusion": {"shift": 1.5}, "data": {"manifest": "m"}, "conditioner": {"detail": 1}},
+    "SourceConfig": {"manifest": "a b/ä.json", "split": "test", "patients": 5, "repeat": 3},
+    "ValidationConfig": {"manifest": "v.json", "split": "test"},
+    "SegmenterDataConfig": {"train": [{"manifest": "r", "split": "train", "patients": 2, "repeat": 1},
+                                      {"manifest": "s", "split": "val", "patients": None, "repeat": 4}],
+                            "validation": {"manifest": "v"}, "grid": GRID, "framing": {"crop": "lesion"},
+                            "augment": {"copies": 2}, "cache": "c"},
+    "UNetConfig": {"kind": "unet", "channels": [8, 16], "res_units": 0, "dropout": 0.1},
+    "DynUNetConfig": {"kind": "dynunet", "channels": [8, 16, 16], "deep_supervision": False},
+    "SwinUNETRConfig": {"kind": "swin_unetr", "feature_size": 12, "window": 4, "dropout": 0.2},
+    "SegmentationLossConfig": {"dice_weight": 0.5, "ce_weight": 0},
+    "InferenceConfig": {"overlap": 0, "windows_at_once": 4},
+    "SegmenterRun": {**SEGMENTER, "network": {"kind": "dynunet", "channels": [8, 8, 8]}, "loss": {"ce_weight": 2},
+                     "inference": {"overlap": 0.25}, "init_from": "old"},
+    "ViewsConfig": {"rotate_deg": 1, "scale": 0, "shift": 0.2, "flip_axes": [1, 2], "gamma": 0, "brightness": 0.2,
+                    "noise": 0},
+    "ExtractorRun": {"run": "runs/e", "data": {"manifest": "m", "grid": GRID}, "channels": [8, 16], "projection": 8,
+                     "temperature": 0.5, "views": {"noise": 0.1}, "train": {"images": 5}},
 }  # fmt: skip
 
 
@@ -101,6 +121,11 @@ def test_round_trip_through_yaml(tmp_path: Path, name: str) -> None:
         (LdmRun, LDM, "denoiser.channel", "channels"),
         (LdmRun, LDM, "sampling.step", "steps"),
         (LdmRun, LDM, "data.augment.copy", "copies"),
+        (SegmenterRun, SEGMENTER, "data.train.0.patient", "patients"),
+        (SegmenterRun, SEGMENTER, "data.validation.spilt", "split"),
+        (SegmenterRun, SEGMENTER, "network.res_unit", "res_units"),
+        (SegmenterRun, {**SEGMENTER, "network": {"kind": "dynunet"}}, "network.deep_supervison", "deep_supervision"),
+        (SegmenterRun, SEGMENTER, "inference.overlaps", "overlap"),
     ],
 )
 def test_unknown_keys_are_named_with_what_exists(kind: Any, values: dict[str, Any], key: str, choices: str) -> None:
@@ -172,6 +197,28 @@ def test_impossible_values_are_named(key: str, value: Any, message: str) -> None
 def test_impossible_values_of_a_diffusion_run_are_named(key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(LdmRun, changed(LDM, key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.train", [], r"data\.train: "),
+        ("data.train.0.patients", 0, r"data\.train\.0\.patients: "),
+        ("data.train.0.split", "all", r"data\.train\.0\.split: .*'train', 'val' or 'test'"),
+        ("data.grid.shape", [18, 16, 16], r"data\.grid\.shape .*unet: .*multiple of 8 .*at least 16.*\(24, 16, 16\)"),
+        ("data.grid.shape", [8, 16, 16], r"data\.grid\.shape .*at least 16"),
+        ("network", {"kind": "vnet"}, "network: .*'vnet'.*'unet', 'dynunet', 'swin_unetr'"),
+        ("network", {"kind": "swin_unetr"}, r"does not suit swin_unetr: .*multiple of 32 .*\(64, 64, 64\)"),
+        ("network", {"kind": "dynunet", "channels": [8, 8]}, r"network\.channels: "),
+        ("network.channels", [8], r"network\.channels: "),
+        ("network.dropout", 1.5, r"network\.dropout: "),
+        ("loss", {"dice_weight": 0, "ce_weight": 0}, "loss: .*both 0"),
+        ("inference.overlap", 1, r"inference\.overlap: .*less than 1"),
+    ],
+)
+def test_impossible_values_of_a_segmenter_are_named(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(SegmenterRun, changed(SEGMENTER, key, value))
 
 
 def test_all_faults_are_told_at_once() -> None:

@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from latentsynth.figures import PALETTE, Tile, contact_sheet, curves
+from latentsynth.figures import PALETTE, Tile, contact_sheet
 
 SHAPE = (14, 12, 10)
 COLOURS = np.array([[int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)] for colour in PALETTE])
@@ -121,11 +121,3 @@ def test_an_empty_sheet_is_refused(tmp_path: Path, rows: list[list[Tile]]) -> No
     with pytest.raises(ValueError, match="without a tile"):
         contact_sheet(tmp_path / "sheet.png", rows, (1.0, 1.0, 1.0))
     assert not list(tmp_path.iterdir())
-
-
-def test_curves_are_drawn(tmp_path: Path) -> None:
-    series = {"loss": ([0.0, 1, 2], [3.0, 2, 1]), "psnr": ([0.0, 2], [20.0, 30])}
-    one = pixels(curves(tmp_path / "one.png", {"loss": series["loss"]}, "images", "run"))
-    two = pixels(curves(tmp_path / "two.png", series, "images", "run"))
-    assert two.shape[1] == pytest.approx(2 * one.shape[1], rel=0.05)
-    assert 0.001 < (two < 0.9).any(axis=-1).mean() < 0.5

@@ -58,6 +58,25 @@ def ldm_config(workplace: Path, name: str, autoencoder: str, **changes: object) 
     return _write(workplace / f"{name}.yaml", values)
 
 
+def segmenter_config(workplace: Path, name: str, **changes: object) -> Path:
+    """Writes the configuration of a tiny U-Net."""
+    manifest = str(workplace / "manifest.json")
+    values = {
+        "run": str(workplace / name),
+        "data": {
+            "train": [{"manifest": manifest}],
+            "validation": {"manifest": manifest},
+            "grid": GRID,
+            "framing": {"lesion_labels": [3]},
+            "cache": str(workplace / "cache"),
+        },
+        "network": {"channels": [8, 16], "res_units": 1},
+        "train": {**SCHEDULE, "lr": 1e-2, "images": 32, "validate_every_images": 16, "sample_every_images": 32},
+        **changes,
+    }
+    return _write(workplace / f"{name}.yaml", values)
+
+
 def _write(path: Path, values: object) -> Path:
     path.write_text(yaml.safe_dump(values))
     return path

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from tiny_runs import autoencoder_config, ldm_config
+from tiny_runs import autoencoder_config, ldm_config, segmenter_config
 
-from latentsynth.config import AutoencoderRun, LdmRun, load
+from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, load
 from latentsynth.data.phantom import write_cohort
 from latentsynth.data.prepare import prepare
 
@@ -40,4 +40,15 @@ def trained_ldm(workplace: Path, trained_autoencoder: Path) -> Path:
 
     config = load(LdmRun, ldm_config(workplace, "ldm", trained_autoencoder.name))
     train_ldm(config)
+    return config.run
+
+
+@pytest.fixture(scope="session")
+def trained_segmenter(workplace: Path) -> Path:
+    """The run folder of a tiny trained segmenter."""
+    from latentsynth.training.segmenter import train_segmenter
+
+    changes = ["train.images=160", "train.save_every_images=160"]
+    config = load(SegmenterRun, segmenter_config(workplace, "segmenter"), changes)
+    train_segmenter(config)
     return config.run

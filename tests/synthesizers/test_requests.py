@@ -146,4 +146,4 @@ def test_label_values_with_gaps_keep_their_own_place() -> None:
     values[4:10, 6:14, 6:14], values[14:20, 6:14, 6:14] = 2, 5
     made = Echo(tiny_domain(lesions=(2, 5)))((values, np.eye(4)))[0].get_fdata()
     expected = [np.mean(WINDOW), WINDOW[0], WINDOW[1]]  # cubic splines ring a little around small blocks
-    assert [made[n, 10, 10] for n in (7, 12, 17)] == pytest.approx(expected, abs=0.05 * (WINDOW[1] - WINDOW[0]))
+    assert [made[n, 10, 10] for n in (7, 12, 17)] == pytest.approx(expected, abs=0.1 * (WINDOW[1] - WINDOW[0]))

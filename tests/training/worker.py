@@ -1,4 +1,7 @@
-"""Run under `accelerate launch`: trains, samples, and leaves a digest of every process's weights."""
+"""Run under `accelerate launch`: trains, samples, and leaves a digest of every process's weights.
+
+Arguments: the folder of digests, then the configuration of a segmenter, or what :func:`main` takes.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from latentsynth.config import AutoencoderRun, LdmRun, load
+from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, load
 from latentsynth.data.requests import requests
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import load_synthesizer
@@ -15,6 +18,7 @@ from latentsynth.training.autoencoder import train_autoencoder
 from latentsynth.training.launch import start
 from latentsynth.training.ldm import train_ldm
 from latentsynth.training.run import RunFolder
+from latentsynth.training.segmenter import train_segmenter
 
 
 def leave_digests(folder: Path) -> None:
@@ -44,5 +48,11 @@ def main(folder: Path, autoencoder: Path, ldm: Path, masks: Path, samples: Path)
     synthesize(load_synthesizer(run.run), requests(masks), samples, start(), per_mask=3)
 
 
+def segmenter(folder: Path, config: Path) -> None:
+    leave_digests(folder)
+    train_segmenter(load(SegmenterRun, config))
+
+
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:]))
+    arguments = [Path(argument) for argument in sys.argv[1:]]
+    (segmenter if len(arguments) == 2 else main)(*arguments)
