@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -13,9 +14,10 @@ from latentsynth.data.frames import resample_labels
 from latentsynth.data.volumes import to_index, window_channels
 from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
-from latentsynth.files import make_folder, read_json, write_json
+from latentsynth.files import clear_partial, make_folder, read_json, write_json
 from latentsynth.metrics.surfaces import volume_ml
 from latentsynth.progress import bar
+from latentsynth.provenance import fingerprint
 from latentsynth.results import write_csv
 from latentsynth.segmentation import Segmenter
 from latentsynth.types import Case
@@ -37,11 +39,12 @@ def label_scans(model: Segmenter, cases: Sequence[Case], out: Path, accelerator:
         The label maps, in the order of the cases.
 
     Raises:
-        DataError: A scan is unreadable or has other channels, or ``out`` holds label maps of another checkpoint.
+        DataError: A scan is unreadable or has other channels, or ``out`` holds label maps of another checkpoint or of
+            other scans of the same names.
     """
     files = [out / f"{case.case_id}.nii.gz" for case in cases]
     if accelerator.is_main_process:
-        _claim(make_folder(out), model)
+        _claim(make_folder(out), model, cases, files)
     accelerator.wait_for_everyone()
     model.to(accelerator.device)
     todo = [n for n, file in enumerate(files) if not file.is_file()]
@@ -60,13 +63,27 @@ def label_scans(model: Segmenter, cases: Sequence[Case], out: Path, accelerator:
     return files
 
 
-def _claim(out: Path, model: Segmenter) -> None:
-    """Opens the folder for this checkpoint, or refuses one that belongs to another."""
-    labels = dict(zip(model.domain.labels.names, model.domain.labels.values, strict=True))
-    file, claim = out / _CLAIM, {"checkpoint": model.fingerprint, "labels": labels}
-    if file.is_file() and read_json(file) != claim:
+def _claim(out: Path, model: Segmenter, cases: Sequence[Case], files: Sequence[Path]) -> None:
+    """Opens the folder for this checkpoint and these scans, or refuses one that belongs to others."""
+    clear_partial(out)
+    claim = out / _CLAIM
+    found: dict[str, Any] = read_json(claim) if claim.is_file() else {"checkpoint": model.fingerprint, "scans": {}}
+    if found["checkpoint"] != model.fingerprint:
         raise DataError(f"{out} holds label maps of another checkpoint: give another --out")
-    write_json(file, claim)
+    scans = dict(found["scans"])
+    for case, file in zip(cases, files, strict=True):
+        stamp = _stamp(case)
+        if file.is_file() and scans.get(case.case_id) != stamp:
+            raise DataError(f"{file} was not made from {case.images[0]}: give another --out, or rename the scan")
+        scans[case.case_id] = stamp
+    labels = dict(zip(model.domain.labels.names, model.domain.labels.values, strict=True))
+    write_json(claim, {"checkpoint": model.fingerprint, "labels": labels, "scans": scans})
+
+
+def _stamp(case: Case) -> str:
+    """Changes with the files of a scan; of no file's contents, which would take as long as segmenting it."""
+    stats = [path.stat() for path in case.images if path.is_file()]
+    return fingerprint([case.content, [(stat.st_size, stat.st_mtime_ns) for stat in stats]])
 
 
 def _table(model: Segmenter, cases: Sequence[Case], files: Sequence[Path], out: Path) -> None:

@@ -112,15 +112,20 @@ class Result:
 
     def show(self, console: Console) -> None:
         """Prints tables and notes."""
+        from rich.table import Column
         from rich.table import Table as Printed
+        from rich.text import Text  # so that brackets in names are not taken for markup
 
         for table in self.tables:
-            printed = Printed(*table.columns, title=table.title, caption=table.note or None, title_justify="left")
+            title, note = Text(table.title, style="bold"), Text(table.note, style="dim")
+            printed = Printed(
+                *(Column(Text(name)) for name in table.columns), title=title, caption=note or None, title_justify="left"
+            )
             for row in table.rows:
-                printed.add_row(*(text(cell) for cell in row))
+                printed.add_row(*(Text(text(cell)) for cell in row))
             console.print(printed)
-        for note in self.notes:
-            console.print(f"- {note}", highlight=False)
+        for note_ in self.notes:
+            console.print(Text(f"- {note_}"))
 
 
 def is_result(value: Any) -> bool:

@@ -56,6 +56,12 @@ def reconstruct_cohort(
             f"the cohort has channels {manifest.channels} and labels {manifest.labels.values}, the autoencoder was "
             f"trained on {domain.channels} and {domain.labels.values}: give a cohort that has them"
         )
+    seen, _ = checkpoint.read_ledger(folder).seen(cases)
+    if seen:
+        raise DataError(
+            f"the autoencoder was trained on {len(seen)} of these {len(cases)} cases ({seen[0].case_id}, ...), which it "
+            "reconstructs better than new ones: use patients it never saw"
+        )
     print_ = part_fingerprint(folder / "autoencoder")
     _claim(out, {"autoencoder": print_, "cohort": manifest.fingerprint}, accelerator)
     model = Autoencoder.from_pretrained(folder / "autoencoder").to(accelerator.device)

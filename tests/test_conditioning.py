@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from einops import reduce
+from einops import rearrange, reduce
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from latentsynth.conditioning import MaskConditioner
 from latentsynth.data.volumes import one_hot
-from latentsynth.errors import CheckpointError, DataError
+from latentsynth.errors import CheckpointError, ConfigError, DataError
 from latentsynth.types import Condition, Conditioning
 
 FACTORS = (2, 4, 1)
@@ -102,3 +102,38 @@ def test_a_condition_is_cut_by_rows_in_all_its_fields() -> None:
     assert part.covariates.flatten().tolist() == [1.0, 2.0]
     assert part.context is None
     torch.testing.assert_close(part.mask, mask[1:])
+
+
+@given(seed=st.integers(0, 1000))
+def test_parts_of_a_cell_average_to_its_fractions(seed: int) -> None:
+    """Whatever the detail, a whole cell is covered as much; an absent condition stays zeros."""
+    mask = Condition(random_mask(seed=seed))
+    whole = conditioner()(mask).spatial
+    for detail in (1, 2, 4):
+        part = MaskConditioner(labels=3, factors=FACTORS, detail=detail)
+        given_ = part(mask)
+        assert given_.spatial.shape[1] == part.channels
+        torch.testing.assert_close(part.cell_fractions(given_), whole)
+
+
+def test_full_detail_loses_nothing() -> None:
+    """With a part per voxel the mask can be put together again, so no border is hidden from the denoiser."""
+    mask = random_mask(labels=3)
+    part = MaskConditioner(labels=3, factors=FACTORS, detail=4)
+    i, j, k = FACTORS
+    again = rearrange(part(Condition(mask)).spatial, "n (l a b c) i j k -> n l (i a) (j b) (k c)", l=3, a=i, b=j, c=k)
+    torch.testing.assert_close(again, mask, rtol=0, atol=0)
+
+
+def test_a_border_inside_a_cell_is_seen_by_its_parts_alone() -> None:
+    left, right = torch.zeros(1, 8, 8, 6, dtype=torch.long), torch.zeros(1, 8, 8, 6, dtype=torch.long)
+    left[0, :, 4, :], right[0, :, 7, :] = 1, 1  # both cover a quarter of the second cell along J
+    coarse, fine = conditioner(2), MaskConditioner(labels=2, factors=FACTORS, detail=2)
+    masks = [Condition(one_hot(index, 2)) for index in (left, right)]
+    torch.testing.assert_close(coarse(masks[0]).spatial, coarse(masks[1]).spatial)
+    assert not torch.equal(fine(masks[0]).spatial, fine(masks[1]).spatial)
+
+
+def test_parts_must_divide_a_cell() -> None:
+    with pytest.raises(ConfigError, match="does not divide latent cells"):
+        MaskConditioner(labels=2, factors=(8, 8, 8), detail=3)

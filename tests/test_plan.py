@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from latentsynth.config import AutoencoderRun, LdmRun, load
+from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, load
 from latentsynth.data.survey import choose_grid, propose_window
 from latentsynth.plan import plan_runs, write_plan
 from latentsynth.training.autoencoder import train_autoencoder
 from latentsynth.training.ldm import train_ldm
+from latentsynth.training.segmenter import train_segmenter
 
 lengths = st.floats(20, 600)
 spacings = st.floats(0.4, 6)
@@ -78,4 +79,7 @@ def test_a_planned_folder_trains_from_the_files_as_written(
     assert first.data.framing.crop == "whole"  # these lesions are large beside their scans
     assert train_autoencoder(first)["psnr"] > 0
     assert train_ldm(second)["loss"] > 0
+    third = load(SegmenterRun, tmp_path / "configs" / "manifest_unet.yaml", short)
+    assert third.data.grid.spacing_mm == first.data.grid.spacing_mm
+    assert train_segmenter(third)["dice"] >= 0
     assert all(estimate.gib < 4 for estimate in plan.memory)

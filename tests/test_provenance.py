@@ -153,3 +153,10 @@ def test_sidecar_says_synthetic() -> None:
     assert value["SYNTHETIC"] is True
     assert "Not a patient" in value["notice"]
     assert (value["seed"], value["checkpoint"]) == (3, "abc")
+
+
+def test_ledger_beside_a_manifest(tmp_path: Path) -> None:
+    assert Ledger.beside(tmp_path / "manifest.json") == Ledger()
+    ledger = Ledger(frozenset({"a"}), frozenset({"b"}))
+    ledger.save(tmp_path / "ledger.json")
+    assert Ledger.beside(tmp_path / "manifest.json") == ledger

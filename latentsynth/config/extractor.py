@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,7 +18,7 @@ class ViewsConfig(Strict):
     rotate_deg: NotNegative = 10.0
     scale: Annotated[float, Field(ge=0, lt=0.5)] = 0.1
     shift: Annotated[float, Field(ge=0, lt=0.5)] = Field(0.06, description="largest shift, as a share of each axis")
-    flip_axes: tuple[int, ...] = Field((0,), description="axes mirrored with probability 1/2")
+    flip_axes: tuple[Literal[0, 1, 2], ...] = Field((0,), description="axes mirrored with probability 1/2")
     gamma: NotNegative = Field(0.3, description="largest |log gamma| of contrast changes")
     brightness: NotNegative = Field(0.1, description="largest shift of intensities, the window being 2 wide")
     noise: NotNegative = Field(0.05, description="largest deviation of added noise")

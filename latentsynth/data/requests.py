@@ -74,7 +74,17 @@ def requests(source: Path, split: Split | None = None) -> list[Request]:
         cases = [case for case in Manifest.load(source).select(split or "val") if case.mask is not None]
         if not cases:
             raise DataError(f"no case of {source} in split {split or 'val'} has a mask: choose another --split")
-        found = [Request(c.case_id, c.mask, (c.patient_id, *c.parents), c.images) for c in cases if c.mask]
+        # A synthetic case is no patient; whoever it was made from is.
+        found = [
+            Request(
+                c.case_id,
+                c.mask,
+                c.parents if c.source != "real" and c.parents else (c.patient_id, *c.parents),
+                c.images,
+            )
+            for c in cases
+            if c.mask
+        ]
     names = [request.name for request in found]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:

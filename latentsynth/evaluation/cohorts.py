@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TypeVar
 
@@ -59,15 +60,26 @@ class Cohort:
             raise DataError(f"no case of {path} in split {', '.join(splits)} has a mask: give annotated cases")
         return cls(name, manifest, cases)
 
-    @property
+    @cached_property
     def patients(self) -> list[str]:
         """For every case whom it comes from: its patient, or the patients a synthetic case was made from.
 
-        Volumes made for one patient's mask are not independent, so intervals draw them together.
+        Volumes made for one patient's mask are not independent, so intervals draw them together; so are those of
+        several patients that share one.
         """
-        return [
-            "+".join(case.parents) if case.source != "real" and case.parents else case.patient_id for case in self.cases
-        ]
+        people = [case.parents if case.source != "real" and case.parents else (case.patient_id,) for case in self.cases]
+        home: dict[str, str] = {}
+
+        def root(name: str) -> str:
+            while home.setdefault(name, name) != name:
+                name = home[name]
+            return name
+
+        for names in people:
+            for other in names[1:]:
+                first, second = sorted((root(names[0]), root(other)))
+                home[second] = first
+        return [root(names[0]) for names in people]
 
     def mean(self, values: Sequence[float]) -> Estimate:
         """Mean of one value per case, with its bootstrap interval over patients."""
@@ -82,7 +94,18 @@ class Cohort:
 def named(text: str) -> tuple[str, Path]:
     """``NAME=MANIFEST`` or ``MANIFEST``, whose name is then that of its folder."""
     name, equals, path = text.partition("=")
-    return (name, Path(path)) if equals else (Path(text).resolve().parent.name, Path(text))
+    return (name, Path(path)) if equals and not Path(text).exists() else (Path(text).resolve().parent.name, Path(text))
+
+
+def check_names(cohorts: Sequence[Cohort]) -> None:
+    """Refuses cohorts that tables could not tell apart.
+
+    Raises:
+        DataError: Two have one name.
+    """
+    names = [cohort.name for cohort in cohorts]
+    if len(set(names)) < len(names):
+        raise DataError(f"cohorts are named {', '.join(names)}: give every one a name of its own, NAME=MANIFEST")
 
 
 def over_cases(accelerator: Accelerator, title: str, cases: Sequence[Case], work: Callable[[int], T]) -> list[T]:

@@ -103,7 +103,7 @@ def compare(real: Features, samples: dict[str, Features]) -> Scores:
             raw = everything * width * unit**2
             distance = kid(whole.values, fake.values)
             rows.append((name, len(fake.ids), float(np.mean(near)), everything, raw, distance, *interval, *means))
-        growth[name or FLOOR] = _growth(whole, None if name is None else scaled[name], at, draws)
+        growth[name or FLOOR] = _growth(whole, None if name is None else scaled[name], halves, at, draws)
     return Scores(at, neighbours, rows, growth)
 
 
@@ -127,16 +127,21 @@ def spread(patients: Sequence[str], count: int, draws: np.random.Generator) -> n
     return order[np.argsort(rank, kind="stable")][:count]
 
 
-def _growth(real: Features, fake: Features | None, at: int, draws: np.random.Generator) -> dict[int, float]:
+def _growth(
+    real: Features,
+    fake: Features | None,
+    halves: Sequence[tuple[np.ndarray, np.ndarray]],
+    at: int,
+    draws: np.random.Generator,
+) -> dict[int, float]:
     """Frechet distance at a quarter, half and all of the cases; against the other half of the real ones for None."""
     most = at if fake is None else min(len(real.ids), len(fake.ids))
     found = {}
-    for count in sorted({max(most // 4, 3), max(most // 2, 3), most}):
+    for count in sorted({min(max(most // part, 3), most) for part in (4, 2, 1)}):
         values = []
-        for _ in range(_SPLITS):
+        for first, second in halves:
             if fake is None:
-                order = spread(real.patients, len(real.ids), draws)
-                a, b = real.values[order[:count]], real.values[order[count : 2 * count]]
+                a, b = (real[rows][spread(real[rows].patients, count, draws)].values for rows in (first, second))
             else:
                 a = real.values[spread(real.patients, count, draws)]
                 b = fake.values[spread(fake.patients, count, draws)]
@@ -158,4 +163,6 @@ def principal(sets: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     first = next(iter(sets.values()))
     middle = first.mean(0)
     _, _, axes = np.linalg.svd(first - middle, full_matrices=False)
-    return {name: (values - middle) @ axes[:2].T for name, values in sets.items()}
+    plane = np.zeros((first.shape[1], 2))  # a single feature has one axis alone
+    plane[:, : len(axes[:2])] = axes[:2].T
+    return {name: (values - middle) @ plane for name, values in sets.items()}

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from latentsynth.data.volumes import Volume, VolumeCache
 from latentsynth.errors import DataError
-from latentsynth.evaluation.cohorts import Cohort, over_cases, rng
+from latentsynth.evaluation.cohorts import Cohort, check_names, over_cases, rng
 from latentsynth.evaluation.comparison import Scores, compare, principal, spread
 from latentsynth.evaluation.extractors import Extractor
 from latentsynth.evaluation.features import extract
@@ -63,8 +63,7 @@ def evaluate_fidelity(
             "--split val --split test"
         )
     names = [cohort.name for cohort in (real, *samples)]
-    if len(set(names)) < len(names):
-        raise DataError(f"cohorts are named {', '.join(names)}: give every one a name of its own, NAME=MANIFEST")
+    check_names((real, *samples))
     notes = []
     if not real.real:
         notes.append(f"{real.name} holds synthetic cases: the floor is not one of real patients")
@@ -102,12 +101,11 @@ def evaluate_fidelity(
         (*notes, preprocessing(recipe.grid, recipe.framing)),
     )  # fmt: skip
     if accelerator.is_main_process:
-        make_folder(out)
+        result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
         write_csv(out / "fidelity.csv", ("extractor", "volumes", *Scores.columns), rows)
         _sheet(out / "fidelity_cases.png", (real, *samples), caches)
         panels = {one.name: {name: features[name][one.name].values for name in names} for one in extractors}
         scatters(out / "fidelity_features.png", {name: principal(sets) for name, sets in panels.items()})
-        result.save(out)
     accelerator.wait_for_everyone()
     return result
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from latentsynth.evaluation.cohorts import Cohort, check_new, over_cases, rng
+from latentsynth.errors import DataError
+from latentsynth.evaluation.cohorts import Cohort, check_names, check_new, over_cases, rng
 from latentsynth.evaluation.intensities import Intensities, contrasts, distances, draw, intensities_of
 from latentsynth.evaluation.strata import Strata
 from latentsynth.figures import Tile, contact_sheet
@@ -71,25 +72,28 @@ def evaluate_obedience(
             "patients alone"
         )
     cohorts = [*references, *samples]
+    check_names(cohorts)
     for cohort in cohorts:
         model.check(cohort.manifest.channels, cohort.manifest.labels, cohort.name)
-        if cohort.real:
-            notes += check_new(cohort.cases, *model.ledger.seen(cohort.cases), "the segmenter")
-        else:
-            notes += _parents_seen(model, cohort)
+        real = [case for case in cohort.cases if case.source == "real"]
+        if real:
+            notes += check_new(real, *model.ledger.seen(real), "the segmenter")
+        notes += _parents_seen(model, cohort)
+    if not samples:
+        raise DataError("no synthetic cohort was given: give at least one, --samples NAME=MANIFEST")
     answers = {cohort.name: _answers(model, cohort, accelerator) for cohort in cohorts}
     result = _result(model, cohorts, len(references), answers, notes)
     if accelerator.is_main_process:
-        make_folder(out)
+        result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
         _write(out, model, cohorts, len(references), answers)
-        result.save(out)
     accelerator.wait_for_everyone()
     return result
 
 
 def _parents_seen(model: Segmenter, cohort: Cohort) -> list[str]:
     """A note where masks belong to patients that the segmenter was trained on: it may know their shapes."""
-    parents = [replace(case, patient_id=case.parents[0], voxels="") for case in cohort.cases if case.parents]
+    made = [case for case in cohort.cases if case.source != "real" and case.parents]
+    parents = [replace(case, patient_id=case.parents[0], voxels="") for case in made]
     seen, _ = model.ledger.seen(parents)
     if not seen:
         return []
@@ -120,7 +124,11 @@ def exchanged(answers: Sequence[Answer], patients: Sequence[str], labels: int) -
     exchange = rng()
     scores = []
     for answer, patient in zip(answers, patients, strict=True):
-        others = [n for n, other in enumerate(patients) if other != patient]
+        others = [
+            n
+            for n, other in enumerate(patients)
+            if other != patient and not np.array_equal(answers[n].mask, answer.mask)
+        ]
         chosen = exchange.permutation(others)[:_SHIFTS]
         values = [mean_dice(answers[n].mask, answer.found, labels) for n in chosen]
         scores.append(float(np.mean(values)) if values else float("nan"))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import base64
 import json
-import re
 import shlex
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +74,8 @@ def write_report(source: Path, out: Path) -> Path:
             f"{source} holds no run (metrics.jsonl), no synthetic cohort (synthesis.json) and no result of "
             "`latentsynth evaluate`: give the folder that holds them"
         )
+    # Running numbers: names may be alike, and paths would name this machine.
+    sections = [replace(section, anchor=f"section-{n}") for n, section in enumerate(sections, 1)]
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("latentsynth.evaluation", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
@@ -120,7 +121,7 @@ def _run(folder: Path, source: Path) -> _Section:
         with tempfile.TemporaryDirectory() as temporary:
             drawn = curves(Path(temporary) / "curves.png", series, "images seen")
             pictures.append(_image(drawn, "training and validation (val/) curves"))
-    sheets = sorted((folder / "samples").glob("*.png"))
+    sheets = sorted(path for path in (folder / "samples").glob("*.png") if path.stem.isdecimal())
     if sheets:
         pictures.append(_image(sheets[-1], f"written while training, at {int(sheets[-1].stem)} images"))
     details = [(name, (folder / name).read_text()) for name in ("config.yaml",) if (folder / name).is_file()]
@@ -138,7 +139,7 @@ def _run(folder: Path, source: Path) -> _Section:
     )
     command = shlex.join(map(str, facts.get("command", [])))
     return _Section(
-        f"Run {folder.resolve().name}", _anchor("run", folder), _place(folder, source), command, (), [table] if scores else [],
+        f"Run {folder.resolve().name}", "", _place(folder, source), command, (), [table] if scores else [],
         pictures, details,
     )  # fmt: skip
 
@@ -153,7 +154,7 @@ def _cohort(folder: Path, source: Path) -> _Section:
     settings = ", ".join(f"{key} {value}" for key, value in facts.get("settings", {}).items())
     return _Section(
         f"Synthetic cohort {folder.resolve().name}",
-        _anchor("cohort", folder),
+        "",
         f"{_place(folder, source)}: {count} volumes by checkpoint {facts.get('checkpoint')}; {settings}",
         facts.get("command", ""),
         pictures=pictures,
@@ -168,7 +169,7 @@ def _result(result: Result, file: Path, source: Path) -> _Section:
     ]
     return _Section(
         result.title,
-        _anchor(result.kind, file.parent),
+        "",
         _place(file, source),
         result.command,
         result.notes,
@@ -186,7 +187,3 @@ def _place(path: Path, source: Path) -> str:
     """Where it stands, from the reported folder, so that the page names no machine."""
     relative = path.relative_to(source)
     return str(relative) if relative.parts else "."
-
-
-def _anchor(kind: str, folder: Path) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", f"{kind}-{folder}".lower()).strip("-")

@@ -243,9 +243,11 @@ def _sheet(path: Path, model: Segmenter, cohort: Cohort, rows: list[Scores], who
             np.mean([row.dice for row in rows if row.case == case.case_id and row.label != ANY])
         )
     order = sorted(overall, key=lambda name: -overall[name])
-    chosen = dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
+    chosen: dict[str, str] = {}
+    for name, word in ((order[0], "best"), (order[-1], "worst"), (order[len(order) // 2], "median")):
+        chosen.setdefault(name, word)
     tiles = []
-    for name, word in zip(chosen, ("best", "median", "worst"), strict=False):
+    for name, word in sorted(chosen.items(), key=lambda pair: order.index(pair[0])):
         case = next(case for case in cohort.cases if case.case_id == name)
         assert case.mask is not None
         frame = model.frame(case, whole)

@@ -56,11 +56,7 @@ def mean_interval(
     Raises:
         DataError: Values and groups differ in length.
     """
-    numbers = np.asarray(values, dtype=np.float64)
-    if len(numbers) != len(groups):
-        raise DataError(f"{len(numbers)} values for {len(groups)} groups: give one patient per value")
-    kept = np.isfinite(numbers)
-    numbers, kept_groups = numbers[kept], [group for group, keep in zip(groups, kept, strict=True) if keep]
+    numbers, kept_groups = _finite(values, groups)
     if not len(numbers):
         return float("nan"), float("nan"), float("nan")
     if len(set(kept_groups)) < 2:
@@ -76,11 +72,18 @@ def ratio_interval(
     draws: int = 2000,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """Ratio of two means of separate groups of patients, each given as (values, groups), with a bootstrap interval."""
+    """Ratio of two means of separate groups of patients, each given as (values, groups), with a bootstrap interval.
+
+    Conventions as :func:`mean_interval`; the ends are not a number where either side has fewer than two patients.
+    """
 
     def replicates(values: Sequence[float], groups: Sequence[str]) -> tuple[float, np.ndarray]:
-        numbers = np.asarray(values, dtype=np.float64)
-        weights = draw_groups(groups, draws, rng)
+        numbers, patients = _finite(values, groups)
+        if not len(numbers):
+            return float("nan"), np.full(draws, np.nan)
+        if len(set(patients)) < 2:
+            return float(numbers.mean()), np.full(draws, np.nan)
+        weights = draw_groups(patients, draws, rng)
         return float(numbers.mean()), weights @ numbers / weights.sum(1)
 
     (a, above), (b, below) = replicates(*top), replicates(*bottom)
@@ -88,6 +91,15 @@ def ratio_interval(
         return float("nan"), float("nan"), float("nan")
     with np.errstate(divide="ignore", invalid="ignore"):
         return (a / b, *interval(above / below, level))
+
+
+def _finite(values: Sequence[float] | np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """Values that are numbers, and their patients."""
+    numbers = np.asarray(values, dtype=np.float64)
+    if len(numbers) != len(groups):
+        raise DataError(f"{len(numbers)} values for {len(groups)} groups: give one patient per value")
+    kept = np.isfinite(numbers)
+    return numbers[kept], [group for group, keep in zip(groups, kept, strict=True) if keep]
 
 
 def statistic_interval(

@@ -24,5 +24,6 @@ def detail(image: np.ndarray) -> float:
             for step in (-1, 1):
                 around += np.roll(channel, step, axis)[1:-1, 1:-1, 1:-1]
         deviation = channel.std()
-        values.append(float(np.sqrt(((inner - around / 6) ** 2).mean()) / deviation) if deviation else 0.0)
+        flat = deviation <= 1e-12 * np.abs(channel).max()  # a constant has rounding errors for a deviation
+        values.append(0.0 if flat else float(np.sqrt(((inner - around / 6) ** 2).mean()) / deviation))
     return float(np.mean(values))

@@ -101,6 +101,10 @@ class DynUNet(SegmentationNetwork):
             deep_supervision=deep_supervision,
             deep_supr_num=max(1, min(levels - 2, 3)),
         )
+        # MONAI registers its blocks a second time beside skip_layers, which alone run; safetensors takes no tensor twice.
+        for twin in ("input_block", "downsamples", "bottleneck", "upsamples", "deep_supervision_heads"):
+            if hasattr(self.network, twin):
+                delattr(self.network, twin)
 
     @property
     def blocks(self) -> list[nn.Module]:

@@ -191,6 +191,7 @@ class Segmenter:
             )
         try:
             inference = build(InferenceConfig, dict(header.settings["inference"]), f"{folder}/config.json")
+            trained_on = {str(source): int(count) for source, count in dict(header.settings["trained_on"]).items()}
         except (ConfigError, TypeError, ValueError) as error:
             raise CheckpointError(f"{error}: restore the checkpoint") from error
         network = SegmentationNetwork.from_pretrained(folder / "network")
@@ -200,5 +201,4 @@ class Segmenter:
                 f"{folder}: the network has {facts[0]} channels and {facts[1]} labels, the header says "
                 f"{header.domain.grid.channels} and {len(header.domain.labels)}: the parts do not fit together"
             )
-        trained_on = {str(source): int(count) for source, count in header.settings["trained_on"].items()}
         return cls(header.domain, network, inference, trained_on, checkpoint.read_ledger(folder), header.fingerprint)

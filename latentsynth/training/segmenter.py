@@ -17,6 +17,7 @@ from latentsynth.config import SegmenterDataConfig, SegmenterRun, SourceConfig
 from latentsynth.data.loading import Positions, keyed_generator
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.volumes import Recipe, VolumeCache
+from latentsynth.data.windows import median
 from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.metrics.surfaces import dice
@@ -52,13 +53,12 @@ def train_segmenter(config: SegmenterRun) -> dict[str, float]:
     run = RunFolder(config, accelerator)
     torch.manual_seed(config.seed)
     domain = cohort.domain()
-    network, ledger = initial(config, domain)
-    ledger = ledger | cohort.ledger
+    network = initial(config, domain)
     validation = cohort.validation
 
     def segmenter(modules: Modules) -> Segmenter:
         net = cast(SegmentationNetwork, modules["network"])
-        return Segmenter(domain, net, config.inference, cohort.trained_on, ledger)
+        return Segmenter(domain, net, config.inference, cohort.trained_on, cohort.ledger)
 
     def validate(modules: Modules) -> dict[str, float]:
         model = segmenter(modules)
@@ -98,8 +98,8 @@ def best_dice(folder: Path) -> float:
     return checkpoint.read_header(folder, KIND).metrics["dice"] if folder.is_dir() else -1.0
 
 
-def initial(config: SegmenterRun, domain: Domain) -> tuple[SegmentationNetwork, Ledger]:
-    """The network that training starts from, and whom its weights have already seen.
+def initial(config: SegmenterRun, domain: Domain) -> SegmentationNetwork:
+    """The network that training starts from.
 
     Raises:
         CheckpointError: ``init_from`` is not a segmenter of this architecture.
@@ -107,11 +107,9 @@ def initial(config: SegmenterRun, domain: Domain) -> tuple[SegmentationNetwork, 
     network = build_network(config.network, domain.grid.channels, len(domain.labels))
     if config.train.gradient_checkpointing:
         network.checkpoint_gradients()
-    if config.init_from is None:
-        return network, Ledger()
-    source = Segmenter.from_pretrained(config.init_from)
-    copy_weights(network, source.network, config.init_from)
-    return network, source.ledger
+    if config.init_from is not None:
+        copy_weights(network, Segmenter.from_pretrained(config.init_from).network, config.init_from)
+    return network
 
 
 @dataclass
@@ -146,7 +144,7 @@ class Cohort:
         training: One cache per source.
         repeats: How often an entry of each cache is seen per epoch.
         validation: Real cases.
-        ledger: Whom the training cases show, or were made from.
+        ledger: Whom the training cases show, were made from, or the first weights have seen.
         trained_on: Number of training cases by source.
     """
 
@@ -175,11 +173,13 @@ class Cohort:
             )
         recipe = Recipe(data.grid, data.framing, held_out.labels, data.augment, config.seed)
         copies = data.augment.copies
-        ledger, caches, chosen = Ledger(), [], []
+        ledger = Segmenter.from_pretrained(config.init_from).ledger if config.init_from else Ledger()
+        caches: list[VolumeCache] = []
+        chosen: list[Case] = []
         for source in data.train:
             manifest = Manifest.load(source.manifest)
             _same_space(manifest, held_out, source.manifest, data.validation.manifest)
-            cases = annotated(_drawn(manifest.select(source.split), source, config.seed), source.manifest)
+            cases = _drawn(annotated(manifest.select(source.split), source.manifest), source, config.seed)
             chosen += cases
             caches.append(VolumeCache(data.cache, recipe, cases, copies))
             ledger = ledger | Ledger.of(cases) | Ledger.beside(source.manifest)
@@ -198,7 +198,8 @@ class Cohort:
 
     def domain(self) -> Domain:
         """What a checkpoint is bound to; the caches must be filled."""
-        held_out, limits = self.held_out, self.training[0].median_limits()
+        held_out, rows = self.held_out, [cache.median_limits() for cache in self.training]
+        limits = tuple(median([row[c] for row in rows]) for c in range(self.config.grid.channels))
         return Domain(self.config.grid, self.config.framing, held_out.labels, held_out.channels, limits)
 
     def __len__(self) -> int:
@@ -232,7 +233,7 @@ def _drawn(cases: Sequence[Case], source: SourceConfig, seed: int) -> Sequence[C
     patients = sorted({case.patient_id for case in cases})
     if source.patients > len(patients):
         raise DataError(
-            f"{source.manifest} has {len(patients)} patients in split {source.split}, patients={source.patients} asks "
+            f"{source.manifest} has {len(patients)} annotated patients in split {source.split}, patients={source.patients} asks "
             "for more: lower it"
         )
     order = torch.randperm(len(patients), generator=keyed_generator(seed, 0)).tolist()
@@ -260,8 +261,8 @@ def _check_validation(cases: Sequence[Case], ledger: Ledger, name: Path) -> None
     if seen:
         raise DataError(
             f"{len(seen)} validation patients ({', '.join(case.patient_id for case in seen[:3])}) are in the training "
-            "cohorts, or synthetic training cases were made from their masks or by a model that saw them: remove these "
-            "cases from data.train"
+            "cohorts, synthetic training cases were made from their masks or by a model that saw them, or init_from saw them: "
+            "remove these cases from data.train, or start from other weights"
         )
 
 

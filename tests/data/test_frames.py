@@ -301,3 +301,19 @@ def test_two_neighbouring_one_voxel_lesions_both_survive() -> None:
     labels[6, 6, 6], labels[6, 6, 7] = 1, 2
     got = resample_labels(labels, np.eye(4), Frame(np.diag([3.0, 3, 3, 1]), (4, 4, 4)))
     assert set(np.unique(got)) == {0, 1, 2}
+
+
+def test_cubic_splines_keep_their_points_and_are_sharper_between() -> None:
+    """Through the source voxels exactly; closer than linear interpolation to a wave that the grid can hold."""
+    n = 32
+    wave = np.cos(2 * np.pi * np.arange(n) / 6)[:, None, None] * np.ones((n, 4, 4))
+    source = np.eye(4)
+    at = Frame(source, (n, 4, 4))
+    np.testing.assert_allclose(resample(wave, source, at, 0.0, order=3), wave, atol=1e-4)
+    finer = Frame(np.diag([0.5, 1.0, 1.0, 1.0]), (2 * n - 1, 4, 4))
+    truth = np.cos(2 * np.pi * np.arange(2 * n - 1) / 12)
+    middle = slice(12, -12)  # the spline must bend at the border, where the wave would go on
+    errors = [
+        np.abs(resample(wave, source, finer, 0.0, order=order)[middle, 2, 2] - truth[middle]).max() for order in (1, 3)
+    ]
+    assert errors[1] < errors[0] / 4

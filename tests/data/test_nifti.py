@@ -157,3 +157,21 @@ def test_unwritable_place_leaves_nothing(tmp_path: Path) -> None:
 
 def test_stem() -> None:
     assert [nifti.stem(name) for name in ("x/a.nii.gz", "a.nii", "a.b.nii.gz", "a.csv")] == ["a", "a", "a.b", "a"]
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (4, 5, 6, 1)])
+def test_geometry_is_that_of_the_voxels(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    affine = np.diag([-2.0, 1.5, 3.0, 1.0])
+    nib.save(nib.Nifti1Image(np.zeros(shape, np.float32), affine), tmp_path / "a.nii.gz")
+    voxels, read = nifti.read(tmp_path / "a.nii.gz")
+    found, header = nifti.geometry(tmp_path / "a.nii.gz")
+    assert found == voxels.shape
+    np.testing.assert_array_equal(header, read)
+
+
+def test_geometry_refuses_what_reading_refuses(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((3, 3, 3, 2), np.float32), np.eye(4)), tmp_path / "a.nii.gz")
+    (tmp_path / "b.nii.gz").write_bytes(b"nothing")
+    for name, words in (("a", "expected 3"), ("b", "not a readable NIfTI"), ("c", "does not exist")):
+        with pytest.raises(DataError, match=words):
+            nifti.geometry(tmp_path / f"{name}.nii.gz")
