@@ -1,4 +1,4 @@
-"""The whole road on phantoms: cohort, manifest, autoencoder, latent diffusion, volumes from held-out masks.
+"""The whole road on phantoms: cohort, manifest, autoencoder, latent diffusion, volumes from held-out masks, a report.
 
 Everything a user would do with scans of their own, by the same functions, in minutes on two CPU cores.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from latentsynth import config as configuration
-from latentsynth.config import AutoencoderRun, LdmRun
+from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun
 from latentsynth.files import write_text
 
 _GRID = {
@@ -19,9 +20,9 @@ _GRID = {
 }
 
 
-def demo_configs(out: Path, seed: int) -> tuple[AutoencoderRun, LdmRun]:
-    """The two training runs of the demo."""
-    autoencoder = {
+def demo_configs(out: Path, seed: int) -> tuple[AutoencoderRun, LdmRun, SegmenterRun]:
+    """The training runs of the demo: autoencoder, diffusion model, and the segmenter that judges it."""
+    autoencoder: dict[str, Any] = {
         "run": str(out / "autoencoder"),
         "seed": seed,
         "data": {
@@ -61,10 +62,35 @@ def demo_configs(out: Path, seed: int) -> tuple[AutoencoderRun, LdmRun]:
             "save_every_images": 2000,
         },
     }
-    return configuration.build(AutoencoderRun, autoencoder), configuration.build(LdmRun, ldm)
+    data = autoencoder["data"]
+    segmenter = {
+        "run": str(out / "segmenter"),
+        "seed": seed,
+        "data": {
+            "train": [{"manifest": data["manifest"]}],
+            "validation": {"manifest": data["manifest"]},
+            **{key: data[key] for key in ("grid", "framing", "augment", "cache")},
+        },
+        "network": {"channels": [16, 32, 64], "res_units": 1},
+        "train": {
+            "images": 1600,
+            "batch": 8,
+            "lr": 3.0e-3,
+            "lr_warmup_images": 80,
+            "ema_halflife_images": 160,
+            "validate_every_images": 400,
+            "sample_every_images": 1600,
+            "save_every_images": 800,
+        },
+    }
+    return (
+        configuration.build(AutoencoderRun, autoencoder),
+        configuration.build(LdmRun, ldm),
+        configuration.build(SegmenterRun, segmenter),
+    )
 
 
-def run_demo(out: Path, cases: int, seed: int) -> Path:
+def run_demo(out: Path, cases: int, seed: int) -> tuple[Path, Path]:
     """Walks the road; run again, it goes on where it stopped.
 
     Args:
@@ -73,31 +99,45 @@ def run_demo(out: Path, cases: int, seed: int) -> Path:
         seed: Seed of everything.
 
     Returns:
-        The contact sheet: held-out patients beside volumes sampled from their masks.
+        The contact sheet (held-out patients beside volumes sampled from their masks), and the report.
     """
     from rich.console import Console
 
     from latentsynth.data.phantom import write_cohort
-    from latentsynth.data.prepare import prepare, write_report
+    from latentsynth.data.prepare import prepare
+    from latentsynth.data.prepare import write_report as write_report_of
     from latentsynth.data.requests import requests
+    from latentsynth.evaluation.cohorts import Cohort
+    from latentsynth.evaluation.obedience import evaluate_obedience
+    from latentsynth.evaluation.report import write_report
+    from latentsynth.roundtrip import reconstruct_cohort
     from latentsynth.synthesis import synthesize
     from latentsynth.synthesizers import load_synthesizer
     from latentsynth.training.autoencoder import train_autoencoder
     from latentsynth.training.launch import start
     from latentsynth.training.ldm import train_ldm
+    from latentsynth.training.segmenter import train_segmenter
 
     console = Console()
-    autoencoder, ldm = demo_configs(out, seed)
-    if not (out / "manifest.json").is_file():
+    autoencoder, ldm, segmenter = demo_configs(out, seed)
+    manifest = out / "manifest.json"
+    if not manifest.is_file():
         write_cohort(out / "cohort", cases, seed)
-        report = prepare(out / "cohort", out / "manifest.json", seed=seed)
-        write_report(report, console)
-    for name, run in (("autoencoder", autoencoder), ("ldm", ldm)):  # so that the same can be done step by step
+        report = prepare(out / "cohort", manifest, seed=seed)
+        write_report_of(report, console)
+    runs = {"autoencoder": autoencoder, "ldm": ldm, "segmenter": segmenter}
+    for name, run in runs.items():  # so that the same can be done step by step
         write_text(out / f"{name}.yaml", configuration.dump(run))
-    for train in (partial(train_autoencoder, autoencoder), partial(train_ldm, ldm)):
-        scores = ", ".join(f"{name} {value:.4g}" for name, value in train().items())
-        console.print(f"on validation patients: {scores}")
+    trainings = (partial(train_autoencoder, autoencoder), partial(train_ldm, ldm), partial(train_segmenter, segmenter))
+    for name, train in zip(runs, trainings, strict=True):
+        scores = ", ".join(f"{key} {value:.4g}" for key, value in train().items())
+        console.print(f"{name}, on validation patients: {scores}")
+    accelerator = start()
     model = load_synthesizer(ldm.run)
-    held_out = requests(out / "manifest.json", "test")[:4]
-    synthesize(model, held_out, out / "samples", start(), per_mask=3, seed=seed)
-    return out / "samples" / "contact_sheet.png"
+    synthesize(model, requests(manifest, "test"), out / "samples", accelerator, per_mask=3, seed=seed)
+    real = Cohort.load("real", manifest, ("test",), annotated=True)
+    rebuilt = reconstruct_cohort(autoencoder.run, real.manifest, real.cases, out / "reconstructed", accelerator)
+    references = [real, Cohort.load("reconstructed", rebuilt)]
+    samples = [Cohort.load("samples", out / "samples" / "manifest.json")]
+    evaluate_obedience(segmenter.run, samples, references, out / "obedience", accelerator).show(console)
+    return out / "samples" / "contact_sheet.png", write_report(out, out / "report.html")

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 from latentsynth.autoencoders import Autoencoder, build_autoencoder
+from latentsynth.cli import main
 from latentsynth.conditioning import MaskConditioner
 from latentsynth.config import KLConfig, SamplingConfig, VQConfig
 from latentsynth.data.requests import Request
@@ -148,3 +151,14 @@ def write_mask(path: Path, values: np.ndarray, affine: np.ndarray, **facts: Any)
 def contents(folder: Path) -> list[str]:
     """All paths below a folder."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
+    """Exit code of a command that this process takes for its own."""
+    words = [str(argument) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["latentsynth", *words])
+    try:
+        main(words)
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0

@@ -20,10 +20,11 @@ def demo(
     cases: Annotated[int, typer.Option(help="Phantom patients", min=8)] = 60,
     seed: Annotated[int, typer.Option(help="Seed of everything")] = 0,
 ) -> None:
-    """The whole road on phantoms, in minutes: cohort, autoencoder, diffusion model, volumes from held-out masks."""
+    """The whole road on phantoms, in minutes: cohort, training, volumes from held-out masks, how good they are."""
     from latentsynth.demo import run_demo
 
-    typer.echo(run_demo(out, cases, seed))
+    for file in run_demo(out, cases, seed):
+        typer.echo(file)
 
 
 @app.command()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from helpers import run
 from scipy import ndimage
 
-from latentsynth.cli import main
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.phantom import write_cohort
@@ -196,17 +195,6 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, cpu: Accelerator, ma
     with pytest.raises(DataError, match=r"good has channels \('MR',\)"):
         evaluate(tmp_path / "out", cpu, made["real"], ("good", replace(made["good"], channels=("MR",))))
     assert not (tmp_path / "out").exists()
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """Exit code of a command that this process takes for its own."""
-    words = [str(argument) for argument in arguments]
-    monkeypatch.setattr(sys, "argv", ["latentsynth", *words])
-    try:
-        main(words)
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
 
 
 def test_the_command(

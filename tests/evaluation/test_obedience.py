@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,11 +13,10 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import Echo, tiny_domain, write_mask
+from helpers import Echo, run, tiny_domain, write_mask
 from scipy import ndimage
 
 from latentsynth import checkpoint
-from latentsynth.cli import main
 from latentsynth.config import InferenceConfig, UNetConfig
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.requests import requests
@@ -404,17 +402,6 @@ def test_intensities_by_region() -> None:
 def test_names_of_cohorts(tmp_path: Path) -> None:
     assert named("a=b/c.json") == ("a", Path("b/c.json"))
     assert named("runs/samples/manifest.json") == ("samples", Path("runs/samples/manifest.json"))
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """Exit code of a command that this process takes for its own."""
-    words = [str(argument) for argument in arguments]
-    monkeypatch.setattr(sys, "argv", ["latentsynth", *words])
-    try:
-        main(words)
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
 
 
 @pytest.fixture

@@ -5,16 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import re
-import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from accelerate import Accelerator
-from helpers import Echo, lesion_mask, tiny_domain, write_mask
+from helpers import Echo, lesion_mask, run, tiny_domain, write_mask
 
-from latentsynth.cli import main
 from latentsynth.data.requests import Request
 from latentsynth.errors import DataError
 from latentsynth.evaluation.report import write_report
@@ -238,17 +236,6 @@ def test_nothing_to_report_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="is not a folder"):
         write_report(tmp_path / "no", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    """Exit code of a command that this process takes for its own."""
-    words = [str(argument) for argument in arguments]
-    monkeypatch.setattr(sys, "argv", ["latentsynth", *words])
-    try:
-        main(words)
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
