@@ -10,7 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from latentsynth.data import nifti
-from latentsynth.data.frames import resample_labels
+from latentsynth.data.frames import resample
 from latentsynth.data.volumes import to_index, window_channels
 from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
@@ -103,6 +103,6 @@ def _sheet(model: Segmenter, cases: Sequence[Case], files: Sequence[Path], out: 
         native = [nifti.read(path) for path in case.images]
         image, _ = window_channels(native, domain.grid.windows, frame, case.images)
         labels, affine = nifti.read_labels(file)
-        found = to_index(resample_labels(labels, affine, frame), domain.labels)
+        found = to_index(resample(labels, affine, frame, 0, smooth=False, order=0), domain.labels)
         rows.append([Tile(case.case_id, image), Tile("found", image, found)])
     contact_sheet(out / "contact_sheet.png", rows, domain.grid.spacing_mm, "", domain.lesion_indices)

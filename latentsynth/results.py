@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -55,8 +56,10 @@ class Picture:
 
 def this_command() -> str:
     """The command line of this process, as a person would type it again."""
-    program = Path(sys.argv[0])
+    program, world = Path(sys.argv[0]), os.environ.get("WORLD_SIZE", "1")
     start = ["python", sys.argv[0]] if program.suffix == ".py" else [program.name]
+    if world != "1":
+        start = ["accelerate", "launch", "--num_processes", world, sys.argv[0]]
     return shlex.join([*start, *sys.argv[1:]])
 
 

@@ -14,8 +14,8 @@ from latentsynth.autoencoders.reconstruction import reconstruct
 from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.requests import Request, place, to_scanner
-from latentsynth.data.volumes import Recipe
+from latentsynth.data.requests import Placed, to_scanner
+from latentsynth.data.volumes import Recipe, read_mask
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.files import make_folder, read_json, write_json
 from latentsynth.pretrained import part_fingerprint
@@ -74,8 +74,11 @@ def reconstruct_cohort(
             files = _files(out, case, len(domain.channels))
             if not all(file.is_file() for file in files):
                 volume = recipe.read(case)
+                assert volume.mask is not None
                 image = reconstruct(model, volume, accelerator.device).numpy()
-                placed = place(Request(case.case_id, case.mask), domain)
+                values, affine = read_mask(case.mask, domain.labels)
+                frame, zoom = recipe.frame(affine, values.shape, values, case.case_id)
+                placed = Placed(volume.mask, values, affine, frame, zoom)
                 # Back by the case's own windows: unlike a sample, a reconstruction has them.
                 scanner = to_scanner(image, placed, replace(domain, limits=volume.limits))
                 for file, voxels in zip(files, scanner, strict=True):
@@ -85,7 +88,8 @@ def reconstruct_cohort(
     for case in cases:
         images = tuple(_files(out, case, len(domain.channels)))
         name = f"reconstructed-{case.case_id}"
-        made.append(Case(name, name, images, case.mask, "train", f"{print_}:reconstruction", (case.patient_id,)))
+        source, limits = f"{print_}:reconstruction", recipe.read(case).limits
+        made.append(Case(name, name, images, case.mask, "train", source, (case.patient_id,), limits=limits))
     file = out / "manifest.json"
     if accelerator.is_main_process:
         Manifest(f"{manifest.name} reconstructed", domain.channels, domain.labels, tuple(made)).save(file)

@@ -105,13 +105,14 @@ def collect(out: Path, domain: Domain) -> Manifest:
         cases.append(
             Case(
                 name,
-                f"synthetic-{name}",
+                f"synthetic-{name.rpartition('-s')[0]}",  # volumes of one mask are one patient
                 images,
                 out / "labelsTr" / f"{name}.nii.gz",
                 "train",
                 f"{facts['checkpoint']}:{facts['seed']}",
                 tuple(facts["parents"]),
                 facts["voxels"],
+                limits=tuple((float(low), float(high)) for low, high in (facts["limits"][c] for c in domain.channels)),
             )
         )
     return Manifest(out.name, domain.channels, domain.labels, tuple(cases))

@@ -44,10 +44,13 @@ class Case:
         images: One file per channel, in the manifest's channel order; all on one voxel grid.
         mask: Label map on the grid of the images, or None where nobody annotated the case.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        source: ``"real"``, or ``"<checkpoint fingerprint>:<seed>"`` for a synthetic case.
+        source: ``"real"``; ``"<checkpoint fingerprint>:<seed>"`` for a synthetic case of ours, ``"external"`` for one of
+            another program.
         parents: Patients whose mask or scan a synthetic case was made from.
         voxels: Hash of the first image's voxels on a canonical grid (see :mod:`latentsynth.provenance`), or "".
         content: Hash of all images, their affine and the mask; changes with any edit, or "".
+        limits: Per channel, the scanner units that a synthetic case was written with for -1 and 1; empty where nobody
+            knows them. Percentiles of a crop would be others than those of the scan it stands for.
     """
 
     case_id: str
@@ -59,6 +62,7 @@ class Case:
     parents: tuple[str, ...] = ()
     voxels: str = ""
     content: str = ""
+    limits: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

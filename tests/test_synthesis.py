@@ -164,7 +164,9 @@ def test_what_stands_beside_every_volume(
         assert case.parents == (f"patient-{case.case_id.rsplit('-', 1)[0]}",)
         assert case.mask is not None
         assert all(path.is_file() for path in (*case.images, case.mask))
-    assert len({case.patient_id for case in manifest.cases}) == len(names)
+    # Volumes of one mask are no strangers to each other.
+    assert {case.patient_id for case in manifest.cases} == {f"synthetic-{request.name}" for request in masks}
+    assert all(case.limits == (WINDOW,) for case in manifest.cases)
     dataset = json.loads((out / "dataset.json").read_text())
     assert dataset["labels"] == {"background": 0, "lesion 1": 1, "lesion 4": 4}
     assert dataset["channel_names"] == {"0": "CT"}

@@ -26,7 +26,7 @@ from latentsynth.progress import bar
 from latentsynth.results import Cell, Picture, Result, Table, write_csv
 from latentsynth.types import Split
 
-_COLUMNS = ("psnr", "ssim", "lesion_error")
+_COLUMNS = ("psnr", "ssim", "lesion_error", "detail_kept")
 
 
 def evaluate(path: Path, manifest_path: Path, split: Split, out: Path) -> Result:

@@ -14,6 +14,7 @@ from latentsynth.autoencoders.base import Autoencoder
 from latentsynth.data.volumes import Volume
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.metrics.reconstruction import contrast_kept, lesion_contrast, lesion_error, psnr, ssim
+from latentsynth.metrics.sharpness import detail
 from latentsynth.types import Domain
 
 LESION_KEPT = 0.6  # below this share of its contrast, a lesion is as good as gone for what is trained on the latents
@@ -39,6 +40,7 @@ class CaseScores:
         psnr: In dB.
         ssim: Structural similarity.
         lesion_error: Mean absolute error inside the lesion, in units of [-1, 1]; not a number without a lesion.
+        detail_kept: Finest detail of the reconstruction over that of the original (1 is as sharp, 0 all blurred).
         contrast: Lesion contrast per channel, in units of [-1, 1], of the original.
         contrast_after: Of the reconstruction.
     """
@@ -46,6 +48,7 @@ class CaseScores:
     psnr: float
     ssim: float
     lesion_error: float
+    detail_kept: float
     contrast: tuple[float, ...]
     contrast_after: tuple[float, ...]
 
@@ -58,6 +61,7 @@ def scores(volume: Volume, reconstruction: Tensor, domain: Domain) -> CaseScores
         float(psnr(a, b)),
         float(ssim(a, b)),
         float(lesion_error(a, b, lesion)),
+        detail(reconstruction.numpy()) / max(detail(volume.image), 1e-12),
         tuple(lesion_contrast(a, lesion)[0].tolist()),
         tuple(lesion_contrast(b, lesion)[0].tolist()),
     )
@@ -74,6 +78,7 @@ def summarise(rows: Sequence[CaseScores]) -> dict[str, float]:
         "ssim": float(np.mean([row.ssim for row in rows])),
         "lesion_error": float(np.mean(errors)) if errors else float("nan"),
         "lesion_contrast_kept": float(kept),
+        "detail_kept": float(np.mean([row.detail_kept for row in rows])),
     }
 
 

@@ -41,6 +41,9 @@ def prepare(
     seed: Annotated[int, typer.Option(help="Which random split")] = 0,
     skip_invalid: Annotated[bool, typer.Option("--skip-invalid", help="Leave out cases with problems")] = False,
     allow_unlabelled: Annotated[bool, typer.Option("--allow-unlabelled", help="Accept cases without a mask")] = False,
+    synthetic: Annotated[
+        bool, typer.Option("--synthetic", help="The cases are volumes that some program made, not patients")
+    ] = False,
 ) -> None:
     """Check a cohort and write its manifest, split by patient. Problems come as one table, and nothing is written."""
     from rich.console import Console
@@ -50,7 +53,7 @@ def prepare(
 
     report = check_and_write(
         source, out, layout=layout, patient=patient, split_file=split_file, fractions=fractions, seed=seed,
-        skip_invalid=skip_invalid, allow_unlabelled=allow_unlabelled,
+        skip_invalid=skip_invalid, allow_unlabelled=allow_unlabelled, synthetic=synthetic,
     )  # fmt: skip
     write_report(report, Console())
     if report.manifest is None:

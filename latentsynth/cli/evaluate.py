@@ -127,15 +127,20 @@ def evaluate_fidelity(
     splits = split or ["val", "test"]
     for one in splits:
         one_of("--split", one, SPLITS)
+    from latentsynth.data.manifest import Manifest
     from latentsynth.evaluation import features
     from latentsynth.evaluation.cohorts import Cohort, named
+    from latentsynth.evaluation.fidelity import check_cohorts
     from latentsynth.evaluation.fidelity import evaluate_fidelity as evaluate
     from latentsynth.training.launch import start
 
     accelerator = start()
-    patients = Cohort.load("real", real, splits)  # type: ignore[arg-type]
-    cohorts = [Cohort.load(name, path) for name, path in map(named, samples)]
-    grid, framing = features.comparison_space(like, patients.manifest)
+    grid, framing = features.comparison_space(like, Manifest.load(real))
+    # Around lesions, a case without one would show other anatomy than the volumes it is compared with.
+    lesions = framing.crop == "lesion"
+    patients = Cohort.load("real", real, splits, annotated=lesions)  # type: ignore[arg-type]
+    cohorts = [Cohort.load(name, path, annotated=lesions) for name, path in map(named, samples)]
+    check_cohorts(patients, cohorts)
     extractors = features.load_extractors(
         extractor or ["random", "contrastive"], real, grid, framing, cache, extractor_images
     )

@@ -144,7 +144,8 @@ def resample(
         fill: Value outside the source.
         extend: Let the outermost source voxels reach half a voxel further, to the true edge of the field of view.
         smooth: False takes point samples.
-        order: Degree of the spline: 1 is linear and stays between its values; 3 is sharper and may overshoot them.
+        order: Degree of the spline: 0 takes the nearest voxel, 1 is linear and stays between its values, 3 is sharper
+            and may overshoot them.
 
     Returns:
         float32, shape ``frame.shape``.

@@ -53,7 +53,19 @@ class Manifest:
     @property
     def fingerprint(self) -> str:
         """Changes with any case id, patient, split, label, or voxel of an image or mask; not with where files lie."""
-        facts = [[c.case_id, c.patient_id, c.split, c.source, c.parents, c.voxels, c.content] for c in self.cases]
+        facts = [
+            [
+                c.case_id,
+                c.patient_id,
+                c.split,
+                c.source,
+                c.parents,
+                c.voxels,
+                c.content,
+                *([c.limits] if c.limits else []),
+            ]
+            for c in self.cases
+        ]
         return fingerprint([self.channels, asdict(self.labels), sorted(facts)])
 
     def select(self, *splits: Split) -> tuple[Case, ...]:
@@ -129,6 +141,7 @@ class Manifest:
                     "images": tuple(home / image for image in case["images"]),
                     "mask": home / case["mask"] if case["mask"] else None,
                     "parents": tuple(case["parents"]),
+                    "limits": tuple((float(low), float(high)) for low, high in case.get("limits", ())),
                 }
             )
             for case in value["cases"]

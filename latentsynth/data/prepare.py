@@ -21,6 +21,8 @@ from latentsynth.errors import DataError
 from latentsynth.files import read_json
 from latentsynth.types import Case, Labels
 
+EXTERNAL = "external"  # source of synthetic cases that another program made
+
 
 @dataclass(frozen=True)
 class PrepareReport:
@@ -58,6 +60,7 @@ def prepare(
     seed: int = 0,
     skip_invalid: bool = False,
     allow_unlabelled: bool = False,
+    synthetic: bool = False,
     progress: bool = True,
 ) -> PrepareReport:
     """Reads a cohort, checks every file and writes the manifest if all is well.
@@ -75,6 +78,8 @@ def prepare(
         seed: Which random split.
         skip_invalid: Leave out cases with problems (all copies of a duplicate) instead of writing nothing.
         allow_unlabelled: Accept cases without a mask, for autoencoders.
+        synthetic: The cases are no patients but volumes that some program made; a ``dataset.json`` that says
+            ``"SYNTHETIC": true`` says so too. They are never taken for real ones.
         progress: Show progress on standard error: a bar on a terminal, a line now and then in a log.
 
     Raises:
@@ -103,7 +108,11 @@ def prepare(
         notes.append(f"left out {len(cohort.cases) - len(kept)} of {len(cohort.cases)} cases: {few(sorted(wrong))}")
         if any(len({case.patient_id for case, _ in group}) > 1 for group in twins(cohort.cases, facts)):
             notes.append("of a scan found under several patients, every copy was left out")
-    cases = [replace(case, voxels=fact.voxels, content=fact.content) for case, fact in kept]
+    synthetic = synthetic or _says_synthetic(source)
+    origin = EXTERNAL if synthetic else "real"
+    cases = [replace(case, voxels=fact.voxels, content=fact.content, source=origin) for case, fact in kept]
+    if synthetic:
+        notes.append("these cases are synthetic: nothing takes them for patients")
     notes += _remarks(cohort, cases, [fact for _, fact in kept], allow_unlabelled)
 
     manifest = None
@@ -131,6 +140,13 @@ def prepare(
         (min(volumes), float(median(volumes)), max(volumes)),
         {case.case_id: fact for case, (_, fact) in zip(cases, kept, strict=True)},
     )
+
+
+def _says_synthetic(source: Path) -> bool:
+    """Whether a folder's ``dataset.json`` marks its volumes, as that of ``latentsynth sample`` does."""
+    file = source / "dataset.json"
+    value = read_json(file) if file.is_file() else {}
+    return isinstance(value, dict) and value.get("SYNTHETIC") is True
 
 
 def _require_free(out: Path) -> None:

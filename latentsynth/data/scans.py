@@ -37,8 +37,11 @@ def scans(source: Path, channels: int, split: Split | None = None) -> list[Case]
 
 def _grouped(source: Path, files: list[Path], channels: int) -> list[Case]:
     numbered: dict[str, dict[int, Path]] = defaultdict(dict)
+    stems = {nifti.stem(file) for file in files}
     for file in files:
         match = re.fullmatch(r"(.+)_(\d{4})", nifti.stem(file))
+        if match and channels == 1 and f"{match[1]}_0000" not in stems:
+            match = None  # no first channel of that name, so the digits are the case's own: AMOS_0001
         name, number = (match[1], int(match[2])) if match else (nifti.stem(file), 0)
         if number in numbered[name]:
             raise DataError(f"{source} holds two files for channel {number} of case {name}: remove or rename one")

@@ -86,7 +86,7 @@ class Recipe:
         rng = np.random.default_rng([self.seed, copy, int(fingerprint(case.case_id), 16)])
         if copy:
             frame = _move(frame, self.augment, rng)
-        image, between = window_channels(native, self.grid.windows, frame, case.images)
+        image, between = window_channels(native, self.grid.windows, frame, case.images, case.limits)
         mask = None if labels is None else to_index(resample_labels(labels, affine, frame), self.labels)
         if copy and self.augment.changes_voxels:
             from latentsynth.data.transforms import distort  # TorchIO, which nothing else needs
@@ -100,6 +100,7 @@ def window_channels(
     between: Sequence[Window],
     frame: Frame,
     names: Sequence[Path],
+    known: Sequence[windows.Limits] = (),
 ) -> tuple[np.ndarray, tuple[windows.Limits, ...]]:
     """The channels of a scan in a frame, in [-1, 1].
 
@@ -108,6 +109,7 @@ def window_channels(
         between: Intensity window per channel.
         frame: Where to look.
         names: What to call the channels in an error.
+        known: Per channel, what a synthetic scan was written with; goes before percentiles of the scan itself.
 
     Returns:
         The image, float32, ``(C, *frame.shape)``, and per channel the scanner units that map to -1 and 1.
@@ -116,8 +118,9 @@ def window_channels(
         DataError: A channel is constant.
     """
     channels, limits = [], []
-    for (voxels, affine), window, name in zip(native, between, names, strict=True):
-        limits.append(windows.limits(window, voxels, str(name)))
+    for n, ((voxels, affine), window, name) in enumerate(zip(native, between, names, strict=True)):
+        given = known[n] if known and window.kind == "percentile" else None
+        limits.append(given or windows.limits(window, voxels, str(name)))
         channels.append(windows.normalise(resample(voxels, affine, frame, fill=limits[-1][0]), limits[-1]))
     return np.stack(channels), tuple(limits)
 
@@ -205,7 +208,8 @@ class VolumeCache:
                 ]
                 return max(found, key=lambda p: p.stat().st_mtime, default=folder / f"{start}missing.safetensors")
             stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
-            stamp = self._stamps[case.case_id] = fingerprint([case.content, stats])[:8]
+            facts = [case.content, stats, *([case.limits] if case.limits else [])]
+            stamp = self._stamps[case.case_id] = fingerprint(facts)[:8]
         return folder / f"{case.case_id}.{copy}.{stamp}.safetensors"
 
     def build(self, rank: int = 0, world: int = 1, advance: Callable[[], None] = lambda: None) -> None:

@@ -15,6 +15,7 @@ from latentsynth.data.manifest import SPLITS, Manifest
 from latentsynth.errors import DataError
 from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.progress import bar
+from latentsynth.provenance import Ledger
 from latentsynth.results import Estimate
 from latentsynth.training.launch import share
 from latentsynth.types import Case, Split
@@ -35,11 +36,13 @@ class Cohort:
         name: What tables call it.
         manifest: Where it comes from.
         cases: Those that are measured.
+        ledger: Of a synthetic cohort, whom its generator has seen, where that stands beside the manifest.
     """
 
     name: str
     manifest: Manifest
     cases: tuple[Case, ...]
+    ledger: Ledger = Ledger()  # noqa: RUF009 (frozen)
 
     @classmethod
     def load(cls, name: str, path: Path, splits: Sequence[Split] = SPLITS, annotated: bool = False) -> Cohort:
@@ -58,7 +61,7 @@ class Cohort:
         cases = tuple(case for case in manifest.select(*splits) if case.mask is not None or not annotated)
         if not cases:
             raise DataError(f"no case of {path} in split {', '.join(splits)} has a mask: give annotated cases")
-        return cls(name, manifest, cases)
+        return cls(name, manifest, cases, Ledger.beside(path))
 
     @cached_property
     def patients(self) -> list[str]:
@@ -106,6 +109,26 @@ def check_names(cohorts: Sequence[Cohort]) -> None:
     names = [cohort.name for cohort in cohorts]
     if len(set(names)) < len(names):
         raise DataError(f"cohorts are named {', '.join(names)}: give every one a name of its own, NAME=MANIFEST")
+
+
+def generator_saw(real: Sequence[Case], cohort: Cohort) -> list[str]:
+    """A note where the generator of a synthetic cohort was trained on real cases that its volumes are compared with."""
+    seen = sum(bool(case.voxels) and case.voxels in cohort.ledger.voxels for case in real)
+    if not seen:
+        return []
+    return [
+        f"{cohort.name}: the generator was trained on {seen} of the {len(real)} real cases it is compared with; copies of "
+        "them would score best"
+    ]
+
+
+def chosen_on(cases: Sequence[Case]) -> list[str]:
+    """A note where real cases are validation patients."""
+    if not any(case.source == "real" and case.split == "val" for case in cases):
+        return []
+    return [
+        "validation patients chose the segmenter's checkpoint, so its score on them is slightly kind; the test split is not"
+    ]
 
 
 def over_cases(accelerator: Accelerator, title: str, cases: Sequence[Case], work: Callable[[int], T]) -> list[T]:

@@ -76,7 +76,7 @@ def compare(real: Features, samples: dict[str, Features]) -> Scores:
         halves.append((first, second))
     at = min(min(len(a), len(b)) for a, b in halves)
     at = min([at, *(len(one.ids) for one in samples.values())])
-    neighbours = min(_NEIGHBOURS, at - 1)
+    neighbours = max(1, min(_NEIGHBOURS, at // 4))  # of a handful of cases, five are everybody
     whole = scaled[None]
     rows: list[tuple[Cell, ...]] = []
     growth: dict[str, dict[int, float]] = {}
@@ -90,7 +90,7 @@ def compare(real: Features, samples: dict[str, Features]) -> Scores:
             else:
                 b = scaled[name].values[spread(scaled[name].patients, at, draws)]
             near.append(frechet(a, b) / width)
-            if neighbours:
+            if at > neighbours:
                 closeness.append(prdc(a, b, neighbours))
         keys = ("precision", "recall", "density", "coverage")
         means = [float(np.mean([row[key] for row in closeness])) if closeness else float("nan") for key in keys]
@@ -99,7 +99,9 @@ def compare(real: Features, samples: dict[str, Features]) -> Scores:
         else:
             fake = scaled[name]
             everything = frechet(whole.values, fake.values) / width
-            interval = kid_interval(whole.values, fake.values, whole.patients, fake.patients, rng())
+            interval = (float("nan"), float("nan"))
+            if len(set(fake.patients)) > 1:  # one patient's volumes say nothing of others
+                interval = kid_interval(whole.values, fake.values, whole.patients, fake.patients, rng())
             raw = everything * width * unit**2
             distance = kid(whole.values, fake.values)
             rows.append((name, len(fake.ids), float(np.mean(near)), everything, raw, distance, *interval, *means))

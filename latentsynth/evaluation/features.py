@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -73,7 +73,9 @@ def volumes(
 ) -> VolumeCache:
     """The cases of a cohort on the grid, cached, each process its share."""
     recipe = Recipe(grid, framing, labels, AugmentConfig(), 0)
-    made = VolumeCache(cache, recipe, cohort.cases)
+    # A whole scan needs no mask, and an annotation at its edge is no reason to refuse it.
+    cases = [replace(case, mask=None) for case in cohort.cases] if framing.crop == "whole" else cohort.cases
+    made = VolumeCache(cache, recipe, cases)
     fill(made, f"preparing {cohort.name}", accelerator)
     return made
 
@@ -147,7 +149,13 @@ def _trained(real: Path, grid: Grid, framing: Framing, cache: Path, images: int)
         "train": {"images": images, "batch": 16, "lr": 1e-3, "lr_warmup_images": images // 20, "ema_halflife_images": 300,
                   "validate_every_images": images, "sample_every_images": images},
     }  # fmt: skip
-    key = fingerprint([Manifest.load(real).fingerprint, values])
+    manifest = Manifest.load(real)
+    if not any(case.split == "train" for case in manifest.cases):
+        raise DataError(
+            f"{real} has no training patients, which the contrastive extractor learns from: give --extractor random, or "
+            "contrastive:RUN with one that is trained"
+        )
+    key = fingerprint([manifest.fingerprint, values])
     config = build(ExtractorRun, {"run": cache / "extractors" / key, **values}, "extractor")
     if not (config.run / "checkpoint").is_dir():
         train_extractor(config)

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 
 from latentsynth.data.volumes import Volume, VolumeCache
 from latentsynth.errors import DataError
-from latentsynth.evaluation.cohorts import Cohort, check_names, over_cases, rng
+from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, over_cases, rng
 from latentsynth.evaluation.comparison import Scores, compare, principal, spread
 from latentsynth.evaluation.extractors import Extractor
 from latentsynth.evaluation.features import extract
@@ -56,22 +56,11 @@ def evaluate_fidelity(
     Raises:
         DataError: Too few real patients, or cohorts that do not fit together.
     """
-    patients = len(set(real.patients))
-    if patients < _LEAST:
-        raise DataError(
-            f"{patients} real patients are too few for a floor: give at least {_LEAST}, for example with "
-            "--split val --split test"
-        )
+    check_cohorts(real, samples)
     names = [cohort.name for cohort in (real, *samples)]
-    check_names((real, *samples))
     notes = []
     if not real.real:
         notes.append(f"{real.name} holds synthetic cases: the floor is not one of real patients")
-    for cohort in samples:
-        if cohort.manifest.channels != real.manifest.channels:
-            raise DataError(
-                f"{cohort.name} has channels {cohort.manifest.channels}, the real scans {real.manifest.channels}"
-            )
     features = {
         cohort.name: extract(extractors, cohort, caches[cohort.name], accelerator) for cohort in (real, *samples)
     }
@@ -83,7 +72,7 @@ def evaluate_fidelity(
         rows += [(one.name, *row) for row in scores.rows]
     tables.append(_diversity((real, *samples), caches, accelerator))
     tables.append(_sharpness((real, *samples), caches, accelerator))
-    notes += [note for cohort in samples for note in _related(real, cohort)]
+    notes += [note for cohort in samples for note in (*_related(real, cohort), *generator_saw(real.cases, cohort))]
     recipe = caches[real.name].recipe
     result = Result(
         "fidelity",
@@ -108,6 +97,28 @@ def evaluate_fidelity(
         scatters(out / "fidelity_features.png", {name: principal(sets) for name, sets in panels.items()})
     accelerator.wait_for_everyone()
     return result
+
+
+def check_cohorts(real: Cohort, samples: Sequence[Cohort]) -> None:
+    """Refuses cohorts that cannot be compared, before anything is read or trained.
+
+    Raises:
+        DataError: Too few real patients or synthetic volumes, equal names, or other channels.
+    """
+    patients = len(set(real.patients))
+    if patients < _LEAST:
+        raise DataError(
+            f"{patients} real patients are too few for a floor: give at least {_LEAST}, for example with "
+            "--split val --split test"
+        )
+    check_names((real, *samples))
+    for cohort in samples:
+        if cohort.manifest.channels != real.manifest.channels:
+            raise DataError(
+                f"{cohort.name} has channels {cohort.manifest.channels}, the real scans {real.manifest.channels}"
+            )
+        if len(cohort.cases) < 2:
+            raise DataError(f"{cohort.name} holds one volume: a set has at least 2")
 
 
 def preprocessing(grid: Grid, framing: Framing) -> str:

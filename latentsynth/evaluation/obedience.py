@@ -15,13 +15,21 @@ import numpy as np
 from accelerate import Accelerator
 
 from latentsynth.errors import DataError
-from latentsynth.evaluation.cohorts import Cohort, check_names, check_new, over_cases, rng
+from latentsynth.evaluation.cohorts import (
+    Cohort,
+    check_names,
+    check_new,
+    chosen_on,
+    generator_saw,
+    over_cases,
+    rng,
+)
 from latentsynth.evaluation.intensities import Intensities, contrasts, distances, draw, intensities_of
 from latentsynth.evaluation.strata import Strata
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.files import make_folder
 from latentsynth.metrics.bootstrap import mean_interval, ratio_interval
-from latentsynth.metrics.surfaces import dice
+from latentsynth.metrics.surfaces import dice, mean_dice
 from latentsynth.plots import strips
 from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
 from latentsynth.segmentation import Segmenter
@@ -79,6 +87,8 @@ def evaluate_obedience(
         if real:
             notes += check_new(real, *model.ledger.seen(real), "the segmenter")
         notes += _parents_seen(model, cohort)
+    everyone = [case for cohort in references for case in cohort.cases if case.source == "real"]
+    notes += chosen_on(everyone) + [note for cohort in samples for note in generator_saw(everyone, cohort)]
     if not samples:
         raise DataError("no synthetic cohort was given: give at least one, --samples NAME=MANIFEST")
     answers = {cohort.name: _answers(model, cohort, accelerator) for cohort in cohorts}
@@ -114,11 +124,6 @@ def _answers(model: Segmenter, cohort: Cohort, accelerator: Accelerator) -> list
     return over_cases(accelerator, f"segmenting {cohort.name}", cohort.cases, answer)
 
 
-def mean_dice(mask: np.ndarray, found: np.ndarray, labels: int) -> float:
-    """Dice of label indices, mean over the labels but background."""
-    return float(np.mean([dice(mask == index, found == index) for index in range(1, labels)]))
-
-
 def exchanged(answers: Sequence[Answer], patients: Sequence[str], labels: int) -> list[float]:
     """For every case the mean Dice of what was found with the masks of some other patients; nan where there is none."""
     exchange = rng()
@@ -131,7 +136,8 @@ def exchanged(answers: Sequence[Answer], patients: Sequence[str], labels: int) -
         ]
         chosen = exchange.permutation(others)[:_SHIFTS]
         values = [mean_dice(answers[n].mask, answer.found, labels) for n in chosen]
-        scores.append(float(np.mean(values)) if values else float("nan"))
+        finite = [value for value in values if np.isfinite(value)]
+        scores.append(float(np.mean(finite)) if finite else float("nan"))
     return scores
 
 
@@ -173,11 +179,18 @@ def _result(
         tables.append(contrasts(model.domain.channels, cohorts, intensities))
     else:
         notes = [*notes, "no real patients were given: without --real nothing says how good the segmenter itself is"]
+    for cohort in cohorts:
+        silent = sum(not np.isfinite(score) for score in own[cohort.name])
+        if silent:
+            notes = [
+                *notes,
+                f"{cohort.name}: in {silent} cases no label is asked for and none found; they count nowhere",
+            ]
     facts = {
         "segmenter": model.fingerprint,
         "trained_on": dict(model.trained_on),
         "cohorts": {c.name: {"manifest": c.manifest.fingerprint, "cases": len(c.cases)} for c in cohorts},
-        "dice": {name: float(np.mean(values)) for name, values in own.items()},
+        "dice": {name: float(np.nanmean(values)) for name, values in own.items()},
     }
     pictures = [
         Picture("obedience_cases.png", "volumes with the mask asked for, and with what the segmenter found"),
@@ -192,12 +205,18 @@ def _by_label(model: Segmenter, cohorts: Sequence[Cohort], answers: dict[str, li
     names = model.domain.labels.names
     rows: list[tuple[Cell, ...]] = [
         (cohort.name, *(
-            cohort.mean([dice(a.mask == index, a.found == index) for a in answers[cohort.name]])
+            cohort.mean([_label_dice(a, index) for a in answers[cohort.name]])
             for index in range(1, len(names))
         ))
         for cohort in cohorts
     ]  # fmt: skip
     return Table("the same by label", ("volumes", *names[1:]), tuple(rows))
+
+
+def _label_dice(answer: Answer, index: int) -> float:
+    """Dice of one label; not a number where it is neither asked for nor found."""
+    asked, found = answer.mask == index, answer.found == index
+    return dice(asked, found) if asked.any() or found.any() else float("nan")
 
 
 def _by_size(cohorts: Sequence[Cohort], answers: dict[str, list[Answer]], own: dict[str, list[float]]) -> list[Table]:
@@ -228,8 +247,9 @@ def _write(
         for case, patient, answer, score in zip(
             cohort.cases, cohort.patients, answers[cohort.name], other, strict=True
         ):
-            each = [dice(answer.mask == n, answer.found == n) for n in range(1, len(names))]
-            rows.append((cohort.name, case.case_id, patient, answer.ml, float(np.mean(each)), *each, score))
+            each = [_label_dice(answer, n) for n in range(1, len(names))]
+            mean = mean_dice(answer.mask, answer.found, len(names))
+            rows.append((cohort.name, case.case_id, patient, answer.ml, mean, *each, score))
     columns = (
         "volumes",
         "case",

@@ -129,7 +129,7 @@ def _run(folder: Path, source: Path) -> _Section:
     facts: dict[str, Any] = read_json(environment) if environment.is_file() else {}
     if facts:
         details.append(("environment.json", environment.read_text()))
-    last = lines[-1] if lines else {"images_seen": 0}
+    last = next((line for line in reversed(lines) if any(key.startswith("val/") for key in line)), {"images_seen": 0})
     seconds = [line["seconds"] for line in lines if line.get("seconds")]
     scores = tuple((key, float(value)) for key, value in last.items() if key.startswith("val/") and value is not None)
     table = Table(
@@ -137,9 +137,14 @@ def _run(folder: Path, source: Path) -> _Section:
         ("score", "value"),
         scores,
     )
+    tables = [table] if scores else []
+    card = folder / "checkpoint" / "config.json"
+    if card.is_file():
+        kept = tuple((name, float(value)) for name, value in read_json(card).get("metrics", {}).items())
+        tables.append(Table("of the checkpoint, on validation patients", ("score", "value"), kept))
     command = shlex.join(map(str, facts.get("command", [])))
     return _Section(
-        f"Run {folder.resolve().name}", "", _place(folder, source), command, (), [table] if scores else [],
+        f"Run {folder.resolve().name}", "", _place(folder, source), command, (), tables,
         pictures, details,
     )  # fmt: skip
 

@@ -3,112 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
 
 from latentsynth.data import nifti
-from latentsynth.data.frames import resample_labels
+from latentsynth.data.frames import resample
 from latentsynth.data.volumes import read_mask, to_index, window_channels
-from latentsynth.evaluation.cohorts import Cohort, check_new, over_cases, rng
+from latentsynth.evaluation.cohorts import Cohort, check_new, chosen_on, over_cases, rng
+from latentsynth.evaluation.scores import UNION, Scores, plain, score_case
 from latentsynth.evaluation.strata import Strata
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.files import make_folder
 from latentsynth.metrics.bootstrap import mean_interval
-from latentsynth.metrics.lesions import lesion_scores, volume_error
-from latentsynth.metrics.surfaces import dice, surface_scores, volume_ml
 from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
 from latentsynth.segmentation import Segmenter
-from latentsynth.types import Case, Labels, Split
-
-ANY = "any label"
-
-
-@dataclass(frozen=True)
-class Scores:
-    """One label of one case. The columns of ``segmenter.csv``.
-
-    Attributes:
-        case: Case id.
-        patient: Patient id.
-        label: Label name, or "any label" for all of them together.
-        dice: Overlap, 0 to 1.
-        surface_dice: Share of both surfaces within the tolerance of each other.
-        hd95_mm: 95th percentile Hausdorff distance.
-        reference_ml: Annotated volume.
-        predicted_ml: Volume found.
-        volume_error_ml: Found minus annotated.
-        volume_error: The same as a share of the annotated volume.
-        lesions: Connected annotated pieces.
-        lesions_found: Of them, those of which at least a tenth was found.
-        false_positives: Connected pieces found where nothing is annotated.
-        empty: Which of the two masks is empty, if any.
-    """
-
-    case: str
-    patient: str
-    label: str
-    dice: float
-    surface_dice: float
-    hd95_mm: float
-    reference_ml: float
-    predicted_ml: float
-    volume_error_ml: float
-    volume_error: float
-    lesions: int
-    lesions_found: int
-    false_positives: int
-    empty: str
-
-
-def score_case(
-    case: Case,
-    reference: np.ndarray,
-    predicted: np.ndarray,
-    spacing_mm: Sequence[float],
-    labels: Labels,
-    tolerance_mm: float,
-) -> list[Scores]:
-    """Scores of every label but background, and of all together where there are several.
-
-    Args:
-        case: For its names.
-        reference: Annotated label values, ``(I, J, K)``.
-        predicted: Label values found, same shape.
-        spacing_mm: Millimetres per voxel along the arrays' own axes.
-        labels: Label values and names.
-        tolerance_mm: Tolerance of the surface Dice.
-    """
-    pairs = {n: (reference == v, predicted == v) for v, n in zip(labels.values, labels.names, strict=True) if v}
-    if len(pairs) > 1:
-        pairs[ANY] = (reference > 0, predicted > 0)
-    rows = []
-    for name, (wanted, found) in pairs.items():
-        surfaces = surface_scores(wanted, found, spacing_mm, tolerance_mm)
-        lesions = lesion_scores(wanted, found, spacing_mm)
-        ml, relative = volume_error(wanted, found, spacing_mm)
-        rows.append(
-            Scores(
-                case.case_id,
-                case.patient_id,
-                name,
-                dice(wanted, found),
-                surfaces.surface_dice,
-                surfaces.hd95_mm,
-                volume_ml(wanted, spacing_mm),
-                volume_ml(found, spacing_mm),
-                ml,
-                relative,
-                lesions.lesions,
-                lesions.found,
-                lesions.false_positives,
-                surfaces.empty,
-            )
-        )
-    return rows
+from latentsynth.types import Split
 
 
 def evaluate_segmenter(
@@ -140,26 +52,28 @@ def evaluate_segmenter(
     cohort = Cohort.load("cases", manifest_path, (split,), annotated=True)
     model.check(cohort.manifest.channels, cohort.manifest.labels, manifest_path)
     notes = check_new(cohort.cases, *model.ledger.seen(cohort.cases), "the segmenter", allowed=split == "train")
+    notes += chosen_on(cohort.cases)
     whole = region == "scan" or (region == "auto" and model.domain.framing.crop == "whole")
     if not whole and model.domain.framing.crop == "lesion":
         notes.append("the segmenter was shown a crop centred on the annotated lesion; it did not have to find it")
     edges = [max(_spacing(nifti.geometry(case.images[0])[1])) for case in cohort.cases]
     tolerance = float(np.median(edges)) if tolerance_mm is None else tolerance_mm
 
+    lesions = model.domain.labels.lesions(model.domain.framing)
+
     def score(n: int) -> list[Scores]:
         case = cohort.cases[n]
         assert case.mask is not None
         reference, affine = read_mask(case.mask, model.domain.labels)
         predicted, _ = model.segment(case, whole)
-        return score_case(case, reference, predicted, _spacing(affine), model.domain.labels, tolerance)
+        return score_case(case, reference, predicted, _spacing(affine), model.domain.labels, lesions, tolerance)
 
     rows = [row for rows in over_cases(accelerator, "segmenting", cohort.cases, score) for row in rows]
     result = _result(model, cohort, rows, tolerance, whole, notes)
     if accelerator.is_main_process:
-        make_folder(out)
-        write_csv(out / "segmenter.csv", [f.name for f in fields(Scores)], map(astuple, rows))
+        result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
+        write_csv(out / "segmenter.csv", [f.name for f in fields(Scores)], map(plain, rows))
         _sheet(out / result.pictures[0].file, model, cohort, rows, whole)
-        result.save(out)
     accelerator.wait_for_everyone()
     return result
 
@@ -178,7 +92,9 @@ def _result(
             "mean over cases with its 95 % bootstrap interval over patients; volume error: found minus annotated, as a share",
         )
     ]  # fmt: skip
-    main = by_label.get(ANY, by_label[names[0]])
+    lesion = next(n for n, v in zip(model.domain.labels.names, model.domain.labels.values, strict=True)
+                  if v == model.domain.labels.lesions(model.domain.framing)[0])  # fmt: skip
+    main = by_label.get(UNION, by_label[lesion])
     strata = Strata.of([row.reference_ml for row in main])
     if strata is not None:
         tables.append(
@@ -191,6 +107,7 @@ def _result(
                 ),
             )
         )
+    tables += _by_lesion(main)
     kinds = Counter(row.empty for row in rows if row.empty)
     conventions = {
         "both": "no voxel annotated and none found: Dice 1, HD95 0",
@@ -208,6 +125,19 @@ def _result(
     }
     picture = Picture("segmenter.png", "best, median and worst case: annotation, and what the segmenter found")
     return Result("segmenter", "Segmentation of real patients", facts, tuple(tables), (picture,), tuple(notes))
+
+
+def _by_lesion(rows: list[Scores]) -> list[Table]:
+    """Recall of single lesions by their own volume: a large one hides the small ones of its case."""
+    pairs = [pair for row in rows for pair in zip(row.lesion_ml, row.lesion_found, strict=True)]
+    strata = Strata.of([ml for ml, _ in pairs])
+    if strata is None or len(pairs) == len(rows):  # one lesion a case, which the table by case has said
+        return []
+    lines: list[tuple[Cell, ...]] = []
+    for name in strata.names:
+        found = [hit for ml, hit in pairs if strata.name(ml) == name]
+        lines.append((name, len(found), sum(found) / len(found) if found else None))
+    return [Table(f"lesions by their own volume ({rows[0].label})", ("stratum", "lesions", "found"), tuple(lines))]
 
 
 def _summary(name: str, rows: list[Scores]) -> tuple[Cell, ...]:
@@ -240,7 +170,7 @@ def _sheet(path: Path, model: Segmenter, cohort: Cohort, rows: list[Scores], who
     overall: dict[str, float] = {}
     for case in cohort.cases:
         overall[case.case_id] = float(
-            np.mean([row.dice for row in rows if row.case == case.case_id and row.label != ANY])
+            np.mean([row.dice for row in rows if row.case == case.case_id and row.label != UNION])
         )
     order = sorted(overall, key=lambda name: -overall[name])
     chosen: dict[str, str] = {}
@@ -255,10 +185,8 @@ def _sheet(path: Path, model: Segmenter, cohort: Cohort, rows: list[Scores], who
             [nifti.read(file) for file in case.images], model.domain.grid.windows, frame, case.images
         )
         reference, affine = read_mask(case.mask, model.domain.labels)
-        wanted, found = (
-            to_index(resample_labels(values, affine, frame), model.domain.labels)
-            for values in (reference, model.segment(case, whole)[0])
-        )
+        nearest = resample(reference, affine, frame, 0, smooth=False, order=0)  # a picture needs no coverage
+        wanted, found = to_index(nearest, model.domain.labels), model.on_grid(image)
         tiles.append(
             [Tile(f"{word}: {name}, annotated", image, wanted), Tile(f"found, Dice {overall[name]:.3f}", image, found)]
         )

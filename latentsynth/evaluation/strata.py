@@ -24,7 +24,8 @@ class Strata:
 
     @classmethod
     def of(cls, volumes_ml: Sequence[float]) -> Strata | None:
-        """Thirds of these volumes; None where there are too few, or where they hardly differ."""
+        """Thirds of these volumes, empty ones left out; None where there are too few, or where they hardly differ."""
+        volumes_ml = [volume for volume in volumes_ml if volume > 0]
         if len(volumes_ml) < _LEAST:
             return None
         low, high = (float(q) for q in np.quantile(volumes_ml, (1 / 3, 2 / 3)))

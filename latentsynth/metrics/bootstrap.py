@@ -72,25 +72,26 @@ def ratio_interval(
     draws: int = 2000,
     level: float = 0.95,
 ) -> tuple[float, float, float]:
-    """Ratio of two means of separate groups of patients, each given as (values, groups), with a bootstrap interval.
+    """Ratio of two means, each given as (values, patients), with a bootstrap interval; paired where patients recur.
 
     Conventions as :func:`mean_interval`; the ends are not a number where either side has fewer than two patients.
     """
 
-    def replicates(values: Sequence[float], groups: Sequence[str]) -> tuple[float, np.ndarray]:
-        numbers, patients = _finite(values, groups)
-        if not len(numbers):
-            return float("nan"), np.full(draws, np.nan)
-        if len(set(patients)) < 2:
-            return float(numbers.mean()), np.full(draws, np.nan)
-        weights = draw_groups(patients, draws, rng)
-        return float(numbers.mean()), weights @ numbers / weights.sum(1)
-
-    (a, above), (b, below) = replicates(*top), replicates(*bottom)
-    if not b:
+    (above, patients), (below, others) = _finite(*top), _finite(*bottom)
+    if not len(above) or not len(below) or not below.mean():
         return float("nan"), float("nan"), float("nan")
+    ratio = float(above.mean() / below.mean())
+    if len(set(patients)) < 2 or len(set(others)) < 2:
+        return ratio, float("nan"), float("nan")
+    if set(patients) & set(others):
+        # The same patients on both sides are drawn together: what makes one hard makes the other hard.
+        weights = draw_groups([*patients, *others], draws, rng)
+        first, second = weights[:, : len(above)], weights[:, len(above) :]
+    else:
+        first, second = draw_groups(patients, draws, rng), draw_groups(others, draws, rng)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (a / b, *interval(above / below, level))
+        replicates = (first @ above / first.sum(1)) / (second @ below / second.sum(1))
+    return (ratio, *interval(replicates, level))
 
 
 def _finite(values: Sequence[float] | np.ndarray, groups: Sequence[str]) -> tuple[np.ndarray, list[str]]:

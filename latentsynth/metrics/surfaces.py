@@ -90,6 +90,22 @@ def dice(reference: Mask, predicted: Mask) -> float:
     return 2 * np.count_nonzero(reference & predicted) / total if total else 1.0
 
 
+def mean_dice(reference: NDArray[Any], predicted: NDArray[Any], labels: int) -> float:
+    """Mean Dice over the labels that are in at least one of two label maps; those in neither say nothing.
+
+    Args:
+        reference: Label indices, ``(I, J, K)``, 0 is background.
+        predicted: Same shape.
+        labels: Number of labels, background included.
+
+    Returns:
+        0 to 1; not a number where both maps are background alone.
+    """
+    present = [n for n in range(1, labels) if (reference == n).any() or (predicted == n).any()]
+    scores = [dice(reference == n, predicted == n) for n in present]
+    return sum(scores) / len(scores) if scores else math.nan
+
+
 def volume_ml(mask: Mask, spacing_mm: Sequence[float]) -> float:
     """Volume of a mask in ml.
 

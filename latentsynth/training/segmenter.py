@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,8 @@ from latentsynth.data.volumes import Recipe, VolumeCache
 from latentsynth.data.windows import median
 from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
-from latentsynth.metrics.surfaces import dice
-from latentsynth.provenance import Ledger
+from latentsynth.metrics.surfaces import dice, mean_dice
+from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.segmentation import SegmentationNetwork, Segmenter, build_network
 from latentsynth.segmentation.segmenter import KIND
 from latentsynth.training.autoencoder import copy_weights
@@ -72,7 +73,8 @@ def train_segmenter(config: SegmenterRun) -> dict[str, float]:
                 for index, name in enumerate(domain.labels.names)
                 if index
             }
-            return {"dice": float(np.mean(list(rows.values()))), **rows}
+            mean = mean_dice(volume.mask, found, len(domain.labels))
+            return {"dice": mean if np.isfinite(mean) else 1.0, **rows}  # nothing there, and nothing found
 
         return mean_rows(share(accelerator, len(validation), score))
 
@@ -183,6 +185,12 @@ class Cohort:
             chosen += cases
             caches.append(VolumeCache(data.cache, recipe, cases, copies))
             ledger = ledger | Ledger.of(cases) | Ledger.beside(source.manifest)
+            if any(case.source != "real" for case in cases) and not (source.manifest.parent / LEDGER).is_file():
+                warnings.warn(
+                    f"no {LEDGER} beside {source.manifest}: cannot verify that its generator never saw a validation patient",
+                    UserWarning,
+                    stacklevel=2,
+                )
         validation = annotated(held_out.select(data.validation.split), data.validation.manifest)
         _check_validation(validation, ledger, data.validation.manifest)
         real = sum(case.source == "real" for case in chosen)

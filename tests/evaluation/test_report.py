@@ -166,7 +166,8 @@ def test_a_run_gets_its_curves(tmp_path: Path, trained_autoencoder: Path) -> Non
     last = {key: value for key, value in lines[-1].items() if key.startswith("val/")}
     assert last
     shown = dict(zip(found.texts["td"][::2], found.texts["td"][1::2], strict=True))
-    assert shown == {key: text(float(value)) for key, value in last.items() if value is not None}
+    kept = json.loads((trained_autoencoder / "checkpoint" / "config.json").read_text())["metrics"]
+    assert shown == {key: text(float(value)) for key, value in {**last, **kept}.items() if value is not None}
     assert "training and validation (val/) curves" in found.texts["figcaption"]
     assert any("while training, at 32 images" in caption for caption in found.texts["figcaption"])
     assert (trained_autoencoder / "config.yaml").read_text().strip() in [one.strip() for one in found.texts["pre"]]

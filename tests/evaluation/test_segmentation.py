@@ -22,7 +22,8 @@ from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation import segmentation
-from latentsynth.evaluation.segmentation import ANY, Scores, evaluate_segmenter, score_case
+from latentsynth.evaluation.scores import UNION, Scores, score_case
+from latentsynth.evaluation.segmentation import evaluate_segmenter
 from latentsynth.evaluation.strata import Strata
 from latentsynth.labelling import label_scans
 from latentsynth.metrics.lesions import lesion_scores, volume_error
@@ -112,7 +113,7 @@ def value(cell: Any) -> float:
 def test_a_perfect_segmenter_scores_perfectly(tmp_path: Path, cpu: Accelerator) -> None:
     manifest = cohort(tmp_path / "manifest.json", patients(tmp_path, 6))
     result = evaluated(planted(), manifest, tmp_path, cpu)
-    for name in ("lesion 1", "lesion 4", ANY):
+    for name in ("lesion 1", "lesion 4", UNION):
         found = row(result.tables[0], name)
         assert found["cases"] == 6
         assert found["Dice"] == Estimate(1, 1, 1)
@@ -120,13 +121,13 @@ def test_a_perfect_segmenter_scores_perfectly(tmp_path: Path, cpu: Accelerator) 
         assert found["surface Dice (2 mm)"] == Estimate(1, 1, 1)
         assert found["HD95 (mm)"] == Estimate(0, 0, 0)
         assert found["volume error"] == Estimate(0, 0, 0)
-        assert found["lesions found"] == ("12 of 12" if name == ANY else "6 of 6")
+        assert found["lesions found"] == ("12 of 12" if name == UNION else "6 of 6")
         assert found["false positives per case"] == 0
     assert result.notes == ()
     for scores in rows_of(tmp_path):
         assert (scores["dice"], scores["hd95_mm"], scores["volume_error_ml"]) == ("1", "0", "0")
         slices = int(scores["case"].split("_")[1]) + 2
-        voxels = {"lesion 1": 16 * slices, "lesion 4": 48, ANY: 16 * slices + 48}[scores["label"]]
+        voxels = {"lesion 1": 16 * slices, "lesion 4": 48, UNION: 16 * slices + 48}[scores["label"]]
         assert float(scores["reference_ml"]) == pytest.approx(voxels * VOXEL_ML, rel=1e-5)
         assert scores["patient"] == f"patient of {scores['case']}"
 
@@ -155,12 +156,12 @@ def test_a_segmenter_that_finds_nothing_gets_the_diagonal(tmp_path: Path, cpu: A
     one = boxes(SHAPE, {1: np.s_[3:6, 3:6, 3:6]})
     cases.append(replace(painted(tmp_path, "alone", one, AFFINE), split="test"))
     result = evaluated(planted(gain=0.0), cohort(tmp_path / "m.json", cases), tmp_path, cpu)
-    for name in ("lesion 1", ANY):
+    for name in ("lesion 1", UNION):
         found = row(result.tables[0], name)
         assert found["Dice"] == Estimate(0, 0, 0)
         assert value(found["HD95 (mm)"]) == pytest.approx(DIAGONAL)
         assert value(found["volume error"]) == pytest.approx(-1)
-        assert found["lesions found"] == ("0 of 7" if name == ANY else "0 of 4")
+        assert found["lesions found"] == ("0 of 7" if name == UNION else "0 of 4")
     four = row(result.tables[0], "lesion 4")
     assert value(four["Dice"]) == pytest.approx(1 / 4)
     assert value(four["HD95 (mm)"]) == pytest.approx(DIAGONAL * 3 / 4)
@@ -180,7 +181,7 @@ def test_scores_are_those_of_the_metrics_on_the_written_label_maps(tmp_path: Pat
     for case, file in zip(cases, maps, strict=True):
         assert case.mask is not None
         reference, found = nifti.read_labels(case.mask)[0], nifti.read_labels(file)[0]
-        for label, name in ((1, "lesion 1"), (4, "lesion 4"), (None, ANY)):
+        for label, name in ((1, "lesion 1"), (4, "lesion 4"), (None, UNION)):
             a, b = (x > 0 if label is None else x == label for x in (reference, found))
             surfaces, lesions = surface_scores(a, b, SPACING, 3.0), lesion_scores(a, b, SPACING)
             expected = {
@@ -205,7 +206,7 @@ def test_scores_are_those_of_the_metrics_on_the_written_label_maps(tmp_path: Pat
 def test_tables_are_means_over_cases(tmp_path: Path, cpu: Accelerator) -> None:
     cases = patients(tmp_path, 7, shown=misplaced)
     result = evaluated(planted(), cohort(tmp_path / "manifest.json", cases), tmp_path, cpu)
-    for name in ("lesion 1", "lesion 4", ANY):
+    for name in ("lesion 1", "lesion 4", UNION):
         rows, shown = [r for r in rows_of(tmp_path) if r["label"] == name], row(result.tables[0], name)
         for column, key in (("Dice", "dice"), ("HD95 (mm)", "hd95_mm"), ("volume error", "volume_error")):
             mean = np.mean([float(r[key]) for r in rows])
@@ -222,8 +223,8 @@ def test_strata_split_the_cases_by_annotated_volume(tmp_path: Path, cpu: Acceler
     cases = patients(tmp_path, 7, shown=misplaced)
     result = evaluated(planted(), cohort(tmp_path / "manifest.json", cases), tmp_path, cpu)
     table = result.tables[1]
-    assert table.title == f"by annotated volume ({ANY})"
-    main_rows = [r for r in rows_of(tmp_path) if r["label"] == ANY]
+    assert table.title == f"by annotated volume ({UNION})"
+    main_rows = [r for r in rows_of(tmp_path) if r["label"] == UNION]
     volumes = [(16 * (n + 2) + 48) * VOXEL_ML for n in range(7)]
     strata = Strata.of(volumes)
     assert strata is not None
@@ -304,7 +305,7 @@ def test_the_region_is_the_one_asked_for(tmp_path: Path, cpu: Accelerator) -> No
         result = evaluated(planted(framing=framing), manifest, tmp_path, cpu, region=region)
         assert result.facts["region"] == used
         assert (told in result.notes) == (used == "crop")
-        assert row(result.tables[0], ANY)["false positives per case"] == (used == "scan")
+        assert row(result.tables[0], UNION)["false positives per case"] == (used == "scan")
         assert row(result.tables[0], "lesion 4")["Dice"].value == 1
 
 
@@ -339,13 +340,16 @@ def test_labels_are_scored_one_by_one_and_together_where_there_are_several() -> 
     reference = boxes((10, 4, 4), {1: np.s_[0:2], 4: np.s_[4:8]})
     swapped = boxes((10, 4, 4), {4: np.s_[0:2], 1: np.s_[4:8]})
     labels = Labels((0, 1, 4), ("background", "one", "four"))
-    rows = {row.label: row for row in score_case(case, reference, swapped, (1, 1, 1), labels, 1.0)}
-    assert list(rows) == ["one", "four", ANY]
-    assert (rows["one"].dice, rows["four"].dice, rows[ANY].dice) == (0, 0, 1)
+    rows = {row.label: row for row in score_case(case, reference, swapped, (1, 1, 1), labels, (1, 4), 1.0)}
+    assert list(rows) == ["one", "four", UNION]
+    assert (rows["one"].dice, rows["four"].dice, rows[UNION].dice) == (0, 0, 1)
     assert rows["one"].volume_error == pytest.approx(1)
     assert rows["four"].volume_error == pytest.approx(-1 / 2)
-    single = score_case(case, reference, swapped, (1, 1, 1), Labels((0, 4)), 1.0)
+    single = score_case(case, reference, swapped, (1, 1, 1), Labels((0, 4)), (4,), 1.0)
     assert [row.label for row in single] == ["label 4"]
+    organ = score_case(case, reference, np.where(swapped == 4, 4, 0), (1, 1, 1), labels, (1,), 1.0)
+    assert [row.label for row in organ] == ["one", "four"]  # an organ is no lesion, and hides none
+    assert (organ[0].dice, organ[0].lesions_found) == (0, 0)
 
 
 @pytest.mark.usefixtures("drawn")

@@ -123,12 +123,17 @@ def test_a_value_without_a_patient_is_refused() -> None:
         mean_interval([1.0, 2.0, 3.0], ["a", "b"], rng())
 
 
+def others(patients: int, each: int = 1) -> list[str]:
+    """Patients whom :func:`named` does not name."""
+    return [f"other {name}" for name in named(patients, each)]
+
+
 def test_the_ratio_agrees_with_a_bootstrap_of_two_samples() -> None:
     above, below = rng(1).normal(3, 1, 25), rng(2).normal(5, 1, 35)
     reference = stats.bootstrap(
         (above, below), lambda a, b, axis: a.mean(axis) / b.mean(axis), n_resamples=20_000, method="percentile", rng=rng(3)
     ).confidence_interval  # fmt: skip
-    ratio, low, high = ratio_interval((above, named(25)), (below, named(35)), rng(4), 20_000)
+    ratio, low, high = ratio_interval((above, named(25)), (below, others(35)), rng(4), 20_000)
     assert ratio == pytest.approx(above.mean() / below.mean())
     width = reference.high - reference.low
     assert low == pytest.approx(reference.low, abs=0.03 * width)
@@ -142,9 +147,20 @@ def test_the_ratio_of_values_that_do_not_vary_is_sure() -> None:
 
 def test_the_ratio_resamples_patients() -> None:
     values = rng(1).normal(3, 1, 10)
-    once = ratio_interval((values, named(10)), (values, named(10)), rng(0))
-    tenfold = ratio_interval((np.repeat(values, 10), named(10, 10)), (np.repeat(values, 10), named(10, 10)), rng(0))
+    once = ratio_interval((values, named(10)), (values, others(10)), rng(0))
+    many = np.repeat(values, 10)
+    tenfold = ratio_interval((many, named(10, 10)), (many, others(10, 10)), rng(0))
+    assert once[1] < 0.95
     assert tenfold == pytest.approx(once, abs=1e-12)
+
+
+def test_the_ratio_pairs_patients_that_recur() -> None:
+    """A model that loses a tenth of every patient's score loses a tenth, however much patients differ."""
+    values = rng(1).normal(3, 1, 10)
+    paired = ratio_interval((0.9 * values, named(10)), (values, named(10)), rng(0))
+    assert paired == pytest.approx((0.9, 0.9, 0.9))
+    apart = ratio_interval((0.9 * values, named(10)), (values, others(10)), rng(0))
+    assert apart[2] - apart[1] > 0.1
 
 
 def test_the_ratio_to_nothing_is_not_a_number() -> None:

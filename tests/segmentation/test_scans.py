@@ -73,3 +73,11 @@ def test_gaps_and_duplicates_are_refused(names: list[str], channels: int, messag
 def test_a_source_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         scans(tmp_path / "nowhere", 1)
+
+
+def test_digits_without_a_first_channel_belong_to_the_name(tmp_path: Path) -> None:
+    """AMOS_0001 and AMOS_0004 are two cases of one channel, not channels 1 and 4 of AMOS."""
+    for name in ("amos_0001", "amos_0004"):
+        (tmp_path / f"{name}.nii.gz").touch()
+    assert [case.case_id for case in scans(tmp_path, 1)] == ["amos_0001", "amos_0004"]
+    assert [case.case_id for case in scans(tmp_path / "amos_0004.nii.gz", 1)] == ["amos_0004"]
