@@ -22,6 +22,7 @@ _HOMES = {
     "Grid": "latentsynth.types",
     "LatentDiffusion": "latentsynth.synthesizers",
     "Manifest": "latentsynth.data.manifest",
+    "Segmenter": "latentsynth.segmentation",
     "load_synthesizer": "latentsynth.synthesizers",
     "synthesize": "latentsynth.synthesis",
 }
