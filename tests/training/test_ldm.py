@@ -17,7 +17,7 @@ from latentsynth.errors import CheckpointError
 from latentsynth.synthesizers import LatentDiffusion
 from latentsynth.training.autoencoder import initial as initial_autoencoder
 from latentsynth.training.encode import encoded_cohort
-from latentsynth.training.ldm import DenoiserLoss, initial, train_ldm
+from latentsynth.training.ldm import DenoiserLoss, build_conditioner, initial, train_ldm
 
 
 def test_training_never_runs_the_encoder(workplace: Path, trained_ldm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +67,9 @@ def test_the_checkpoint_carries_the_patients_of_all_it_was_made_from(workplace: 
 
 def test_training_starts_from_another_checkpoint_and_inherits_its_patients(workplace: Path, trained_ldm: Path) -> None:
     start = ldm_config(workplace, "ldm-tuned", "ae", init_from=str(trained_ldm))
-    denoiser, ledger = initial(load(LdmRun, start), 4, 4)
+    config = load(LdmRun, start)
+    width = build_conditioner(config, 4, (4, 4, 4)).channels
+    denoiser, ledger = initial(config, 4, width)
     source = LatentDiffusion.from_pretrained(trained_ldm).denoiser
     assert all(
         torch.equal(a, b) for a, b in zip(denoiser.state_dict().values(), source.state_dict().values(), strict=True)
@@ -75,7 +77,7 @@ def test_training_starts_from_another_checkpoint_and_inherits_its_patients(workp
     assert ledger.patients
     other = load(LdmRun, start, ["denoiser.channels=[16, 16]"])
     with pytest.raises(CheckpointError, match=r"init_from .* this configuration needs"):
-        initial(other, 4, 4)
+        initial(other, 4, width)
 
 
 def test_an_autoencoder_starts_from_another(workplace: Path, trained_autoencoder: Path) -> None:
