@@ -56,11 +56,17 @@ class Picture:
 
 def this_command() -> str:
     """The command line of this process, as a person would type it again."""
-    program, world = Path(sys.argv[0]), os.environ.get("WORLD_SIZE", "1")
-    start = ["python", sys.argv[0]] if program.suffix == ".py" else [program.name]
-    if world != "1":
-        start = ["accelerate", "launch", "--num_processes", world, sys.argv[0]]
-    return shlex.join([*start, *sys.argv[1:]])
+    return command_line(sys.argv, int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def command_line(arguments: Sequence[str], processes: int = 1) -> str:
+    """A process's arguments as a person would type them, without the folder that the command is installed in."""
+    program = Path(arguments[0])
+    script = "/".join(program.parts[-2:]) if program.is_absolute() else arguments[0]  # names no machine
+    start = ["python", script] if program.suffix == ".py" else [program.name]
+    if processes > 1:
+        start = ["accelerate", "launch", "--num_processes", str(processes), script]
+    return shlex.join([*start, *arguments[1:]])
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shlex
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,10 +17,10 @@ from latentsynth import __version__
 from latentsynth.errors import DataError
 from latentsynth.files import read_json, write_text
 from latentsynth.plots import curves
-from latentsynth.results import Result, Table, is_result, text
+from latentsynth.results import Result, Table, command_line, is_result, text
 from latentsynth.training.run import read_metrics
 
-_ORDER = ("reconstruction", "segmenter", "obedience", "fidelity")
+_ORDER = ("obedience", "fidelity", "segmenter", "reconstruction")
 _SKIPPED = (
     "cache",
     "state",
@@ -64,11 +63,11 @@ def write_report(source: Path, out: Path) -> Path:
     if not source.is_dir():
         raise DataError(f"{source} is not a folder: give a run folder, or a folder of runs and results")
     folders = _folders(source)
-    sections = [_run(folder, source) for folder in folders if (folder / "metrics.jsonl").is_file()]
-    sections += [_cohort(folder, source) for folder in folders if (folder / "synthesis.json").is_file()]
     found = [(file, Result.load(file)) for folder in folders for file in sorted(folder.glob("*.json")) if _holds(file)]
     found.sort(key=lambda pair: (_ORDER.index(pair[1].kind) if pair[1].kind in _ORDER else len(_ORDER), str(pair[0])))
-    sections += [_result(result, file, source) for file, result in found]
+    sections = [_result(result, file, source) for file, result in found]  # conclusions first, then what led to them
+    sections += [_cohort(folder, source) for folder in folders if (folder / "synthesis.json").is_file()]
+    sections += [_run(folder, source) for folder in folders if (folder / "metrics.jsonl").is_file()]
     if not sections:
         raise DataError(
             f"{source} holds no run (metrics.jsonl), no synthetic cohort (synthesis.json) and no result of "
@@ -127,8 +126,6 @@ def _run(folder: Path, source: Path) -> _Section:
     details = [(name, (folder / name).read_text()) for name in ("config.yaml",) if (folder / name).is_file()]
     environment = folder / "environment.json"
     facts: dict[str, Any] = read_json(environment) if environment.is_file() else {}
-    if facts:
-        details.append(("environment.json", environment.read_text()))
     last = next((line for line in reversed(lines) if any(key.startswith("val/") for key in line)), {"images_seen": 0})
     seconds = [line["seconds"] for line in lines if line.get("seconds")]
     scores = tuple((key, float(value)) for key, value in last.items() if key.startswith("val/") and value is not None)
@@ -142,7 +139,10 @@ def _run(folder: Path, source: Path) -> _Section:
     if card.is_file():
         kept = tuple((name, float(value)) for name, value in read_json(card).get("metrics", {}).items())
         tables.append(Table("of the checkpoint, on validation patients", ("score", "value"), kept))
-    command = shlex.join(map(str, facts.get("command", [])))
+    arguments, processes = facts.pop("command", []), int(facts.get("processes", 1))
+    command = command_line(arguments, processes) if arguments else ""
+    if facts:
+        details.append(("environment.json", json.dumps(facts, indent=2)))
     return _Section(
         f"Run {folder.resolve().name}", "", _place(folder, source), command, (), tables,
         pictures, details,
@@ -173,7 +173,7 @@ def _result(result: Result, file: Path, source: Path) -> _Section:
         if (file.parent / picture.file).is_file()
     ]
     return _Section(
-        result.title,
+        f"{file.parent.resolve().name}: {result.title}",
         "",
         _place(file, source),
         result.command,

@@ -144,7 +144,8 @@ def test_names_never_become_markup(tmp_path: Path) -> None:
     found = page(tmp_path / "runs <b>")
     assert not {"script", "b", "i"} & set(found.tags)
     assert found.texts["li"] == [EVIL]
-    assert found.texts["td"][0] == found.texts["th"][0] == found.texts["h2"][0] == EVIL
+    assert found.texts["td"][0] == found.texts["th"][0] == EVIL
+    assert found.texts["h2"][0] == f"eval <i>: {EVIL}"
     assert EVIL in found.texts["pre"]
     assert found.values("alt") == [EVIL]
     assert {name for _, name, _ in found.attributes} <= {
@@ -196,7 +197,8 @@ def test_a_synthetic_cohort_gets_its_sheet(tmp_path: Path, cpu: Accelerator) -> 
 def test_sections_come_in_one_order(tmp_path: Path) -> None:
     for kind in ("other", "fidelity", "segmenter", "obedience", "reconstruction"):
         write(tmp_path / kind, result(kind, pictures=()))
-    wanted = [f"How is {kind}?" for kind in ("reconstruction", "segmenter", "obedience", "fidelity", "other")]
+    order = ("obedience", "fidelity", "segmenter", "reconstruction", "other")  # what a reader asks first
+    wanted = [f"{kind}: How is {kind}?" for kind in order]
     assert page(tmp_path).texts["h2"] == wanted
 
 
