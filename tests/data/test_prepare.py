@@ -554,3 +554,15 @@ def test_report_sums_up_the_cohort(source: Path) -> None:
         assert words in text
     assert "least 2, median 2, most 2" in text
     assert "nothing was written" not in text
+
+
+@pytest.mark.parametrize("how", ["flag", "dataset.json"])
+def test_what_a_program_made_is_never_real(source: Path, tmp_path: Path, how: str) -> None:
+    """Our own samples say so in their dataset.json; those of other programs need the flag."""
+    assert {case.source for case in run(source, tmp_path / "real.json").manifest.cases} == {"real"}  # type: ignore[union-attr]
+    if how == "dataset.json":
+        value = json.loads((source / "dataset.json").read_text())
+        (source / "dataset.json").write_text(json.dumps({**value, "SYNTHETIC": True}))
+    report = run(source, tmp_path / "made.json", synthetic=how == "flag")
+    assert {case.source for case in Manifest.load(tmp_path / "made.json").cases} == {"external"}
+    assert any("synthetic" in note for note in report.notes)
