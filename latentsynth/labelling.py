@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from accelerate import Accelerator
+from nibabel.affines import voxel_sizes
 
 from latentsynth.data import nifti
 from latentsynth.data.frames import resample
-from latentsynth.data.volumes import to_index, window_channels
+from latentsynth.data.volumes import to_index
 from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.files import clear_partial, make_folder, read_json, write_json
@@ -91,8 +91,8 @@ def _table(model: Segmenter, cases: Sequence[Case], files: Sequence[Path], out: 
     rows = []
     for case, file in zip(cases, files, strict=True):
         labels, affine = nifti.read_labels(file)
-        spacing = np.linalg.norm(affine[:3, :3], axis=0)
-        rows.append((case.case_id, *(volume_ml(labels == value, spacing.tolist()) for value in values)))
+        spacing = voxel_sizes(affine).tolist()
+        rows.append((case.case_id, *(volume_ml(labels == value, spacing) for value in values)))
     write_csv(out / "volumes.csv", ("case", *(f"{name}_ml" for name in names)), rows)
 
 
@@ -100,9 +100,8 @@ def _sheet(model: Segmenter, cases: Sequence[Case], files: Sequence[Path], out: 
     domain, rows = model.domain, []
     for case, file in list(zip(cases, files, strict=True))[:_SHOWN]:
         frame = model.frame(case, whole=True)
-        native = [nifti.read(path) for path in case.images]
-        image, _ = window_channels(native, domain.grid.windows, frame, case.images)
         labels, affine = nifti.read_labels(file)
         found = to_index(resample(labels, affine, frame, 0, smooth=False, order=0), domain.labels)
+        image = model.image(case, frame)
         rows.append([Tile(case.case_id, image), Tile("found", image, found)])
     contact_sheet(out / "contact_sheet.png", rows, domain.grid.spacing_mm, "", domain.lesion_indices)

@@ -16,10 +16,11 @@ from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.requests import Placed, to_scanner
 from latentsynth.data.volumes import Recipe, read_mask
+from latentsynth.data.windows import Limits
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.files import make_folder, read_json, write_json
 from latentsynth.pretrained import part_fingerprint
-from latentsynth.progress import bar
+from latentsynth.training.launch import over_cases
 from latentsynth.types import Case
 
 _RECIPE = "roundtrip.json"
@@ -66,29 +67,30 @@ def reconstruct_cohort(
     _claim(out, {"autoencoder": print_, "cohort": manifest.fingerprint}, accelerator)
     model = Autoencoder.from_pretrained(folder / "autoencoder").to(accelerator.device)
     recipe = Recipe(domain.grid, domain.framing, domain.labels, AugmentConfig(), 0)
-    mine = list(cases)[accelerator.process_index :: accelerator.num_processes]
-    made = []
-    with bar("reconstructing", len(mine), "cases", accelerator.is_main_process) as shown:
-        for case in mine:
-            assert case.mask is not None
-            files = _files(out, case, len(domain.channels))
-            if not all(file.is_file() for file in files):
-                volume = recipe.read(case)
-                assert volume.mask is not None
-                image = reconstruct(model, volume, accelerator.device).numpy()
-                values, affine = read_mask(case.mask, domain.labels)
-                frame, zoom = recipe.frame(affine, values.shape, values, case.case_id)
-                placed = Placed(volume.mask, values, affine, frame, zoom)
-                # Back by the case's own windows: unlike a sample, a reconstruction has them.
-                scanner = to_scanner(image, placed, replace(domain, limits=volume.limits))
-                for file, voxels in zip(files, scanner, strict=True):
-                    nifti.write(file, voxels, placed.affine)
-            shown.advance()
+
+    def rebuild(n: int) -> tuple[Limits, ...]:
+        case = cases[n]
+        assert case.mask is not None
+        files, volume = _files(out, case, len(domain.channels)), recipe.read(case)
+        if not all(file.is_file() for file in files):
+            assert volume.mask is not None
+            image = reconstruct(model, volume, accelerator.device).numpy()
+            values, affine = read_mask(case.mask, domain.labels)
+            frame, zoom = recipe.frame(affine, values.shape, values, case.case_id)
+            placed = Placed(volume.mask, values, affine, frame, zoom)
+            # Back by the case's own windows: unlike a sample, a reconstruction has them.
+            scanner = to_scanner(image, placed, replace(domain, limits=volume.limits))
+            for file, voxels in zip(files, scanner, strict=True):
+                nifti.write(file, voxels, placed.affine)
+        return volume.limits
+
+    windows = over_cases(accelerator, "reconstructing", cases, rebuild)
     accelerator.wait_for_everyone()
-    for case in cases:
+    made = []
+    for case, limits in zip(cases, windows, strict=True):
         images = tuple(_files(out, case, len(domain.channels)))
         name = f"reconstructed-{case.case_id}"
-        source, limits = f"{print_}:reconstruction", recipe.read(case).limits
+        source = f"{print_}:reconstruction"
         made.append(Case(name, name, images, case.mask, "train", source, (case.patient_id,), limits=limits))
     file = out / "manifest.json"
     if accelerator.is_main_process:

@@ -19,6 +19,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+def default_kind(values: Any, section: str, kind: str) -> Any:
+    """The same values, in which a section that does not say its kind is of the default one."""
+    found = values.get(section) if isinstance(values, dict) else None
+    return {**values, section: {"kind": kind, **found}} if isinstance(found, dict) else values
+
+
 def _not_a_switch(value: Any) -> Any:
     """YAML's true and false would pass for 1 and 0."""
     if isinstance(value, bool):

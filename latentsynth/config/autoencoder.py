@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from latentsynth.config.data import DataConfig
 from latentsynth.config.numbers import Axes, Fraction, NotNegative
 from latentsynth.config.training import Run
-from latentsynth.strict import Positive, Strict
+from latentsynth.strict import Positive, Strict, default_kind
 
 
 class _NetworkConfig(Strict):
@@ -101,8 +101,7 @@ class AutoencoderRun(Run):
     @classmethod
     def _vq_by_default(cls, values: Any) -> Any:
         """A section ``autoencoder`` that does not say its kind is a VQ one."""
-        section = values.get("autoencoder") if isinstance(values, dict) else None
-        return {**values, "autoencoder": {"kind": "vq", **section}} if isinstance(section, dict) else values
+        return default_kind(values, "autoencoder", "vq")
 
     @model_validator(mode="after")
     def _divisible(self) -> AutoencoderRun:

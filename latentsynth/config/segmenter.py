@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from latentsynth.config.data import AugmentConfig
 from latentsynth.config.numbers import Axes, Fraction, NotNegative
 from latentsynth.config.training import Run
-from latentsynth.strict import Positive, Strict
+from latentsynth.strict import Positive, Strict, default_kind
 from latentsynth.types import Framing, Grid, Split
 
 
@@ -133,8 +133,7 @@ class SegmenterRun(Run):
     @classmethod
     def _unet_by_default(cls, values: Any) -> Any:
         """A section ``network`` that does not say its kind is a U-Net."""
-        section = values.get("network") if isinstance(values, dict) else None
-        return {**values, "network": {"kind": "unet", **section}} if isinstance(section, dict) else values
+        return default_kind(values, "network", "unet")
 
     @model_validator(mode="after")
     def _divisible(self) -> SegmenterRun:

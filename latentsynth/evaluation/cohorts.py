@@ -1,26 +1,20 @@
-"""The cohorts that a measurement compares, and the work of going through their cases on every process."""
+"""The cohorts that a measurement compares, and what must be said of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
-from accelerate import Accelerator
 
 from latentsynth.data.manifest import SPLITS, Manifest
 from latentsynth.errors import DataError
 from latentsynth.metrics.bootstrap import mean_interval
-from latentsynth.progress import bar
 from latentsynth.provenance import Ledger
 from latentsynth.results import Estimate
-from latentsynth.training.launch import share
 from latentsynth.types import Case, Split
-
-T = TypeVar("T")
 
 
 def rng() -> np.random.Generator:
@@ -129,19 +123,6 @@ def chosen_on(cases: Sequence[Case]) -> list[str]:
     return [
         "validation patients chose the segmenter's checkpoint, so its score on them is slightly kind; the test split is not"
     ]
-
-
-def over_cases(accelerator: Accelerator, title: str, cases: Sequence[Case], work: Callable[[int], T]) -> list[T]:
-    """``work(n)`` for every case, spread over the processes, with a progress bar; every process gets all results."""
-    mine = len(range(accelerator.process_index, len(cases), accelerator.num_processes))
-    with bar(title, mine, "cases", accelerator.is_main_process) as shown:
-
-        def counted(n: int) -> T:
-            result = work(n)
-            shown.advance()
-            return result
-
-        return share(accelerator, len(cases), counted)
 
 
 def check_new(

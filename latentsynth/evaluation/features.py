@@ -17,11 +17,11 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.data.survey import choose_grid, propose_window, survey
 from latentsynth.data.volumes import Recipe, VolumeCache
 from latentsynth.errors import CheckpointError, DataError
-from latentsynth.evaluation.cohorts import Cohort, over_cases
+from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.extractors import Extractor, NetworkExtractor, extractor
 from latentsynth.provenance import fingerprint
 from latentsynth.training.extractor import KIND, train_extractor
-from latentsynth.training.launch import fill
+from latentsynth.training.launch import fill, over_cases
 from latentsynth.types import Framing, Grid, Labels, Window
 
 _VOXELS = 64**3  # of a grid that nobody chose

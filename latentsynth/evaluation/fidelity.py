@@ -6,28 +6,28 @@ cases, that of half the real patients, and the first row is the other half of th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 
-from latentsynth.data.volumes import Volume, VolumeCache
+from latentsynth.data.volumes import VolumeCache
 from latentsynth.errors import DataError
-from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, over_cases, rng
+from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, rng
 from latentsynth.evaluation.comparison import Scores, compare, principal, spread
 from latentsynth.evaluation.extractors import Extractor
 from latentsynth.evaluation.features import extract
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.files import make_folder
 from latentsynth.metrics.bootstrap import ratio_interval
-from latentsynth.metrics.diversity import ms_ssim, ms_ssim_scales, random_pairs
+from latentsynth.metrics.diversity import mean_similarity, ms_ssim_scales, random_pairs
 from latentsynth.metrics.sharpness import detail
 from latentsynth.plots import scatters
 from latentsynth.progress import bar
 from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
+from latentsynth.training.launch import over_cases
 from latentsynth.types import Framing, Grid
 
 _LEAST = 8  # real patients; their halves hold the neighbourhoods of precision and recall
@@ -142,12 +142,8 @@ def _diversity(cohorts: Sequence[Cohort], caches: dict[str, VolumeCache], accele
         cells: list[Cell] = []
         with bar(f"diversity of {cohort.name}", len(apart) + len(alike), "pairs", accelerator.is_main_process) as shown:
             for pairs in (apart, alike):
-                values = []
-                for first, second in pairs:
-                    a, b = (torch.from_numpy(cache.volume(n).image)[None] for n in (first, second))
-                    values.append(float(ms_ssim(a, b)))
-                    shown.advance()
-                cells += [float(np.mean(values)) if values else None, len(values)]
+                values = mean_similarity(partial(_image, cache), pairs, shown.advance)
+                cells += [float(values.mean()) if len(values) else None, len(values)]
         rows.append((cohort.name, *cells))
     weights, window = ms_ssim_scales(caches[cohorts[0].name].recipe.grid.shape)
     return Table(
@@ -164,10 +160,8 @@ def _sharpness(cohorts: Sequence[Cohort], caches: dict[str, VolumeCache], accele
     rows: list[tuple[Cell, ...]] = []
     values: dict[str, list[float]] = {}
     for cohort in cohorts:
-        volume = caches[cohort.name].volume
-        values[cohort.name] = over_cases(
-            accelerator, f"sharpness of {cohort.name}", cohort.cases, partial(_detail, volume)
-        )
+        work = partial(_detail, caches[cohort.name])
+        values[cohort.name] = over_cases(accelerator, f"sharpness of {cohort.name}", cohort.cases, work)
         first, own = cohorts[0], (values[cohort.name], cohort.patients)
         share = None if cohort is first else Estimate(*ratio_interval(own, (values[first.name], first.patients), rng()))
         rows.append((cohort.name, cohort.mean(values[cohort.name]), share))
@@ -180,8 +174,12 @@ def _sharpness(cohorts: Sequence[Cohort], caches: dict[str, VolumeCache], accele
     )
 
 
-def _detail(volume: Callable[[int], Volume], n: int) -> float:
-    return detail(volume(n).image)
+def _image(cache: VolumeCache, n: int) -> torch.Tensor:
+    return torch.from_numpy(cache.volume(n).image)
+
+
+def _detail(cache: VolumeCache, n: int) -> float:
+    return detail(cache.volume(n).image)
 
 
 def _related(real: Cohort, cohort: Cohort) -> list[str]:

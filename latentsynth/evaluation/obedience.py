@@ -21,7 +21,6 @@ from latentsynth.evaluation.cohorts import (
     check_new,
     chosen_on,
     generator_saw,
-    over_cases,
     rng,
 )
 from latentsynth.evaluation.intensities import Intensities, contrasts, distances, draw, intensities_of
@@ -33,6 +32,7 @@ from latentsynth.metrics.surfaces import dice, mean_dice
 from latentsynth.plots import strips
 from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
 from latentsynth.segmentation import Segmenter
+from latentsynth.training.launch import over_cases
 
 _SHIFTS = 5  # other masks that each case is compared with
 _SHOWN = 5
@@ -46,12 +46,14 @@ class Answer:
         mask: Label indices asked for, ``(I, J, K)``.
         found: Label indices found.
         ml: Volume of the lesion labels asked for.
+        dice: Mean Dice over labels of what was found with what was asked for; not a number where both are empty.
         intensities: Inside and around the lesion.
     """
 
     mask: np.ndarray
     found: np.ndarray
     ml: float
+    dice: float
     intensities: Intensities
 
 
@@ -92,10 +94,12 @@ def evaluate_obedience(
     if not samples:
         raise DataError("no synthetic cohort was given: give at least one, --samples NAME=MANIFEST")
     answers = {cohort.name: _answers(model, cohort, accelerator) for cohort in cohorts}
-    result = _result(model, cohorts, len(references), answers, notes)
+    labels = len(model.domain.labels)
+    others = {cohort.name: exchanged(answers[cohort.name], cohort.patients, labels) for cohort in cohorts}
+    result = _result(model, cohorts, len(references), answers, others, notes)
     if accelerator.is_main_process:
         result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
-        _write(out, model, cohorts, len(references), answers)
+        _write(out, model, cohorts, len(references), answers, others)
     accelerator.wait_for_everyone()
     return result
 
@@ -119,7 +123,9 @@ def _answers(model: Segmenter, cohort: Cohort, accelerator: Accelerator) -> list
         assert volume.mask is not None
         inside = np.isin(volume.mask, lesions)
         ml = float(inside.sum()) * voxel_ml * volume.zoom**3
-        return Answer(volume.mask, model.on_grid(volume.image), ml, intensities_of(volume.image, inside))
+        found = model.on_grid(volume.image)
+        score = mean_dice(volume.mask, found, len(model.domain.labels))
+        return Answer(volume.mask, found, ml, score, intensities_of(volume.image, inside))
 
     return over_cases(accelerator, f"segmenting {cohort.name}", cohort.cases, answer)
 
@@ -142,14 +148,18 @@ def exchanged(answers: Sequence[Answer], patients: Sequence[str], labels: int) -
 
 
 def _result(
-    model: Segmenter, cohorts: Sequence[Cohort], references: int, answers: dict[str, list[Answer]], notes: list[str]
+    model: Segmenter,
+    cohorts: Sequence[Cohort],
+    references: int,
+    answers: dict[str, list[Answer]],
+    others: dict[str, list[float]],
+    notes: list[str],
 ) -> Result:
     labels = len(model.domain.labels)
-    own = {c.name: [mean_dice(a.mask, a.found, labels) for a in answers[c.name]] for c in cohorts}
+    own = {name: [answer.dice for answer in of] for name, of in answers.items()}
     judge = cohorts[0] if references else None
     rows: list[tuple[Cell, ...]] = []
     for cohort in cohorts:
-        other = exchanged(answers[cohort.name], cohort.patients, labels)
         share = (
             Estimate(*ratio_interval((own[cohort.name], cohort.patients), (own[judge.name], judge.patients), rng()))
             if judge is not None and cohort is not judge
@@ -158,7 +168,7 @@ def _result(
         rows.append(
             (
                 cohort.name, len(cohort.cases), len(set(cohort.patients)), cohort.mean(own[cohort.name]), share,
-                cohort.mean(other),
+                cohort.mean(others[cohort.name]),
             )
         )  # fmt: skip
     tables = [
@@ -238,18 +248,21 @@ def _by_size(cohorts: Sequence[Cohort], answers: dict[str, list[Answer]], own: d
 
 
 def _write(
-    out: Path, model: Segmenter, cohorts: Sequence[Cohort], references: int, answers: dict[str, list[Answer]]
+    out: Path,
+    model: Segmenter,
+    cohorts: Sequence[Cohort],
+    references: int,
+    answers: dict[str, list[Answer]],
+    others: dict[str, list[float]],
 ) -> None:
     names = model.domain.labels.names
     rows = []
     for cohort in cohorts:
-        other = exchanged(answers[cohort.name], cohort.patients, len(names))
         for case, patient, answer, score in zip(
-            cohort.cases, cohort.patients, answers[cohort.name], other, strict=True
+            cohort.cases, cohort.patients, answers[cohort.name], others[cohort.name], strict=True
         ):
             each = [_label_dice(answer, n) for n in range(1, len(names))]
-            mean = mean_dice(answer.mask, answer.found, len(names))
-            rows.append((cohort.name, case.case_id, patient, answer.ml, mean, *each, score))
+            rows.append((cohort.name, case.case_id, patient, answer.ml, answer.dice, *each, score))
     columns = (
         "volumes",
         "case",
@@ -262,7 +275,7 @@ def _write(
     write_csv(out / "obedience.csv", columns, rows)
     strips(
         out / "obedience_dice.png",
-        {cohort.name: [mean_dice(a.mask, a.found, len(names)) for a in answers[cohort.name]] for cohort in cohorts},
+        {name: [answer.dice for answer in of] for name, of in answers.items()},
         "Dice with the mask asked for",
     )
     if references:
@@ -272,10 +285,9 @@ def _write(
     for cohort in cohorts[references:]:
         for n in np.linspace(0, len(cohort.cases) - 1, min(_SHOWN, len(cohort.cases))).astype(int):
             image, answer = model.recipe.read(cohort.cases[n]).image, answers[cohort.name][n]
-            score = mean_dice(answer.mask, answer.found, len(names))
             sheet.append(
                 [Tile(f"{cohort.name}: {cohort.cases[n].case_id}", image, answer.mask),
-                 Tile(f"found, Dice {score:.3f}", image, answer.found)]
+                 Tile(f"found, Dice {answer.dice:.3f}", image, answer.found)]
             )  # fmt: skip
     title = "left the mask asked for, right what the segmenter found"
     contact_sheet(out / "obedience_cases.png", sheet, model.domain.grid.spacing_mm, title, model.domain.lesion_indices)

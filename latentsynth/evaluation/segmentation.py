@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
+from nibabel.affines import voxel_sizes
 
 from latentsynth.data import nifti
 from latentsynth.data.frames import resample
-from latentsynth.data.volumes import read_mask, to_index, window_channels
-from latentsynth.evaluation.cohorts import Cohort, check_new, chosen_on, over_cases, rng
+from latentsynth.data.volumes import read_mask, to_index
+from latentsynth.evaluation.cohorts import Cohort, check_new, chosen_on, rng
 from latentsynth.evaluation.scores import UNION, Scores, plain, score_case
 from latentsynth.evaluation.strata import Strata
 from latentsynth.figures import Tile, contact_sheet
@@ -20,6 +21,7 @@ from latentsynth.files import make_folder
 from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
 from latentsynth.segmentation import Segmenter
+from latentsynth.training.launch import over_cases
 from latentsynth.types import Split
 
 
@@ -56,7 +58,7 @@ def evaluate_segmenter(
     whole = region == "scan" or (region == "auto" and model.domain.framing.crop == "whole")
     if not whole and model.domain.framing.crop == "lesion":
         notes.append("the segmenter was shown a crop centred on the annotated lesion; it did not have to find it")
-    edges = [max(_spacing(nifti.geometry(case.images[0])[1])) for case in cohort.cases]
+    edges = [max(voxel_sizes(nifti.geometry(case.images[0])[1])) for case in cohort.cases]
     tolerance = float(np.median(edges)) if tolerance_mm is None else tolerance_mm
 
     lesions = model.domain.labels.lesions(model.domain.framing)
@@ -66,7 +68,9 @@ def evaluate_segmenter(
         assert case.mask is not None
         reference, affine = read_mask(case.mask, model.domain.labels)
         predicted, _ = model.segment(case, whole)
-        return score_case(case, reference, predicted, _spacing(affine), model.domain.labels, lesions, tolerance)
+        return score_case(
+            case, reference, predicted, voxel_sizes(affine).tolist(), model.domain.labels, lesions, tolerance
+        )
 
     rows = [row for rows in over_cases(accelerator, "segmenting", cohort.cases, score) for row in rows]
     result = _result(model, cohort, rows, tolerance, whole, notes)
@@ -160,11 +164,6 @@ def _mean(rows: list[Scores], key: str) -> Estimate:
     return Estimate(*mean_interval([getattr(row, key) for row in rows], patients, rng()))
 
 
-def _spacing(affine: np.ndarray) -> tuple[float, ...]:
-    """Millimetres per voxel along the file's own axes."""
-    return tuple(float(step) for step in np.linalg.norm(affine[:3, :3], axis=0))
-
-
 def _sheet(path: Path, model: Segmenter, cohort: Cohort, rows: list[Scores], whole: bool) -> None:
     """Picture of the best, median and worst case, annotation beside what was found, in the segmenter's own frame."""
     overall: dict[str, float] = {}
@@ -181,9 +180,7 @@ def _sheet(path: Path, model: Segmenter, cohort: Cohort, rows: list[Scores], who
         case = next(case for case in cohort.cases if case.case_id == name)
         assert case.mask is not None
         frame = model.frame(case, whole)
-        image, _ = window_channels(
-            [nifti.read(file) for file in case.images], model.domain.grid.windows, frame, case.images
-        )
+        image = model.image(case, frame)
         reference, affine = read_mask(case.mask, model.domain.labels)
         nearest = resample(reference, affine, frame, 0, smooth=False, order=0)  # a picture needs no coverage
         wanted, found = to_index(nearest, model.domain.labels), model.on_grid(image)

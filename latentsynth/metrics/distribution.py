@@ -8,6 +8,7 @@ import numpy as np
 from scipy.spatial.distance import cdist
 
 from latentsynth.errors import DataError
+from latentsynth.metrics.bootstrap import interval
 
 
 def frechet(real: np.ndarray, fake: np.ndarray) -> float:
@@ -110,8 +111,7 @@ def kid_interval(
     w, v = (rng.multinomial(g, np.full(g, 1 / g), draws).astype(float) for g in (member.shape[1], other.shape[1]))
     cross = ((w @ (member.T @ kernel(real, fake) @ other)) * v).sum(1) / ((w @ member.sum(0)) * (v @ other.sum(0)))
     values = _replicates(kernel(real, real), member, w) + _replicates(kernel(fake, fake), other, v) - 2 * cross
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return interval(values, level)
 
 
 def prdc(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:

@@ -92,12 +92,12 @@ def random_pairs(groups: Sequence[str], count: int, rng: np.random.Generator) ->
 
 
 def mean_similarity(
-    images: Tensor, pairs: Sequence[tuple[int, int]], progress: Callable[[], None] = lambda: None
+    image: Callable[[int], Tensor], pairs: Sequence[tuple[int, int]], progress: Callable[[], None] = lambda: None
 ) -> np.ndarray:
     """Similarity :func:`ms_ssim` of each pair; its mean tells how little a set varies (lower is more diverse).
 
     Args:
-        images: Images in [-1, 1], shape ``(N, C, I, J, K)``.
+        image: Row to image in [-1, 1], ``(C, I, J, K)``; a set need not fit into memory.
         pairs: Rows to compare, as from :func:`random_pairs`.
         progress: Called after each pair.
 
@@ -110,6 +110,6 @@ def mean_similarity(
     values = np.empty(len(pairs))
     with torch.no_grad():
         for n, (i, j) in enumerate(pairs):
-            values[n] = ms_ssim(images[i][None], images[j][None]).item()
+            values[n] = ms_ssim(image(i)[None], image(j)[None]).item()
             progress()
     return values

@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
+from nibabel.affines import voxel_sizes
 from torch import Tensor
 
 from latentsynth import checkpoint
@@ -111,10 +112,19 @@ class Segmenter:
             return self.recipe.frame(affine, shape, labels, case.case_id)[0]
         domain = self.domain
         order = np.argsort(nib.orientations.io_orientation(affine)[:, 0])
-        extent = (np.array(shape) * np.linalg.norm(affine[:3, :3], axis=0))[order]
+        extent = (np.array(shape) * voxel_sizes(affine))[order]
         sides = zip(extent, domain.grid.spacing_mm, domain.grid.shape, strict=True)
         i, j, k = (max(math.ceil(length / step - 1e-3), least) for length, step, least in sides)
         return lay(replace(domain.grid, shape=(i, j, k)), Framing("whole"), affine, shape, None, case.case_id)[0]
+
+    def image(self, case: Case, frame: Frame) -> np.ndarray:
+        """The channels of a scan in a frame, windowed as in training, ``(C, *frame.shape)`` in [-1, 1].
+
+        Raises:
+            DataError: A file is unreadable, or a channel is constant.
+        """
+        native = [nifti.read(path) for path in case.images]
+        return window_channels(native, self.domain.grid.windows, frame, case.images, case.limits)[0]
 
     def segment(self, case: Case, whole: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Label values of a scan on its own grid.
@@ -137,17 +147,14 @@ class Segmenter:
                 f"case {case.case_id} has {len(case.images)} images, the segmenter was trained on "
                 f"{domain.grid.channels} channels ({', '.join(domain.channels)}): give one file per channel"
             )
-        native = [nifti.read(path) for path in case.images]
-        voxels, affine = native[0]
-        frame = self.frame(case, whole)
-        image, _ = window_channels(native, domain.grid.windows, frame, case.images)
-        target = Frame(affine, voxels.shape)
-        probabilities = self.probabilities(image)
+        shape, affine = nifti.geometry(case.images[0])
+        frame, target = self.frame(case, whole), Frame(affine, shape)
+        probabilities = self.probabilities(self.image(case, frame))
 
         def on_scan(index: int, outside: float) -> np.ndarray:
             return resample(probabilities[index], frame.affine, target, outside, extend=True, smooth=False)
 
-        labels = np.zeros(voxels.shape, dtype=np.int16)
+        labels = np.zeros(shape, dtype=np.int16)
         best = on_scan(0, 1.0)  # all is background where the frame does not reach
         for index in range(1, len(probabilities)):
             there = on_scan(index, 0.0)

@@ -58,6 +58,19 @@ def share(accelerator: Accelerator, count: int, work: Callable[[int], T]) -> lis
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
+def over_cases(accelerator: Accelerator, title: str, cases: Sequence[Any], work: Callable[[int], T]) -> list[T]:
+    """``work(n)`` for every case, spread over the processes, with a progress bar; every process gets all results."""
+    mine = len(range(accelerator.process_index, len(cases), accelerator.num_processes))
+    with bar(title, mine, "cases", accelerator.is_main_process) as shown:
+
+        def counted(n: int) -> T:
+            result = work(n)
+            shown.advance()
+            return result
+
+        return share(accelerator, len(cases), counted)
+
+
 def mean_rows(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     """Mean of each key over the rows where it is a number."""
     means = {}

@@ -269,7 +269,7 @@ def test_strata_by_hand() -> None:
 def answers(masks: Sequence[np.ndarray]) -> list[Answer]:
     """Answers of a perfect judge."""
     nothing = intensities_of(np.zeros((1, 12, 12, 12), np.float32), np.zeros((12, 12, 12), bool))
-    return [Answer(mask, mask, 1.0, nothing) for mask in masks]
+    return [Answer(mask, mask, 1.0, 1.0, nothing) for mask in masks]
 
 
 def corner(n: int) -> np.ndarray:

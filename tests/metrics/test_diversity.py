@@ -158,17 +158,17 @@ def test_similarity_of_pairs_in_their_order() -> None:
     a = images(4)
     a[3] = a[0]
     ticks: list[int] = []
-    got = mean_similarity(a, [(0, 1), (0, 3), (1, 2)], lambda: ticks.append(1))
+    got = mean_similarity(a.__getitem__, [(0, 1), (0, 3), (1, 2)], lambda: ticks.append(1))
     expected = [ms_ssim(a[i : i + 1], a[j : j + 1]).item() for i, j in ((0, 1), (0, 3), (1, 2))]
     assert got.dtype == np.float64
     assert got.tolist() == pytest.approx(expected)
     assert got[1] == pytest.approx(1)
     assert len(ticks) == 3
-    assert mean_similarity(a, []).shape == (0,)
+    assert mean_similarity(a.__getitem__, []).shape == (0,)
 
 
 def test_a_set_of_near_copies_is_less_diverse() -> None:
     spread = images(5)
     alike = noisy(spread[:1].expand(5, -1, -1, -1, -1), 0.1)
     pairs = random_pairs([str(n) for n in range(5)], 10, np.random.default_rng(0))
-    assert mean_similarity(alike, pairs).mean() > mean_similarity(spread, pairs).mean() + 0.2
+    assert mean_similarity(alike.__getitem__, pairs).mean() > mean_similarity(spread.__getitem__, pairs).mean() + 0.2
