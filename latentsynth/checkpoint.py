@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from latentsynth.errors import CheckpointError
+from latentsynth.errors import CheckpointError, ConfigError
 from latentsynth.files import atomic_path, write_json, write_text
 from latentsynth.pretrained import Pretrained, part_fingerprint, read_config
 from latentsynth.provenance import LEDGER, Ledger, fingerprint
+from latentsynth.strict import ConfigT, build
 from latentsynth.types import Domain
 
 FORMAT = "latentsynth-checkpoint/1"
@@ -128,6 +129,46 @@ def read_header(folder: Path, kind: str | None = None) -> Header:
                 "parts of different checkpoints do not fit together; restore the whole folder"
             )
     return Header(value["kind"], domain, value["settings"], value["parts"], value["metrics"])
+
+
+def check_keys(folder: Path, header: Header, parts: set[str], settings: set[str]) -> None:
+    """Refuses a checkpoint that binds other parts or settings than its kind needs.
+
+    Raises:
+        CheckpointError: With what was found and what is expected.
+    """
+    for what, found, expected in (("binds parts", header.parts, parts), ("has settings", header.settings, settings)):
+        if set(found) != expected:
+            raise CheckpointError(
+                f"{folder}/config.json {what} {sorted(found)}, expected {', '.join(sorted(expected))}: restore the checkpoint"
+            )
+
+
+def check_facts(folder: Path, facts: Mapping[str, tuple[Any, Any]]) -> None:
+    """Refuses parts that do not fit each other or the domain.
+
+    Args:
+        folder: Named in the error.
+        facts: Name to (found, expected).
+
+    Raises:
+        CheckpointError: Some differ.
+    """
+    for name, (found, expected) in facts.items():
+        if found != expected:
+            raise CheckpointError(f"{folder}: {name} is {found}, expected {expected}: the parts do not fit together")
+
+
+def read_settings(kind: type[ConfigT], value: Any, folder: Path) -> ConfigT:
+    """Settings of a checkpoint as the section of a configuration.
+
+    Raises:
+        CheckpointError: They are damaged.
+    """
+    try:
+        return build(kind, dict(value), f"{folder}/config.json")
+    except (ConfigError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{error}: restore the checkpoint") from error
 
 
 def read_ledger(folder: Path) -> Ledger:

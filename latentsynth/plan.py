@@ -206,7 +206,7 @@ def _speeds(
     model = build_autoencoder(autoencoder.autoencoder, grid.channels).to(device)
     image = torch.rand(autoencoder.train.batch, grid.channels, *grid.shape, device=device) * 2 - 1
     latent = model.latent_shape(grid.shape)
-    width = build_conditioner(ldm, len(labels), model.factors).channels
+    width = build_conditioner(ldm.conditioner, len(labels), model.factors).channels
     denoiser = build_denoiser(ldm, latent[0], width).to(device)
     rows = ldm.train.batch
     x = torch.randn(rows, *latent, device=device)

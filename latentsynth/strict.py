@@ -34,7 +34,12 @@ def _not_a_switch(value: Any) -> Any:
 
 Positive = Annotated[int, BeforeValidator(_not_a_switch), Field(ge=1)]
 
-_TAGS = ("vq", "kl", "unet", "dynunet", "swin_unetr")  # pydantic puts the tag of a union into the path of an error
+# pydantic puts the tag of a union into the path of an error
+_TAGS = (
+    *("vq", "kl", "unet", "dynunet", "swin_unetr"),
+    *("pix2pix", "cyclegan", "spade", "latent_gan", "progressive_gan", "stylegan1", "stylegan2", "stylegan3"),
+    *("patch", "residual", "grown"),
+)
 
 ConfigT = TypeVar("ConfigT", bound=Strict)
 

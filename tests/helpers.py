@@ -16,10 +16,26 @@ from torch import nn
 from latentsynth.autoencoders import Autoencoder, build_autoencoder
 from latentsynth.cli import main
 from latentsynth.conditioning import MaskConditioner
-from latentsynth.config import KLConfig, SamplingConfig, VQConfig
+from latentsynth.config import (
+    CycleGANConfig,
+    GanSamplingConfig,
+    GeneratorConfig,
+    KLConfig,
+    LatentGANConfig,
+    Pix2PixConfig,
+    ProgressiveGANConfig,
+    SamplingConfig,
+    SPADEConfig,
+    StyleGAN1Config,
+    StyleGAN2Config,
+    StyleGAN3Config,
+    VQConfig,
+)
 from latentsynth.data.requests import Request
 from latentsynth.diffusion import Denoiser
-from latentsynth.synthesizers import LatentDiffusion, Synthesizer
+from latentsynth.gans import Annotation, Generator, build_generator
+from latentsynth.gans.cyclegan import Translators
+from latentsynth.synthesizers import GAN, LatentDiffusion, LatentGAN, Synthesizer
 from latentsynth.types import Condition, Domain, Framing, Generated, Grid, Labels, Window
 
 AUTOENCODERS = ("vq", "kl")
@@ -89,6 +105,72 @@ def tiny_model(kind: str = "kl", schedule: str = "rectified", seed: int = 0) -> 
     conditioner = MaskConditioner(labels=labels, factors=autoencoder.factors).eval()
     denoiser = tiny_denoiser(schedule, "v", labels, autoencoder.latent_channels, seed + 1)
     return LatentDiffusion(domain, autoencoder, conditioner, denoiser, SamplingConfig(steps=3), 1.0)
+
+
+_SIZES: dict[str, Any] = {"channels": 4, "max_channels": 8}
+_LATENT: dict[str, Any] = {"latent": 8, "style": 8, "mapping_layers": 2}
+
+# name -> (section of a configuration, axis along which slices are stacked or None): GANs that paint a given mask
+PAINTERS: dict[str, tuple[GeneratorConfig, int | None]] = {
+    "pix2pix, unet": (Pix2PixConfig(levels=3, **_SIZES), None),
+    "pix2pix, resnet": (Pix2PixConfig(network="resnet", channels=4, blocks=1), None),
+    "pix2pix, slices": (Pix2PixConfig(levels=3, **_SIZES), 1),
+    "CycleGAN": (CycleGANConfig(channels=4, blocks=1, attention=True), None),
+    "SPADE, vae": (SPADEConfig(latent=8, hidden=4, style="vae", **_SIZES), None),
+    "SPADE, bottleneck": (SPADEConfig(latent=8, hidden=4, style="bottleneck", **_SIZES), None),
+    "SPADE, none": (SPADEConfig(latent=8, hidden=4, style="none", **_SIZES), None),
+    "StyleGAN 2": (StyleGAN2Config(**_LATENT, **_SIZES), None),
+    "StyleGAN 2, slices": (StyleGAN2Config(**_LATENT, **_SIZES), 2),
+}
+
+# the same for GANs that make their own masks
+MAKERS: dict[str, tuple[GeneratorConfig, int | None]] = {
+    "StyleGAN 2, joint": (StyleGAN2Config(form="joint", **_LATENT, **_SIZES), None),
+    "StyleGAN 2, masks": (StyleGAN2Config(form="mask_only", **_LATENT, **_SIZES), None),
+    "StyleGAN 1, joint slices": (StyleGAN1Config(coding="cuts", **_LATENT, **_SIZES), 0),
+    "StyleGAN 3, joint slices": (StyleGAN3Config(channels=8, layers=4, **_LATENT), 1),
+    "progressive GAN, joint slices": (ProgressiveGANConfig(latent=8, **_SIZES), 2),
+}
+
+
+def tiny_generator(
+    config: GeneratorConfig, shape: Sequence[int], channels: int, labels: int, placed: bool = False, seed: int = 0
+) -> Generator:
+    """A generator of any family with random weights, in evaluation mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if isinstance(config, CycleGANConfig):
+            made: Generator = Translators(
+                shape, channels, labels, config.channels, config.blocks, config.dropout, config.attention
+            ).painter
+        else:
+            made = build_generator(config, shape, channels, labels, placed)
+    perturb(made, seed)  # so that what starts at zero, as the strength of noise inputs, counts
+    return made.eval()
+
+
+def tiny_gan(kind: str, shape: tuple[int, int, int] = (16, 16, 16), seed: int = 0) -> GAN:
+    """A GAN on voxels, by its name in PAINTERS or MAKERS."""
+    config, axis = {**PAINTERS, **MAKERS}[kind]
+    domain = tiny_domain(shape)
+    form = getattr(config, "form", "image_given_mask")
+    annotation = Annotation(domain.labels.values, getattr(config, "coding", "one_hot"))
+    grid = tuple(n for at, n in enumerate(shape) if at != axis)
+    painter = form == "image_given_mask"
+    channels = (form != "mask_only") * domain.grid.channels + (not painter) * annotation.channels
+    generator = tiny_generator(config, grid, channels, painter * len(domain.labels), axis is not None, seed)
+    return GAN(domain, generator, form, annotation, axis)
+
+
+def tiny_latent_gan(kind: str = "kl", seed: int = 0) -> LatentGAN:
+    """A GAN on the latents of the autoencoder of :func:`tiny_model`."""
+    domain = tiny_domain()
+    autoencoder = tiny_autoencoder(kind, seed)
+    conditioner = MaskConditioner(labels=len(domain.labels), factors=autoencoder.factors).eval()
+    channels, *shape = autoencoder.latent_shape(domain.grid.shape)
+    config = LatentGANConfig(channels=(8, 16), attention=(False, True), res_blocks=1, head_channels=8, norm_groups=4)
+    generator = tiny_generator(config, shape, channels, conditioner.channels, seed=seed + 1)
+    return LatentGAN(domain, autoencoder, conditioner, generator, GanSamplingConfig())
 
 
 class Echo(Synthesizer):

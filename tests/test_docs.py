@@ -96,7 +96,7 @@ def test_the_reference_is_what_the_code_says() -> None:
 
 
 def test_committed_configurations_load() -> None:
-    from latentsynth.config import AutoencoderRun, LdmRun, Run, SegmenterRun, load
+    from latentsynth.config import AutoencoderRun, GanRun, LdmRun, Run, SegmenterRun, load
 
     found = [path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("accelerate", "planned")]
     assert len(found) >= 18
@@ -104,6 +104,8 @@ def test_committed_configurations_load() -> None:
     def kind(path: Path) -> type[Run]:
         if "ldm" in path.stem:
             return LdmRun
+        if any(word in path.stem for word in ("gan", "spade", "pix2pix")):
+            return GanRun
         judges = ("unet", "swin", "segmenter")
         return SegmenterRun if any(word in path.stem for word in judges) else AutoencoderRun
 

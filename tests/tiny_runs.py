@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -55,6 +56,80 @@ def ldm_config(workplace: Path, name: str, autoencoder: str, **changes: object) 
         "train": {**SCHEDULE, "images": 32, "validate_every_images": 32, "sample_every_images": 32},
         **changes,
     }
+    return _write(workplace / f"{name}.yaml", values)
+
+
+# What makes each family tiny; the rest is its published settings.
+_WIDTH = {"channels": 4, "max_channels": 8}
+_STYLES = {**_WIDTH, "latent": 8, "style": 8, "mapping_layers": 2}
+_JUDGE = {**_WIDTH, "lr": 5e-3}  # weights of unit size move slowly
+_FAST = {"lr": 5e-3}
+GANS: dict[str, dict[str, Any]] = {
+    "pix2pix": {
+        "generator": {"kind": "pix2pix", "channels": 8, "max_channels": 16, "levels": 2},
+        "discriminator": {"channels": 4, "layers": 2},
+    },
+    "spade": {
+        "generator": {"kind": "spade", "channels": 4, "max_channels": 16, "hidden": 8, "latent": 8},
+        "discriminator": {"channels": 4, "layers": 2},
+    },
+    "cyclegan": {
+        "generator": {"kind": "cyclegan", "channels": 4, "blocks": 1},
+        "discriminator": {"channels": 4, "layers": 2},
+    },
+    "latent_gan": {
+        "generator": {
+            "kind": "latent_gan", "channels": [8, 16], "attention": [False, False], "head_channels": 8, "norm_groups": 4,
+        },
+        "discriminator": {"channels": 8, "max_channels": 16},
+    },
+    "stylegan2": {
+        "generator": {"kind": "stylegan2", **_STYLES},
+        "discriminator": _JUDGE,
+        "train": _FAST,
+        "game": {"r1_every": 2, "path_length_every": 2, "augment_ramp_images": 100},
+    },
+    "stylegan2_joint": {
+        "generator": {"kind": "stylegan2", "form": "joint", **_STYLES},
+        "discriminator": _JUDGE,
+        "train": _FAST,
+        "game": {"r1": 0.5, "augment_target": 0, "path_length": 0},
+    },
+    "progressive_gan": {
+        "spatial_dims": 2,
+        "generator": {"kind": "progressive_gan", **_WIDTH, "latent": 8},
+        "discriminator": _JUDGE,
+        "train": _FAST,
+        "game": {"grow_images": 8},
+    },
+    "stylegan1": {
+        "spatial_dims": 2,
+        "generator": {"kind": "stylegan1", **_STYLES},
+        "discriminator": _JUDGE,
+        "train": _FAST,
+        "game": {"grow_images": 8, "r1": 0.1},
+    },
+    "stylegan3": {
+        "spatial_dims": 2,
+        "generator": {"kind": "stylegan3", "channels": 8, "latent": 8, "style": 8, "layers": 4},
+        "discriminator": _JUDGE,
+        "train": _FAST,
+    },
+}  # fmt: skip
+
+
+def gan_config(workplace: Path, name: str, family: str, autoencoder: str = "", **changes: object) -> Path:
+    """Writes the configuration of a tiny GAN; sections of ``changes`` replace those of the family."""
+    schedule = {**SCHEDULE, "lr_warmup_images": 0, "images": 32, "validate_every_images": 32, "sample_every_images": 32}
+    data = {
+        "manifest": str(workplace / "manifest.json"),
+        "grid": GRID,
+        "framing": {"lesion_labels": [3]},
+        "cache": str(workplace / "cache"),
+    }
+    source = {"autoencoder": str(workplace / autoencoder)} if family == "latent_gan" else {"data": data}
+    own = GANS[family]
+    values = {"run": str(workplace / name), **source, **own, "train": {**schedule, **own.get("train", {})}, **changes}
     return _write(workplace / f"{name}.yaml", values)
 
 

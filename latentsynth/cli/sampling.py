@@ -17,34 +17,57 @@ def sample(
     out: Annotated[Optional[Path], typer.Option(help="Output folder")] = None,  # noqa: UP045
     split: Annotated[Optional[str], typer.Option(help="Split of a manifest: train, val or test [default: val]")] = None,  # noqa: UP045
     per_mask: Annotated[int, typer.Option(help="Volumes per mask", min=1)] = 1,
+    count: Annotated[Optional[int], typer.Option(help="Volumes of a model that makes its own masks", min=1)] = None,  # noqa: UP045
+    mask_model: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Run or checkpoint folder of a model that makes the masks which CHECKPOINT paints"),
+    ] = None,
+    style: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Scans whose look to take (SPADE): NIfTI, folder of CASE_0000.nii.gz ..., or manifest"),
+    ] = None,
     seed: Annotated[int, typer.Option(help="First seed")] = 0,
     batch: Annotated[int, typer.Option(help="Volumes made together", min=1)] = 2,
     steps: Annotated[Optional[int], typer.Option(help="Sampling steps [default: as trained]", min=1)] = None,  # noqa: UP045
     guidance: Annotated[Optional[float], typer.Option(help="Guidance scale [default: as trained]", min=0)] = None,  # noqa: UP045
     scheduler: Annotated[Optional[str], typer.Option(help="See --list-schedulers [default: as trained]")] = None,  # noqa: UP045
+    truncation: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Spread of a GAN's latents [default: as trained]", min=0, max=1),
+    ] = None,
     fit: Annotated[Optional[str], typer.Option(help="Lesion larger than the grid: error or scale [as trained]")] = None,  # noqa: UP045
     list_schedulers: Annotated[
         bool, typer.Option("--list-schedulers", help="Which scheduler serves which schedule")
     ] = False,
 ) -> None:
-    """Sample volumes from masks: NIfTI in scanner units on each mask's own grid. A second run continues the first."""
+    """Sample volumes from masks: NIfTI in scanner units on each mask's own grid. A second run continues the first.
+
+    A model that makes its own masks, or one with --mask-model, takes --count in place of --masks.
+    """
     if list_schedulers:
         return _print_schedulers()
-    missing = [name for name, v in (("CHECKPOINT", checkpoint), ("--masks", masks), ("--out", out)) if v is None]
-    if checkpoint is None or masks is None or out is None:
+    asked = masks or count
+    missing = [n for n, v in (("CHECKPOINT", checkpoint), ("--masks or --count", asked), ("--out", out)) if v is None]
+    if checkpoint is None or asked is None or out is None:
         raise typer.BadParameter(f"missing {', '.join(missing)}")
+    if masks is not None and (count is not None or mask_model is not None):
+        raise typer.BadParameter("--masks says what to paint; --count and --mask-model leave it to a model: give one")
     one_of("--fit", fit, ("error", "scale"))
     one_of("--split", split, SPLITS)
-    from latentsynth.data.requests import requests
+    from latentsynth.data.requests import Request, requests
+    from latentsynth.data.scans import scans
     from latentsynth.synthesis import synthesize
-    from latentsynth.synthesizers import load_synthesizer
+    from latentsynth.synthesizers import Chained, Synthesizer, load_synthesizer
     from latentsynth.training.launch import start
 
-    model = load_synthesizer(checkpoint)
-    wanted = requests(masks, split)  # type: ignore[arg-type]
+    model: Synthesizer = load_synthesizer(checkpoint)
+    if mask_model is not None:
+        model = Chained(load_synthesizer(mask_model), model)
+    wanted = [Request("new", None)] if masks is None else requests(masks, split)  # type: ignore[arg-type]
+    styles = scans(style, model.grid.channels) if style is not None else []
     manifest = synthesize(
-        model, wanted, out, start(), per_mask, seed, batch, fit,  # type: ignore[arg-type]
-        scheduler=scheduler, steps=steps, guidance=guidance,
+        model, wanted, out, start(), count or per_mask, seed, batch, fit, styles,  # type: ignore[arg-type]
+        scheduler=scheduler, steps=steps, guidance=guidance, truncation=truncation,
     )  # fmt: skip
     say(f"{len(manifest.cases)} volumes: {out / 'manifest.json'}\npicture: {out / 'contact_sheet.png'}")
 

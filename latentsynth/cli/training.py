@@ -24,6 +24,15 @@ def train_ldm(config: ConfigFile, overrides: Overrides = None, check: Check = Fa
     _finished(train(resolved), resolved)
 
 
+@train_app.command("gan")
+def train_gan(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
+    """Train a GAN: pix2pix, SPADE, CycleGAN, a GAN on latents, or one of the StyleGAN line."""
+    resolved = resolve(configuration.GanRun, config, overrides, check)
+    from latentsynth.training.gan import train_gan as train
+
+    _finished(train(resolved), resolved)
+
+
 @train_app.command("segmenter")
 def train_segmenter(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
     """Train a U-Net, DynUNet or Swin-UNETR on any mixture of real and synthetic cohorts."""

@@ -23,13 +23,13 @@ class Request:
 
     Attributes:
         name: Used in file names; unique.
-        mask: Label map, on any grid.
+        mask: Label map, on any grid; None leaves it to a model that makes its own.
         parents: Patients the mask was taken from.
-        image: A real scan of the same mask to show beside the samples, one file per channel, or empty.
+        images: A real scan of the same mask to show beside the samples, one file per channel, or empty.
     """
 
     name: str
-    mask: Path
+    mask: Path | None
     parents: tuple[str, ...] = ()
     images: tuple[Path, ...] = ()
 
@@ -93,11 +93,16 @@ def requests(source: Path, split: Split | None = None) -> list[Request]:
 
 
 def place(request: Request, domain: Domain, fit: Fit | None = None) -> Placed:
-    """Brings a mask to a model's grid.
+    """Brings a mask to a model's grid; where none is asked for, an empty one on a grid of its own around the origin.
 
     Raises:
         DataError: Unreadable, a label the model was not trained on, empty, or a lesion that does not fit the grid.
     """
+    if request.mask is None:
+        shape, spacing = domain.grid.shape, np.array(domain.grid.spacing_mm)
+        affine = np.diag([*spacing, 1.0])
+        affine[:3, 3] = -spacing * (np.array(shape) - 1) / 2
+        return Placed(np.zeros(shape, np.uint8), np.zeros(shape, np.int16), affine, Frame(affine, shape), 1.0)
     values, affine = read_mask(request.mask, domain.labels)
     return place_array(values, affine, domain, str(request.mask), fit)
 

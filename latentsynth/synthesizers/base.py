@@ -33,6 +33,16 @@ class Synthesizer(ABC):
     ledger: Ledger = Ledger()
 
     @property
+    def makes_masks(self) -> bool:
+        """Whether it makes its own masks and takes none."""
+        return False
+
+    @property
+    def takes_style(self) -> bool:
+        """Whether it renders masks in the look of a reference scan."""
+        return False
+
+    @property
     def grid(self) -> Grid:
         """The voxel grid of its volumes."""
         return self.domain.grid
@@ -62,11 +72,27 @@ class Synthesizer(ABC):
     def to(self, device: torch.device | str) -> Synthesizer:
         """Moves the weights."""
 
-    def paint(self, placed: Sequence[Placed], seeds: Sequence[int], **settings: Any) -> np.ndarray:
-        """Images ``(B, C, I, J, K)`` in [-1, 1] for masks that were placed on the model's grid."""
+    def paint(
+        self, placed: Sequence[Placed], seeds: Sequence[int], style: Tensor | None = None, **settings: Any
+    ) -> Generated:
+        """Volumes for masks that were placed on the model's grid; a model that makes masks uses none of them.
+
+        Args:
+            placed: One per volume.
+            seeds: One per volume.
+            style: Reference scans ``(B, C, I, J, K)`` for a model that takes them, or None.
+            settings: Sampling settings; see :meth:`settings`.
+
+        Raises:
+            DataError: A style for a model that takes none.
+        """
+        if style is not None and not self.takes_style:
+            raise DataError("this model takes no reference scan: leave the style out")
+        if self.makes_masks:
+            return self.generate(None, list(seeds), **settings)
         labels = len(self.domain.labels)
         mask = torch.stack([one_hot(torch.from_numpy(p.index), labels) for p in placed])
-        return self.generate(Condition(mask), list(seeds), **settings).image.numpy()
+        return self.generate(Condition(mask, style=style), list(seeds), **settings)
 
     def __call__(
         self,
@@ -87,13 +113,18 @@ class Synthesizer(ABC):
             One nibabel image per channel, in scanner units on the mask's own grid.
 
         Raises:
-            DataError: The mask is unreadable, empty, has an unknown label, or does not fit.
+            DataError: The mask is unreadable, empty, has an unknown label, or does not fit; or the model makes its own.
         """
+        if self.makes_masks:
+            raise DataError(
+                "this model makes its own masks: call generate(None, seeds), or `latentsynth sample --count`"
+            )
         if isinstance(mask, tuple):
             placed = place_array(np.asarray(mask[0]), np.asarray(mask[1]), self.domain, "the mask", fit)
         else:
             placed = place(Request("mask", Path(mask)), self.domain, fit)
-        image = self.paint([placed], [volume_seed(seed, placed)], **self.settings(**settings))[0]
+        made = self.paint([placed], [volume_seed(seed, placed)], **self.settings(**settings))
+        image = made.image[0].numpy()
         return [nib.Nifti1Image(channel, placed.affine) for channel in to_scanner(image, placed, self.domain)]
 
     def check(self, condition: Condition | None, seeds: Sequence[int]) -> None:
@@ -110,8 +141,3 @@ class Synthesizer(ABC):
                 f"condition.mask has shape {tuple(condition.mask.shape)}, expected {expected} "
                 "(seeds, labels, grid): resample the mask to the model's grid"
             )
-
-
-def seeded_noise(seeds: Sequence[int], shape: tuple[int, ...]) -> Tensor:
-    """Standard normal noise ``(B, *shape)`` from one CPU generator per seed: the same on every device."""
-    return torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(int(s) % (1 << 63))) for s in seeds])

@@ -8,6 +8,8 @@ from latentsynth import checkpoint
 from latentsynth.errors import CheckpointError
 from latentsynth.synthesizers.base import Synthesizer
 from latentsynth.synthesizers.diffusion import LatentDiffusion
+from latentsynth.synthesizers.gan import GAN
+from latentsynth.synthesizers.latent_gan import LatentGAN
 
 
 def load_synthesizer(path: Path | str) -> Synthesizer:
@@ -21,6 +23,10 @@ def load_synthesizer(path: Path | str) -> Synthesizer:
     match kind:
         case "latent_diffusion":
             return LatentDiffusion.from_pretrained(folder)
+        case "latent_gan":
+            return LatentGAN.from_pretrained(folder)
+        case "gan":
+            return GAN.from_pretrained(folder)
         case _:
             raise CheckpointError(
                 f"{folder} holds a checkpoint of kind {kind}, which makes no volumes: give a generator's"

@@ -16,9 +16,10 @@ from latentsynth.conditioning import MaskConditioner
 from latentsynth.config import SamplingConfig, build
 from latentsynth.diffusion import Denoiser, guided, sample
 from latentsynth.diffusion.sampling import sampler_named
-from latentsynth.errors import CheckpointError, ConfigError
+from latentsynth.gans import Draws
 from latentsynth.provenance import Ledger
-from latentsynth.synthesizers.base import Synthesizer, seeded_noise
+from latentsynth.synthesizers.base import Synthesizer
+from latentsynth.synthesizers.latent_gan import latent_facts
 from latentsynth.types import Condition, Conditioning, Domain, Generated
 
 KIND = "latent_diffusion"
@@ -87,7 +88,7 @@ class LatentDiffusion(Synthesizer):
             condition = Condition(torch.zeros(rows, len(self.domain.labels), *self.grid.shape))
         # On a CPU torch is several times slower on a batch of one, so a lone volume is made twice.
         repeat = 2 if rows == 1 and device.type == "cpu" else 1
-        noise = seeded_noise(seeds, self.autoencoder.latent_shape(self.grid.shape)).repeat(repeat, 1, 1, 1, 1)
+        noise = Draws.seeded(seeds).normal(*self.autoencoder.latent_shape(self.grid.shape)).repeat(repeat, 1, 1, 1, 1)
         mask = condition.mask.repeat(repeat, 1, 1, 1, 1).to(device)
         wanted = self.conditioner(replace(condition, mask=mask))
         nothing = self.conditioner.dropped(wanted, torch.zeros(rows * repeat, dtype=torch.bool, device=device))
@@ -116,44 +117,18 @@ class LatentDiffusion(Synthesizer):
         """
         folder = checkpoint.locate(path)
         header = checkpoint.read_header(folder, KIND)
-        if set(header.parts) != {"autoencoder", "conditioner", "denoiser"}:
-            raise CheckpointError(
-                f"{folder}/config.json binds parts {sorted(header.parts)}, expected autoencoder, conditioner, denoiser"
-            )
-        if set(header.settings) != {"sampling", "shift"}:
-            raise CheckpointError(
-                f"{folder}/config.json: settings {sorted(header.settings)}, expected sampling and shift"
-            )
+        checkpoint.check_keys(folder, header, {"autoencoder", "conditioner", "denoiser"}, {"sampling", "shift"})
         model = cls(
             header.domain,
             Autoencoder.from_pretrained(folder / "autoencoder"),
             MaskConditioner.from_pretrained(folder / "conditioner"),
             Denoiser.from_pretrained(folder / "denoiser"),
-            cls._sampling(header.settings["sampling"], folder),
+            checkpoint.read_settings(SamplingConfig, header.settings["sampling"], folder),
             float(header.settings["shift"]),
             header.fingerprint,
             checkpoint.read_ledger(folder),
         )
-        model._check_parts(folder)
+        facts = latent_facts(model.autoencoder, model.conditioner, model.domain)
+        channels = (model.denoiser.config["latent_channels"], model.autoencoder.latent_channels)
+        checkpoint.check_facts(folder, {**facts, "denoiser latent channels": channels})
         return model
-
-    @staticmethod
-    def _sampling(value: Any, folder: Path) -> SamplingConfig:
-        try:
-            return build(SamplingConfig, dict(value), f"{folder}/config.json")
-        except (ConfigError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{error}: restore the checkpoint") from error
-
-    def _check_parts(self, folder: Path) -> None:
-        """The parts must fit each other and the domain."""
-        facts = {
-            "conditioner labels": (self.conditioner.labels, len(self.domain.labels)),
-            "conditioner factors": (tuple(self.conditioner.factors), tuple(self.autoencoder.factors)),
-            "denoiser latent channels": (self.denoiser.config["latent_channels"], self.autoencoder.latent_channels),
-            "autoencoder image channels": (self.autoencoder.config["image_channels"], self.grid.channels),
-        }
-        for name, (found, expected) in facts.items():
-            if found != expected:
-                raise CheckpointError(
-                    f"{folder}: {name} is {found}, expected {expected}: the parts do not fit together"
-                )

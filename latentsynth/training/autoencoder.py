@@ -19,7 +19,7 @@ from latentsynth.autoencoders.reconstruction import (
     scores,
     summarise,
 )
-from latentsynth.config import AutoencoderRun
+from latentsynth.config import AutoencoderRun, DataConfig
 from latentsynth.data.loading import Positions
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.volumes import Recipe, VolumeCache
@@ -48,7 +48,7 @@ def train_autoencoder(config: AutoencoderRun) -> dict[str, float]:
     """
     accelerator = start_training(config.train)
     manifest = Manifest.load(config.data.manifest)
-    training, validation = volume_caches(config, manifest, accelerator)
+    training, validation = volume_caches(config.data, config.seed, manifest, accelerator)
     run = RunFolder(config, accelerator)
     recipe = training.recipe
     domain = Domain(recipe.grid, recipe.framing, recipe.labels, manifest.channels, training.median_limits())
@@ -87,22 +87,22 @@ def train_autoencoder(config: AutoencoderRun) -> dict[str, float]:
 
 
 def volume_caches(
-    config: AutoencoderRun, manifest: Manifest, accelerator: Accelerator
+    data: DataConfig, seed: int, manifest: Manifest, accelerator: Accelerator
 ) -> tuple[VolumeCache, VolumeCache]:
     """Caches of the training (with copies) and validation volumes, filled, each process its share.
 
     Raises:
         DataError: The manifest has another number of channels than the grid has windows.
     """
-    grid = config.data.grid
+    grid = data.grid
     if len(manifest.channels) != grid.channels:
         raise DataError(
-            f"manifest {config.data.manifest} has {len(manifest.channels)} channels ({', '.join(manifest.channels)}), "
+            f"manifest {data.manifest} has {len(manifest.channels)} channels ({', '.join(manifest.channels)}), "
             f"data.grid.windows has {grid.channels}: give one window per channel"
         )
-    recipe = Recipe(grid, config.data.framing, manifest.labels, config.data.augment, config.seed)
-    training = VolumeCache(config.data.cache, recipe, manifest.select("train"), config.data.augment.copies)
-    validation = VolumeCache(config.data.cache, recipe, manifest.select("val"))
+    recipe = Recipe(grid, data.framing, manifest.labels, data.augment, seed)
+    training = VolumeCache(data.cache, recipe, manifest.select("train"), data.augment.copies)
+    validation = VolumeCache(data.cache, recipe, manifest.select("val"))
     fill(training, "preparing training volumes", accelerator)
     fill(validation, "preparing validation volumes", accelerator)
     return training, validation

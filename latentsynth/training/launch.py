@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 
 from latentsynth.config import TrainConfig
 from latentsynth.data.volumes import VolumeCache
@@ -18,15 +18,23 @@ from latentsynth.progress import bar
 T = TypeVar("T")
 
 
-def start(precision: str = "no", accumulation: int = 1) -> Accelerator:
+def start(precision: str = "no", accumulation: int = 1, unused: bool = False) -> Accelerator:
     """An accelerator that spans the processes this one was launched with.
+
+    Args:
+        precision: ``"no"`` or ``"bf16"``.
+        accumulation: Micro-batches per batch.
+        unused: Whether some parameters take no part in some steps; looking for them costs time.
 
     Raises:
         TrainingError: Several processes were launched but accelerate would run each alone, overwriting each other's
             files; or the precision is hopeless on this device.
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=accumulation)
+    handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if unused else []
+    accelerator = Accelerator(
+        mixed_precision=precision, gradient_accumulation_steps=accumulation, kwargs_handlers=handlers
+    )
     if world > 1 and accelerator.num_processes == 1:
         raise TrainingError(
             f"{world} processes were launched, but accelerate would run each of them alone. On CPU, launch with "
@@ -38,9 +46,9 @@ def start(precision: str = "no", accumulation: int = 1) -> Accelerator:
     return accelerator
 
 
-def start_training(config: TrainConfig) -> Accelerator:
+def start_training(config: TrainConfig, unused: bool = False) -> Accelerator:
     """:func:`start` with the precision and accumulation of a training configuration."""
-    return start(config.precision, config.accumulation)
+    return start(config.precision, config.accumulation, unused)
 
 
 def fill(cache: VolumeCache, title: str, accelerator: Accelerator) -> None:

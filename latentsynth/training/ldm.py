@@ -15,23 +15,22 @@ from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder, Moments
 from latentsynth.autoencoders.reconstruction import lost_lesion_warning
 from latentsynth.conditioning import MaskConditioner
-from latentsynth.config import LdmRun
+from latentsynth.config import ConditionerConfig, LdmRun
 from latentsynth.data.loading import Positions, keyed_noise, keyed_uniform
 from latentsynth.diffusion import Denoiser, TimeSampler, denoising_loss, schedule_named, target_weight
 from latentsynth.diffusion.times import automatic_shift
 from latentsynth.errors import ConfigError
-from latentsynth.figures import Tile, contact_sheet
 from latentsynth.provenance import Ledger
 from latentsynth.synthesizers import LatentDiffusion
 from latentsynth.training.autoencoder import copy_weights
-from latentsynth.training.encode import EncodedCohort, encode, encoded_cohort
+from latentsynth.training.encode import encode, encoded_cohort
 from latentsynth.training.launch import mean_rows, share, start_training
 from latentsynth.training.loop import Batch, Hooks, Modules, Player, fit
 from latentsynth.training.run import RunFolder
+from latentsynth.training.sheets import sample_sheet
 from latentsynth.types import Condition, Domain
 
 _NOISE, _TIME, _LATENT, _DROP = 2, 3, 4, 5  # streams of randomness, apart for each use of a position
-_SHOWN_CASES, _SHOWN_SEEDS = 3, 2
 _TIMES_PER_CASE = 4  # validation times per case, spread evenly
 
 
@@ -54,7 +53,7 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
     torch.manual_seed(config.seed)
     autoencoder = cohort.autoencoder().to(accelerator.device)
     check_levels(config, autoencoder, cohort.header.domain)
-    conditioner = build_conditioner(config, len(cohort.manifest.labels), autoencoder.factors)
+    conditioner = build_conditioner(config.conditioner, len(cohort.manifest.labels), autoencoder.factors)
     denoiser, ledger = initial(config, autoencoder.latent_channels, conditioner.channels)
     ledger = ledger | Ledger.of(cohort.manifest.select("train")) | checkpoint.read_ledger(cohort.folder)
     loss = DenoiserLoss(config, autoencoder, conditioner, cohort.header.domain)
@@ -69,7 +68,8 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
 
     def sketch(modules: Modules, path: Path) -> None:
         if accelerator.is_main_process:
-            sample_sheet(path, synthesizer(modules), cohort, config.seed)
+            how = f" ({config.sampling.scheduler}, {config.sampling.steps} steps)"
+            sample_sheet(path, synthesizer(modules), validation.volumes, config.seed, how)
 
     def export(modules: Modules, last: dict[str, float]) -> None:
         if accelerator.is_main_process:
@@ -97,9 +97,9 @@ def check_levels(config: LdmRun, autoencoder: Autoencoder, domain: Domain) -> No
         )
 
 
-def build_conditioner(config: LdmRun, labels: int, factors: Sequence[int]) -> MaskConditioner:
+def build_conditioner(config: ConditionerConfig, labels: int, factors: Sequence[int]) -> MaskConditioner:
     """What brings masks to the latent grid."""
-    return MaskConditioner(labels=labels, factors=factors, detail=config.conditioner.detail)
+    return MaskConditioner(labels=labels, factors=factors, detail=config.detail)
 
 
 def build_denoiser(config: LdmRun, latent_channels: int, spatial_channels: int) -> Denoiser:
@@ -192,22 +192,3 @@ class DenoiserLoss:
             float(self.losses(modules, batch, positions, t, torch.full((rows,), keep)).mean()) for keep in (True, False)
         )
         return {"loss": kept, "mask_gain": 1 - kept / dropped}
-
-
-def sample_sheet(path: Path, model: LatentDiffusion, cohort: EncodedCohort, seed: int) -> Path:
-    """Writes a picture: real validation volumes beside samples for the same masks, the mask outlined."""
-    volumes = cohort.validation.volumes
-    annotated = [n for n in range(len(volumes)) if volumes.entries[n][0].mask is not None][:_SHOWN_CASES]
-    masks = torch.stack([volumes.item(n)["mask"] for n in annotated for _ in range(_SHOWN_SEEDS)])
-    seeds = [seed + s for s in range(len(masks))]  # different noise for every tile, so that likeness is not borrowed
-    made = model.generate(Condition(masks), seeds).image.numpy()
-    rows = []
-    for row, n in enumerate(annotated):
-        volume = volumes.volume(n)
-        tiles = [Tile(f"{volumes.entries[n][0].case_id}, real", volume.image, volume.mask)]
-        for s in range(_SHOWN_SEEDS):
-            place = row * _SHOWN_SEEDS + s
-            tiles.append(Tile(f"sample, seed {seeds[place]}", made[place], volume.mask))
-        rows.append(tiles)
-    title = f"validation masks: real, and sampled ({model.sampling.scheduler}, {model.sampling.steps} steps)"
-    return contact_sheet(path, rows, model.grid.spacing_mm, title, model.domain.lesion_indices)

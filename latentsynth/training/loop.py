@@ -80,18 +80,20 @@ class _Progress:
     def __init__(self, players: list[Player], averages: dict[str, AveragedModel]):
         self.players, self.averages = players, averages
         self.images_seen = 0
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "images_seen": self.images_seen,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "players": {player.name: player.state for player in self.players},
             "averages": {name: model.state_dict() for name, model in self.averages.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.images_seen, self.seconds = state["images_seen"], state["seconds"]
+        self.cpu_seconds = state.get("cpu_seconds", 0.0)  # states of earlier versions lack it
         for player in self.players:
             player.state.update(state["players"][player.name])
         for name, model in self.averages.items():
@@ -149,7 +151,8 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
         return {name: module.eval() for name, module in kept.items()}
 
     seen, total = progress.images_seen, -(-config.images // config.batch) * config.batch
-    began = time.monotonic() - progress.seconds
+    # Families are compared at equal CPU seconds, which other work on the machine does not stretch.
+    began, began_cpu = time.monotonic() - progress.seconds, time.process_time() - progress.cpu_seconds
     slices = Slices(
         seen, total, config.batch, config.accumulation, accelerator.process_index, accelerator.num_processes
     )
@@ -172,11 +175,20 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
             for name, model in averages.items():
                 model.update_parameters(accelerator.unwrap_model(own[first.name][name]))
             progress.images_seen, progress.seconds = seen, time.monotonic() - began
+            progress.cpu_seconds = time.process_time() - began_cpu
             note = ""
             if _due(seen, config.log_every_images, config.batch, total):
                 values = {key: float(accelerator.reduce(torch.stack(v).mean(), "mean")) for key, v in running.items()}
                 running.clear()
-                run.log(seen, {**values, "lr": first.lr * lr_factor(config, seen), "seconds": progress.seconds})
+                run.log(
+                    seen,
+                    {
+                        **values,
+                        "lr": first.lr * lr_factor(config, seen),
+                        "seconds": progress.seconds,
+                        "cpu_seconds": progress.cpu_seconds,
+                    },
+                )
                 note = " ".join(f"{key.split('/')[-1]} {value:.3g}" for key, value in list(values.items())[:1])
             shown.advance(config.batch, note)
             if _due(seen, config.validate_every_images, config.batch, total):

@@ -112,7 +112,7 @@ def estimate_ldm(config: LdmRun, autoencoder: Autoencoder, domain: Domain, proce
     """
     latent = autoencoder.latent_shape(domain.grid.shape)
     with torch.device("meta"):
-        conditioner = build_conditioner(config, len(domain.labels), autoencoder.factors)
+        conditioner = build_conditioner(config.conditioner, len(domain.labels), autoencoder.factors)
         denoiser: Denoiser = build_denoiser(config, latent[0], conditioner.channels).train()
         rows = _micro(config.train, processes)
         x = torch.zeros(rows, *latent)

@@ -63,7 +63,7 @@ class GeneratorLoss:
         total = error
         logs = {"reconstruction": error, "bottleneck": out.bottleneck_loss, "perplexity": out.perplexity}
         if self.perceptual is not None and terms.perceptual is not None:
-            logs["perceptual"] = _feature_distance(self.perceptual, out.image, image)
+            logs["perceptual"] = feature_distance(self.perceptual, out.image, image)
             total = total + terms.perceptual.weight * logs["perceptual"]
         batch["fake"] = out.image.detach()  # what the discriminator judges next
         if terms.adversarial_weight and batch["seen"] >= terms.adversarial_after_images:
@@ -116,7 +116,7 @@ def _pointwise(kind: str, difference: Tensor) -> Tensor:
     return torch.sqrt(difference**2 + 1e-3**2)  # Charbonnier
 
 
-def _feature_distance(network: nn.Module, a: Tensor, b: Tensor) -> Tensor:
+def feature_distance(network: nn.Module, a: Tensor, b: Tensor) -> Tensor:
     """Mean squared distance of unit-length feature vectors (Zhang et al. 2018, eq. 1, without learnt weights)."""
     network = network.to(a.device)
     ours, theirs = network(a), network(b)

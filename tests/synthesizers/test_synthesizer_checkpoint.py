@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import AUTOENCODERS, tiny_model
+from helpers import AUTOENCODERS, MAKERS, PAINTERS, tiny_gan, tiny_generator, tiny_latent_gan, tiny_model
 from safetensors.torch import load_file, save_file
 
 from latentsynth import checkpoint
+from latentsynth.config import GanSamplingConfig, LatentGANConfig, Pix2PixConfig, StyleGAN2Config
 from latentsynth.data.volumes import one_hot
 from latentsynth.errors import CheckpointError, LatentsynthError
 from latentsynth.provenance import Ledger
-from latentsynth.synthesizers import LatentDiffusion, load_synthesizer
+from latentsynth.synthesizers import GAN, LatentDiffusion, LatentGAN, Synthesizer, load_synthesizer
 from latentsynth.types import Condition
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -55,11 +56,14 @@ def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 def reseal(folder: Path) -> None:
     """Renews the fingerprints in the header, so that only the strict loader of the parts can object."""
-    parts = {name: checkpoint.part_fingerprint(folder / name) for name in ("autoencoder", "conditioner", "denoiser")}
-    edit(folder / "config.json", lambda value: value.update(parts=parts))
+
+    def renew(value: dict[str, Any]) -> None:
+        value["parts"] = {name: checkpoint.part_fingerprint(folder / name) for name in value["parts"]}
+
+    edit(folder / "config.json", renew)
 
 
-def condition(model: LatentDiffusion) -> Condition:
+def condition(model: Synthesizer) -> Condition:
     index = torch.zeros(2, *model.grid.shape)
     index[:, 4:10, 3:12, 6:11] = 2
     return Condition(one_hot(index, 3))
@@ -254,3 +258,183 @@ def test_a_failed_save_leaves_the_old_checkpoint(copied: Path, monkeypatch: pyte
     monkeypatch.undo()
     assert model.save(copied, Ledger(), {}).fingerprint != before
     assert LatentDiffusion.from_pretrained(copied).fingerprint != before
+
+
+# --- GANs
+
+SHAPE = (16, 16, 8)  # slices along one axis are no slices along another
+LEDGER = Ledger(frozenset({"ab"}), frozenset({"cd"}))
+
+
+def gan(name: str) -> GAN | LatentGAN:
+    return tiny_latent_gan() if name == "latent GAN" else tiny_gan(name, SHAPE)
+
+
+@pytest.mark.parametrize("name", ["latent GAN", *PAINTERS, *MAKERS])
+@pytest.mark.usefixtures("no_network")
+def test_a_gan_comes_back_as_it_was_saved(name: str, tmp_path: Path) -> None:
+    model = gan(name)
+    truncation = 1.0 if name.startswith(("pix2pix", "CycleGAN", "progressive")) else 0.75
+    model.sampling = GanSamplingConfig(truncation=truncation)
+    header = model.save(tmp_path / "checkpoint", LEDGER, {"loss": 0.5})
+    wanted = None if model.makes_masks else condition(model)
+    made = model.generate(wanted, [1, 2])
+    for source, load in ((tmp_path, load_synthesizer), (tmp_path / "checkpoint", type(model).from_pretrained)):
+        again = load(source)
+        assert type(again) is type(model)
+        generated = again.generate(wanted, [1, 2])
+        assert torch.equal(generated.image, made.image)
+        assert torch.equal(generated.mask, made.mask)
+        assert again.makes_masks == model.makes_masks
+        assert again.domain == model.domain
+        assert again.settings() == model.settings() == {"truncation": truncation}
+        assert again.ledger == LEDGER
+        assert again.fingerprint == header.fingerprint != "unsaved"
+        assert not again.generator.training
+    assert again.save(tmp_path / "again", LEDGER, {}).fingerprint == header.fingerprint
+
+
+def test_the_fingerprint_of_a_gan_names_weights_and_settings(tmp_path: Path) -> None:
+    model = gan("StyleGAN 2, joint")
+
+    def saved_as(name: str) -> str:
+        return model.save(tmp_path / name, LEDGER, {}).fingerprint
+
+    prints = [saved_as("first")]
+    assert model.save(tmp_path / "same", Ledger(), {"loss": 9.0}).fingerprint == prints[0]
+    model.sampling = GanSamplingConfig(truncation=0.5)
+    prints.append(saved_as("truncated"))
+    with torch.no_grad():
+        next(model.generator.parameters()).view(-1)[0] += 1e-3
+    prints.append(saved_as("trained"))
+    with torch.no_grad():
+        model.generator.mapping.mean[0] += 1e-3  # a buffer, which truncation pulls towards
+    prints.append(saved_as("tracked"))
+    assert len(set(prints)) == 4
+
+
+def test_a_progressive_gan_comes_back_as_far_grown_as_it_was(tmp_path: Path) -> None:
+    model = gan("progressive GAN, joint slices")
+    full = model.generate(None, [1]).image
+    model.generator.grow(0.5)
+    made = model.generate(None, [1]).image
+    assert float((made - full).abs().mean()) > 1e-2
+    model.save(tmp_path / "checkpoint", LEDGER, {})
+    assert torch.equal(load_synthesizer(tmp_path).generate(None, [1]).image, made)
+
+
+def another_generator(make: Callable[[], Any]) -> Callable[[Path], None]:
+    """Puts another generator in, and renews the fingerprints, so that only what the parts are can object."""
+
+    def fault(folder: Path) -> None:
+        make().save(folder / "generator")
+        reseal(folder)
+
+    return fault
+
+
+def setting(**changes: Any) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "config.json", lambda value: value["settings"].update(changes))
+
+
+def without(key: str) -> Callable[[Path], None]:
+    return lambda folder: edit(folder / "config.json", lambda value: value["settings"].pop(key))
+
+
+def exchange(folder: Path) -> None:
+    """The generator of another checkpoint, as somebody would put it there who does not know of fingerprints."""
+    tiny_gan("StyleGAN 2, joint", SHAPE, seed=1).generator.save(folder / "generator")
+
+
+def styled(*shape: int, channels: int = 4, labels: int = 0) -> Callable[[Path], None]:
+    small: dict[str, Any] = {"channels": 4, "max_channels": 8, "latent": 8, "style": 8, "mapping_layers": 2}
+    return another_generator(lambda: tiny_generator(StyleGAN2Config(form="joint", **small), shape, channels, labels))
+
+
+def translator(*shape: int, channels: int = 1, labels: int = 3, placed: bool = False) -> Callable[[Path], None]:
+    config = Pix2PixConfig(channels=4, max_channels=8, levels=2)
+    return another_generator(lambda: tiny_generator(config, shape, channels, labels, placed))
+
+
+def latents(channels: int, *shape: int, labels: int = 3) -> Callable[[Path], None]:
+    config = LatentGANConfig(channels=(8, 16), attention=(False, True), res_blocks=1, head_channels=8, norm_groups=4)
+    return another_generator(lambda: tiny_generator(config, shape, channels, labels))
+
+
+def another_autoencoder(folder: Path) -> None:
+    tiny_latent_gan(seed=1).autoencoder.save(folder / "autoencoder")
+
+
+JOINT, SLICES, PAINTER, ON_LATENTS = "StyleGAN 2, joint", "pix2pix, slices", "pix2pix, unet", "latent GAN"
+# name -> (model, fault, words of the refusal)
+GAN_FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "joint taken for a painter": (JOINT, setting(form="image_given_mask"), "generator channels is 4, expected 1"),
+    "joint taken for masks": (JOINT, setting(form="mask_only"), "generator channels is 4, expected 3"),
+    "painter taken for joint": (PAINTER, setting(form="joint"), "generator channels is 1, expected 4"),
+    "unknown form": (JOINT, setting(form="both"), "form"),
+    "slices taken for volumes": (SLICES, setting(slice_axis=None), "generator grid"),
+    "volumes taken for slices": (PAINTER, setting(slice_axis=1), "generator grid"),
+    "slices along another axis": (SLICES, setting(slice_axis=2), "generator grid"),
+    "axis that does not exist": (PAINTER, setting(slice_axis=5), "axis"),
+    "axis counted from the end": (PAINTER, setting(slice_axis=-1), "axis"),
+    "axis in words": (PAINTER, setting(slice_axis="axial"), "axis"),
+    "generator of another grid": (JOINT, styled(16, 16, 16), "generator grid"),
+    "generator of slices": (JOINT, styled(16, 8), "generator grid"),
+    "generator of other channels": (JOINT, styled(*SHAPE, channels=5), "generator channels is 5, expected 4"),
+    "generator of other labels": (PAINTER, translator(*SHAPE, labels=2), "labels"),
+    "generator that paints masks": (JOINT, styled(*SHAPE, labels=3), "labels"),
+    "generator that takes no mask": (PAINTER, styled(*SHAPE, channels=1), "labels"),
+    "unknown coding, as channels count": (JOINT, setting(coding="grey"), "coding|generator channels"),
+    "unknown coding, painter": (PAINTER, setting(coding="grey"), "coding"),
+    "unknown coding, grey levels": ("StyleGAN 1, joint slices", setting(coding="grey"), "coding"),
+    "one coding for another": (JOINT, setting(coding="cuts"), "generator channels is 4, expected 2"),
+    **{f"no {key}": (JOINT, without(key), f"has settings .*expected .*{key}") for key in
+       ("sampling", "form", "coding", "slice_axis")},
+    "unknown setting": (JOINT, setting(sigma=1), "sigma"),
+    "unknown sampling setting": (JOINT, setting(sampling={"truncatio": 1}), "truncatio"),
+    "impossible truncation": (JOINT, setting(sampling={"truncation": 2}), "truncation"),
+    "exchanged generator": (JOINT, exchange, "part generator has fingerprint .* do not fit together"),
+    "class of another part": (JOINT, part_config("generator", _class_name="Denoiser"), "names class 'Denoiser'"),
+    "class that is abstract": (JOINT, part_config("generator", _class_name="Generator"), "Generator"),
+    "no generator": (JOINT, lambda folder: shutil.rmtree(folder / "generator"), "fingerprint nothing"),
+    "taken for a latent GAN": (JOINT, header(kind="latent_gan"), "kind latent_gan|binds parts"),
+    "latents of other channels": (ON_LATENTS, latents(3, 4, 4, 4), "generator latents is .3, 4, 4, 4."),
+    "latents of another grid": (ON_LATENTS, latents(4, 8, 4, 4), "generator latents is .4, 8, 4, 4."),
+    "conditioner of other labels": (ON_LATENTS, part_config("conditioner", labels=4), "conditioner labels is 4"),
+    "conditioner of finer parts": (ON_LATENTS, part_config("conditioner", detail=2), "generator labels is 3"),
+    "latents of other labels": (ON_LATENTS, latents(4, 4, 4, 4, labels=2), "generator labels is 2, expected 3"),
+    "exchanged autoencoder": (ON_LATENTS, another_autoencoder, "part autoencoder has fingerprint"),
+    "no sampling": (ON_LATENTS, without("sampling"), "has settings .*expected sampling"),
+    "foreign setting": (ON_LATENTS, setting(form="joint"), "has settings .*form"),
+    "no autoencoder": (ON_LATENTS, lambda folder: shutil.rmtree(folder / "autoencoder"), "fingerprint nothing"),
+    "fewer parts": (
+        ON_LATENTS, lambda folder: edit(folder / "config.json", lambda value: value["parts"].pop("autoencoder")),
+        "binds parts",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", GAN_FAULTS)
+@pytest.mark.usefixtures("no_network")
+def test_a_damaged_gan_is_refused(name: str, tmp_path: Path) -> None:
+    kind, fault, words = GAN_FAULTS[name]
+    model = gan(kind)
+    folder = tmp_path / "checkpoint"
+    model.save(folder, Ledger(), {})
+    type(model).from_pretrained(folder)
+    fault(folder)
+    for load in (type(model).from_pretrained, load_synthesizer):
+        with pytest.raises(CheckpointError, match=words) as caught:
+            load(folder)
+        assert "\n" not in str(caught.value)
+
+
+def test_one_kind_of_gan_is_not_taken_for_another(tmp_path: Path) -> None:
+    gan(JOINT).save(tmp_path / "voxels", Ledger(), {})
+    gan(ON_LATENTS).save(tmp_path / "latents", Ledger(), {})
+    with pytest.raises(CheckpointError, match="kind latent_gan, expected gan"):
+        GAN.from_pretrained(tmp_path / "latents")
+    with pytest.raises(CheckpointError, match="kind gan, expected latent_gan"):
+        LatentGAN.from_pretrained(tmp_path / "voxels")
+    with pytest.raises(CheckpointError, match="kind gan, expected latent_diffusion"):
+        LatentDiffusion.from_pretrained(tmp_path / "voxels")

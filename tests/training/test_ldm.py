@@ -68,7 +68,7 @@ def test_the_checkpoint_carries_the_patients_of_all_it_was_made_from(workplace: 
 def test_training_starts_from_another_checkpoint_and_inherits_its_patients(workplace: Path, trained_ldm: Path) -> None:
     start = ldm_config(workplace, "ldm-tuned", "ae", init_from=str(trained_ldm))
     config = load(LdmRun, start)
-    width = build_conditioner(config, 4, (4, 4, 4)).channels
+    width = build_conditioner(config.conditioner, 4, (4, 4, 4)).channels
     denoiser, ledger = initial(config, 4, width)
     source = LatentDiffusion.from_pretrained(trained_ldm).denoiser
     assert all(

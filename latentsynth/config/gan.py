@@ -1,0 +1,132 @@
+"""Training a GAN: which generator, which discriminator, which game."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from latentsynth.config.autoencoder import PerceptualConfig
+from latentsynth.config.data import AugmentConfig, DataConfig
+from latentsynth.config.gan_presets import with_presets
+from latentsynth.config.generators import (
+    DiscriminatorConfig,
+    GanSamplingConfig,
+    GeneratorConfig,
+    GrownConfig,
+    PatchConfig,
+    StyleGAN1Config,
+    StyleGAN2Config,
+    StyleGAN3Config,
+)
+from latentsynth.config.ldm import ConditionerConfig, LatentDataConfig
+from latentsynth.config.numbers import Fraction, NotNegative
+from latentsynth.config.training import Run
+from latentsynth.strict import Positive, Strict
+from latentsynth.types import Framing, Grid
+
+
+class GameConfig(Strict):
+    """What the players play for. Every term works with every family; 0 leaves it out."""
+
+    loss: Literal["hinge", "least_squares", "non_saturating", "wasserstein"] = "hinge"
+    l1: NotNegative = Field(0.0, description="weight of the distance to the real image of the same mask")
+    lesion_weight: Annotated[float, Field(ge=1)] = Field(1.0, description="weight of lesion voxels in l1")
+    feature_matching: NotNegative = Field(0.0, description="weight of the distance in the discriminator's features")
+    perceptual: PerceptualConfig | None = None
+    divergence: NotNegative = Field(0.0, description="weight of the style code's divergence from a standard normal")
+    r1: NotNegative = Field(0.0, description="gamma of the gradient penalty on real images")
+    r1_every: Positive = Field(1, description="steps between its uses, each so many times as strong")
+    gradient_penalty: NotNegative = Field(0.0, description="weight of the penalty between real and fake (WGAN-GP)")
+    drift: NotNegative = Field(0.0, description="weight of the squared logits of real images")
+    path_length: NotNegative = Field(0.0, description="weight of path length regularisation")
+    path_length_every: Positive = Field(4, description="steps between its uses, each so many times as strong")
+    mixing: Fraction = Field(0.0, description="probability of two styles in one image")
+    pool: int = Field(0, ge=0, description="earlier fakes that the discriminator is shown again, half of the time")
+    noise: NotNegative = Field(0.0, description="deviation of the noise on what the discriminator sees")
+    noise_decay: NotNegative = Field(0.0, description="share of that noise that goes at every step")
+    augment_target: Fraction = Field(
+        0.0, description="adaptive augmentation holds the mean sign of real logits here (0.6); 0 augments nothing"
+    )
+    augment_ramp_images: Positive = Field(20_000, description="images over which its probability could rise to 1")
+    discriminator_steps: Positive = Field(1, description="moves of the discriminator per move of the generator")
+    grow_images: Positive = Field(
+        2_000, description="images per stage of a growing network: so many fading, so many not"
+    )
+
+
+class GanDataConfig(Strict):
+    """What to train on. A GAN on latents takes grid and framing from its autoencoder, and the rest where left out."""
+
+    manifest: Path | None = None
+    grid: Grid | None = None
+    framing: Framing | None = None
+    augment: AugmentConfig | None = None
+    cache: Path | None = None
+
+    def volumes(self) -> DataConfig:
+        """As voxel models take it."""
+        return DataConfig.model_validate(self.model_dump(exclude_none=True))
+
+    def latents(self) -> LatentDataConfig:
+        """As latent models take it."""
+        return LatentDataConfig(manifest=self.manifest, augment=self.augment, cache=self.cache)
+
+
+class GanRun(Run):
+    """Training a GAN. Wherever it is silent, the published settings of the generator's family hold."""
+
+    data: GanDataConfig = GanDataConfig()
+    autoencoder: Path | None = Field(None, description="of a latent_gan: run folder or checkpoint, frozen")
+    spatial_dims: Literal[2, 3] = Field(3, description="3: volumes; 2: slices, stacked to volumes when sampling")
+    slice_axis: Literal[0, 1, 2] = Field(2, description="axis along which slices are stacked: 2 for axial ones")
+    conditioner: ConditionerConfig = ConditionerConfig()
+    generator: GeneratorConfig
+    discriminator: DiscriminatorConfig = PatchConfig()
+    game: GameConfig = GameConfig()
+    sampling: GanSamplingConfig = GanSamplingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, values: Any) -> Any:
+        """The family's published settings under the user's own."""
+        return with_presets(values)
+
+    @property
+    def latent(self) -> bool:
+        """Whether it works on the latents of an autoencoder."""
+        return self.generator.kind == "latent_gan"
+
+    @property
+    def form(self) -> str:
+        """What the generator makes: ``image_given_mask``, ``joint`` or ``mask_only``."""
+        return str(getattr(self.generator, "form", "image_given_mask"))
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GanRun:
+        if self.latent:
+            if self.autoencoder is None:
+                raise ValueError("generator.kind latent_gan needs autoencoder: the run folder of a trained one")
+            if self.data.grid is not None or self.data.framing is not None:
+                raise ValueError("data.grid and data.framing come from the autoencoder of a latent_gan: leave them out")
+            if self.spatial_dims == 2:
+                raise ValueError("a latent_gan works on volumes: spatial_dims must be 3")
+        else:
+            if self.autoencoder is not None:
+                raise ValueError("autoencoder is for generator.kind latent_gan alone: leave it out")
+            missing = [name for name in ("manifest", "grid") if getattr(self.data, name) is None]
+            if missing:
+                raise ValueError(f"data.{missing[0]} is missing: say what to train on")
+        if isinstance(self.generator, StyleGAN3Config) and self.spatial_dims == 3:
+            raise ValueError("stylegan3 makes slices: give spatial_dims: 2")
+        growing = self.generator.kind in ("progressive_gan", "stylegan1")
+        if growing != isinstance(self.discriminator, GrownConfig):
+            raise ValueError(
+                "discriminator.kind grown and a growing generator (progressive_gan, stylegan1) go together"
+            )
+        if self.game.path_length and not isinstance(self.generator, StyleGAN1Config | StyleGAN2Config):
+            raise ValueError("game.path_length needs a generator with styles per layer: stylegan1 or stylegan2")
+        if self.form != "image_given_mask" and (self.game.l1 or self.game.perceptual):
+            raise ValueError("game.l1 and game.perceptual compare with the image of the same mask: form has none")
+        return self

@@ -1,0 +1,71 @@
+"""One step from noise and mask to a latent: the opponent that diffusion in the same latents is fairly compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from monai.networks.nets import DiffusionModelUNet
+from torch import Tensor
+
+from latentsynth.gans.base import Generator, Painted
+from latentsynth.gans.draws import Draws
+from latentsynth.pretrained import register_to_config
+
+
+class LatentGenerator(Generator):
+    """The denoiser's own network (MONAI's DiffusionModelUNet), called once on pure noise.
+
+    Args:
+        shape: Latent grid ``(i, j, k)``.
+        out_channels: Latent channels.
+        labels: Channels of the conditioner's answer, concatenated to the noise.
+        channels: Feature channels per level.
+        attention: Whether a level has self-attention.
+        res_blocks: Residual blocks per level.
+        head_channels: Channels per attention head.
+        norm_groups: Groups of the group normalisation.
+    """
+
+    truncates = True
+
+    @register_to_config
+    def __init__(
+        self,
+        shape: Sequence[int],
+        out_channels: int,
+        labels: int,
+        channels: Sequence[int] = (48, 96),
+        attention: Sequence[bool] = (False, True),
+        res_blocks: int = 1,
+        head_channels: int = 48,
+        norm_groups: int = 16,
+    ):
+        super().__init__()
+        self.shape, self.labels, self.latent = tuple(shape), labels, out_channels
+        self.network = DiffusionModelUNet(
+            spatial_dims=3,
+            in_channels=out_channels + labels,
+            out_channels=out_channels,
+            num_res_blocks=res_blocks,
+            channels=tuple(channels),
+            attention_levels=tuple(attention),
+            num_head_channels=head_channels,
+            norm_num_groups=norm_groups,
+            use_flash_attention=True,
+        )
+
+    def forward(
+        self,
+        draws: Draws,
+        mask: Tensor | None = None,
+        style: Tensor | None = None,
+        place: Tensor | None = None,
+        truncation: float = 1.0,
+        mixing: float = 0.0,
+    ) -> Painted:
+        """Noise and the conditioner's maps ``(B, S, i, j, k)`` to whitened latents."""
+        noise = draws.normal(self.latent, *self.shape) * truncation
+        if mask is None:
+            mask = noise.new_zeros(len(noise), self.labels, *self.shape)
+        return Painted(self.network(torch.cat([noise, mask], 1), timesteps=noise.new_zeros(len(noise))))

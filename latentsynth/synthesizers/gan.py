@@ -1,0 +1,222 @@
+"""GANs on voxels: volumes in one pass, or slice by slice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from latentsynth import checkpoint
+from latentsynth.config import GanSamplingConfig, build
+from latentsynth.errors import CheckpointError, ConfigError, DataError
+from latentsynth.gans import Annotation, Draws, Generator
+from latentsynth.provenance import Ledger
+from latentsynth.synthesizers.base import Synthesizer
+from latentsynth.types import Condition, Domain, Generated
+
+KIND = "gan"
+FORMS = ("image_given_mask", "joint", "mask_only")
+CODINGS = ("one_hot", "cuts")
+
+
+@dataclass
+class GAN(Synthesizer):
+    """A generator of any voxel family, ready to sample.
+
+    Attributes:
+        domain: The volumes it makes.
+        generator: The averaged weights.
+        form: ``image_given_mask``; ``joint``: image and annotation; ``mask_only``: annotation, the image left empty.
+        annotation: How labels stand in channels.
+        slice_axis: Axis along which slices are stacked; None for a generator of volumes.
+        sampling: Defaults of :meth:`generate`.
+        fingerprint: Of the checkpoint, or "unsaved".
+        ledger: The patients it has seen.
+    """
+
+    domain: Domain
+    generator: Generator
+    form: str
+    annotation: Annotation
+    slice_axis: int | None = None
+    sampling: GanSamplingConfig = GanSamplingConfig()  # noqa: RUF009 (frozen)
+    fingerprint: str = "unsaved"
+    ledger: Ledger = Ledger()  # noqa: RUF009 (frozen)
+
+    @property
+    def makes_masks(self) -> bool:
+        return self.form != "image_given_mask"
+
+    @property
+    def takes_style(self) -> bool:
+        return self.generator.encodes_style and not self.makes_masks
+
+    def to(self, device: torch.device | str) -> GAN:
+        self.generator.to(device)
+        return self
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        return gan_settings(self.generator, self.sampling, changes)
+
+    @torch.no_grad()
+    def generate(self, condition: Condition | None, seeds: Sequence[int], **settings: Any) -> Generated:
+        """Makes one volume per seed.
+
+        Args:
+            condition: Masks ``(B, L, I, J, K)``, and for a model with a style encoder reference scans
+                ``(B, C, I, J, K)`` as ``style``; None leaves it to the model.
+            seeds: One per volume. A model of slices uses one latent for all slices of a volume.
+            settings: ``truncation``.
+
+        Raises:
+            DataError: The condition does not fit the model, or the model makes its own masks.
+            ConfigError: An impossible setting.
+        """
+        self.check(condition, seeds)
+        truncation = self.settings(**settings)["truncation"]
+        rows = len(seeds)
+        mask = None if condition is None else condition.mask
+        style = None if condition is None else condition.style
+        if self.slice_axis is None:
+            channels = self._volumes(seeds, mask, style, truncation)
+        else:
+            given = [[None] * rows if x is None else list(x) for x in (mask, style)]
+            stacks = zip(seeds, *given, strict=True)
+            channels = torch.stack([self._stack(seed, m, s, truncation) for seed, m, s in stacks])
+        count = 0 if self.form == "mask_only" else self.grid.channels
+        image = channels[:, :count] if count else channels.new_full((rows, self.grid.channels, *self.grid.shape), -1.0)
+        if self.makes_masks:
+            shown = self.annotation.decode(channels[:, count:])
+        else:
+            shown = torch.zeros(rows, len(self.domain.labels), *self.grid.shape) if mask is None else mask
+        return Generated(image.clamp(-1, 1), shown)
+
+    def invalid_labels(self, seeds: Sequence[int]) -> Tensor:
+        """Share of voxels of each sample that name no label clearly, ``(B,)``; for models that make masks."""
+        with torch.no_grad():
+            if self.slice_axis is None:
+                channels = self._volumes(seeds, None, None, 1.0)
+            else:
+                channels = torch.stack([self._stack(seed, None, None, 1.0) for seed in seeds])
+        count = 0 if self.form == "mask_only" else self.grid.channels
+        return self.annotation.invalid(channels[:, count:])
+
+    def _volumes(self, seeds: Sequence[int], mask: Tensor | None, style: Tensor | None, truncation: float) -> Tensor:
+        """Channels ``(B, T, I, J, K)`` of a generator of volumes."""
+        device = next(self.generator.parameters()).device
+        # On a CPU torch is several times slower on a batch of one, so a lone volume is made twice.
+        repeat = 2 if len(seeds) == 1 and device.type == "cpu" else 1
+        mask, style = (None if x is None else x.repeat(repeat, 1, 1, 1, 1).to(device) for x in (mask, style))
+        draws = Draws.seeded(list(seeds) * repeat, device)
+        made = self.generator(draws, mask, style=style, truncation=truncation)
+        return made.image[: len(seeds)].float().cpu()
+
+    def _stack(self, seed: int, mask: Tensor | None, style: Tensor | None, truncation: float) -> Tensor:
+        """Channels ``(T, I, J, K)`` of one volume, all its slices from the same latent."""
+        assert self.slice_axis is not None
+        device = next(self.generator.parameters()).device
+        count = self.grid.shape[self.slice_axis]
+        slices = None if mask is None else mask.movedim(1 + self.slice_axis, 0).to(device)
+        if style is not None:  # one look for the whole volume: that of the reference's middle slice
+            style = style.select(1 + self.slice_axis, count // 2).expand(count, -1, -1, -1).to(device)
+        place = ((torch.arange(count) + 0.5) / count * 2 - 1).to(device)
+        made = self.generator(
+            Draws.seeded([seed] * count, device), slices, style=style, place=place, truncation=truncation
+        )
+        return made.image.float().cpu().movedim(0, 1 + self.slice_axis)
+
+    def check(self, condition: Condition | None, seeds: Sequence[int]) -> None:
+        if condition is not None and self.makes_masks:
+            raise DataError("this model makes its own masks: leave the condition None (`latentsynth sample --count`)")
+        super().check(condition, seeds)
+        if condition is None:
+            return
+        check_extras(condition, self.generator.encodes_style)
+        expected = (len(seeds), self.grid.channels, *self.grid.shape)
+        if condition.style is not None and tuple(condition.style.shape) != expected:
+            raise DataError(
+                f"condition.style has shape {tuple(condition.style.shape)}, expected {expected}: one reference scan per seed"
+            )
+
+    def save(self, folder: Path, ledger: Ledger, metrics: Mapping[str, float]) -> checkpoint.Header:
+        """Writes the checkpoint folder that :meth:`from_pretrained` reads."""
+        settings = {
+            "sampling": self.sampling.model_dump(mode="json"),
+            "form": self.form,
+            "coding": self.annotation.coding,
+            "slice_axis": self.slice_axis,
+        }
+        return checkpoint.write(folder, KIND, self.domain, settings, {"generator": self.generator}, ledger, metrics)
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str) -> Self:
+        """Loads a checkpoint folder, or the one inside a run folder.
+
+        Raises:
+            CheckpointError: It is not a GAN's checkpoint, or its generator does not fit its domain.
+        """
+        folder = checkpoint.locate(path)
+        header = checkpoint.read_header(folder, KIND)
+        checkpoint.check_keys(folder, header, {"generator"}, {"sampling", "form", "coding", "slice_axis"})
+        facts = header.settings
+        domain, axis = header.domain, facts["slice_axis"]
+        for name, found, choices in (
+            ("form", facts["form"], FORMS),
+            ("coding", facts["coding"], CODINGS),
+            ("slice_axis", axis, (None, 0, 1, 2)),
+        ):
+            if found not in choices:
+                raise CheckpointError(
+                    f"{folder}/config.json: {name} is {found!r}, expected one of {choices}: restore it"
+                )
+        generator = Generator.from_pretrained(folder / "generator")
+        model = cls(
+            domain, generator, facts["form"], Annotation(domain.labels.values, facts["coding"]), axis,
+            checkpoint.read_settings(GanSamplingConfig, facts["sampling"], folder), header.fingerprint,
+            checkpoint.read_ledger(folder),
+        )  # fmt: skip
+        shape = tuple(n for at, n in enumerate(domain.grid.shape) if at != axis)
+        image = 0 if model.form == "mask_only" else domain.grid.channels
+        made = image + (model.annotation.channels if model.makes_masks else 0)
+        labels = 0 if model.makes_masks else len(domain.labels)
+        # CycleGAN's painter takes images too, so it may be wider than its masks.
+        wide = max(labels, domain.grid.channels) if labels else 0
+        checkpoint.check_facts(
+            folder,
+            {
+                "generator grid": (tuple(generator.shape), shape),
+                "generator channels": (generator.config["out_channels"], made),
+                "generator labels": (generator.labels, wide if generator.labels == wide else labels),
+            },
+        )
+        return model
+
+
+def gan_settings(generator: Generator, defaults: GanSamplingConfig, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Sampling settings, changed as asked and checked.
+
+    Raises:
+        ConfigError: An unknown setting, an impossible value, or truncation for a family without a latent.
+    """
+    wanted = {key: value for key, value in changes.items() if value is not None}
+    config = build(GanSamplingConfig, {**defaults.model_dump(), **wanted}, "sampling settings")
+    if config.truncation != 1 and not generator.truncates:
+        raise ConfigError(
+            f"truncation {config.truncation:g}: {type(generator).__name__} has no latent to truncate; leave it at 1"
+        )
+    return config.model_dump(mode="json")
+
+
+def check_extras(condition: Condition, style: bool = False) -> None:
+    """Refuses what a mask-conditioned GAN was not trained on.
+
+    Raises:
+        DataError: Context, covariates, or a style for a family that takes none.
+    """
+    for name in ("context", "covariates", *(() if style else ("style",))):
+        if getattr(condition, name) is not None:
+            raise DataError(f"this model takes no {name}: leave Condition.{name} None")

@@ -1,0 +1,128 @@
+"""A GAN on the latents of a frozen autoencoder: one step where diffusion takes many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from latentsynth import checkpoint
+from latentsynth.autoencoders import Autoencoder
+from latentsynth.conditioning import MaskConditioner
+from latentsynth.config import GanSamplingConfig
+from latentsynth.gans import Draws, Generator
+from latentsynth.provenance import Ledger
+from latentsynth.synthesizers.base import Synthesizer
+from latentsynth.synthesizers.gan import check_extras, gan_settings
+from latentsynth.types import Condition, Domain, Generated
+
+KIND = "latent_gan"
+
+
+@dataclass
+class LatentGAN(Synthesizer):
+    """A mask-conditioned GAN on latents, ready to sample.
+
+    Attributes:
+        domain: The volumes it makes.
+        autoencoder: Frozen; owns the latent scale.
+        conditioner: Mask to shares of labels per latent cell.
+        generator: The averaged weights.
+        sampling: Defaults of :meth:`generate`.
+        fingerprint: Of the checkpoint, or "unsaved".
+        ledger: The patients it has seen, through its autoencoder too.
+    """
+
+    domain: Domain
+    autoencoder: Autoencoder
+    conditioner: MaskConditioner
+    generator: Generator
+    sampling: GanSamplingConfig = GanSamplingConfig()  # noqa: RUF009 (frozen)
+    fingerprint: str = "unsaved"
+    ledger: Ledger = Ledger()  # noqa: RUF009 (frozen)
+
+    def to(self, device: torch.device | str) -> LatentGAN:
+        for part in (self.autoencoder, self.conditioner, self.generator):
+            part.to(device)
+        return self
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        return gan_settings(self.generator, self.sampling, changes)
+
+    @torch.no_grad()
+    def generate(self, condition: Condition | None, seeds: Sequence[int], **settings: Any) -> Generated:
+        """Makes one volume per seed.
+
+        Args:
+            condition: Masks ``(B, L, I, J, K)``; None samples without a mask.
+            seeds: One per volume.
+            settings: ``truncation``.
+
+        Raises:
+            DataError: The condition does not fit the model.
+            ConfigError: An impossible setting.
+        """
+        self.check(condition, seeds)
+        truncation = self.settings(**settings)["truncation"]
+        device = next(self.generator.parameters()).device
+        rows = len(seeds)
+        if condition is None:
+            condition = Condition(torch.zeros(rows, len(self.domain.labels), *self.grid.shape))
+        # On a CPU torch is several times slower on a batch of one, so a lone volume is made twice.
+        repeat = 2 if rows == 1 and device.type == "cpu" else 1
+        spatial = self.conditioner(Condition(condition.mask.repeat(repeat, 1, 1, 1, 1).to(device))).spatial
+        z = self.generator(Draws.seeded(list(seeds) * repeat, device), spatial, truncation=truncation).image
+        return Generated(self.autoencoder.decode(z)[:rows].cpu(), condition.mask)
+
+    def check(self, condition: Condition | None, seeds: Sequence[int]) -> None:
+        super().check(condition, seeds)
+        if condition is not None:
+            check_extras(condition)
+
+    def save(self, folder: Path, ledger: Ledger, metrics: Mapping[str, float]) -> checkpoint.Header:
+        """Writes the checkpoint folder that :meth:`from_pretrained` reads."""
+        settings = {"sampling": self.sampling.model_dump(mode="json")}
+        parts = {"autoencoder": self.autoencoder, "conditioner": self.conditioner, "generator": self.generator}
+        return checkpoint.write(folder, KIND, self.domain, settings, parts, ledger, metrics)
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str) -> Self:
+        """Loads a checkpoint folder, or the one inside a run folder.
+
+        Raises:
+            CheckpointError: It is not a latent GAN's checkpoint, or its parts do not belong together.
+        """
+        folder = checkpoint.locate(path)
+        header = checkpoint.read_header(folder, KIND)
+        checkpoint.check_keys(folder, header, {"autoencoder", "conditioner", "generator"}, {"sampling"})
+        model = cls(
+            header.domain,
+            Autoencoder.from_pretrained(folder / "autoencoder"),
+            MaskConditioner.from_pretrained(folder / "conditioner"),
+            Generator.from_pretrained(folder / "generator"),
+            checkpoint.read_settings(GanSamplingConfig, header.settings["sampling"], folder),
+            header.fingerprint,
+            checkpoint.read_ledger(folder),
+        )
+        latent = model.autoencoder.latent_shape(model.grid.shape)
+        checkpoint.check_facts(
+            folder,
+            {
+                **latent_facts(model.autoencoder, model.conditioner, model.domain),
+                "generator latents": ((model.generator.config["out_channels"], *model.generator.shape), tuple(latent)),
+                "generator labels": (model.generator.labels, model.conditioner.channels),
+            },
+        )
+        return model
+
+
+def latent_facts(autoencoder: Autoencoder, conditioner: MaskConditioner, domain: Domain) -> dict[str, tuple[Any, Any]]:
+    """What must agree between the parts of a model on latents: name to (found, expected)."""
+    return {
+        "conditioner labels": (conditioner.labels, len(domain.labels)),
+        "conditioner factors": (tuple(conditioner.factors), tuple(autoencoder.factors)),
+        "autoencoder image channels": (autoencoder.config["image_channels"], domain.grid.channels),
+    }

@@ -1,0 +1,68 @@
+"""Watching a GAN for collapse while it trains: do different seeds still make different volumes?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+_ALIKE = 0.3  # below this share of the real spread, samples are copies of one another
+_WON, _LOST = 0.97, 0.03
+
+
+@dataclass(frozen=True)
+class Health:
+    """How the game stands.
+
+    Attributes:
+        diversity: How much samples of a fixed batch of seeds differ, as a share of how much real volumes differ.
+        seed_diversity: The same for samples of one mask and different seeds; None where the masks come with the seeds.
+        accuracy: Running mean of the discriminator's accuracy: 0.5 is a draw.
+        augmentation: Probability of adaptive augmentation.
+    """
+
+    diversity: float
+    seed_diversity: float | None
+    accuracy: float
+    augmentation: float = 0.0
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Numbers to log."""
+        numbers = {"diversity": self.diversity, "discriminator_accuracy": self.accuracy}
+        if self.seed_diversity is not None:
+            numbers["seed_diversity"] = self.seed_diversity
+        if self.augmentation:
+            numbers["augmentation"] = self.augmentation
+        return numbers
+
+    @property
+    def words(self) -> str:
+        """What that means and what helps, for people."""
+        found = []
+        if self.diversity < _ALIKE:
+            found.append(
+                f"collapsed, or not yet begun: samples differ by {self.diversity:.0%} of what real volumes differ by. If it "
+                "stays so, lower the learning rates, raise game.r1, or train on more cases"
+            )
+        elif self.seed_diversity is not None and self.seed_diversity < _ALIKE / 3:
+            found.append(
+                f"one answer per mask: seeds change {self.seed_diversity:.0%} of what real volumes differ by. The mask "
+                "decides nearly all; lower game.l1, or use a family with a style"
+            )
+        if self.accuracy > _WON:
+            found.append(
+                f"the discriminator has won (accuracy {self.accuracy:.0%}) and teaches little: lower discriminator.lr, "
+                "raise game.r1, or set game.augment_target=0.6"
+            )
+        elif self.accuracy < _LOST:
+            found.append(f"the discriminator is fooled (accuracy {self.accuracy:.0%}): raise discriminator.lr")
+        return "; ".join(found) or "no sign of collapse"
+
+
+def spread(images: Tensor) -> float:
+    """Mean root-mean-square difference over all pairs of images ``(N, ...)``."""
+    pairs = [(images[a] - images[b]).square().mean().sqrt() for a, b in combinations(range(len(images)), 2)]
+    return float(torch.stack(pairs).mean()) if pairs else float("nan")

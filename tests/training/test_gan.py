@@ -1,0 +1,181 @@
+"""Training GANs: tiny runs of every family learn, paint the mask they are given, and refuse what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import GANS, gan_config
+from torch import Tensor
+
+from latentsynth.config import GanRun, build, load
+from latentsynth.data.manifest import Manifest
+from latentsynth.data.volumes import VolumeCache
+from latentsynth.errors import CheckpointError, ConfigError, DataError
+from latentsynth.provenance import Ledger
+from latentsynth.synthesizers import GAN, LatentGAN, load_synthesizer
+from latentsynth.training.autoencoder import volume_caches
+from latentsynth.training.gan import initial, train_gan, unpaired
+from latentsynth.training.launch import start
+from latentsynth.training.run import read_metrics
+from latentsynth.types import Condition
+
+# Images that each family needs to have learnt something, and what helps it to.
+LENGTH = {"pix2pix": 160, "spade": 120, "cyclegan": 160, "stylegan2": 96, "stylegan2_joint": 96, "latent_gan": 320}
+
+
+@pytest.fixture(scope="module")
+def cohort(workplace: Path) -> VolumeCache:
+    """The training volumes."""
+    data = load(GanRun, gan_config(workplace, "gan-cohort", "pix2pix")).data.volumes()
+    return volume_caches(data, 0, Manifest.load(data.manifest), start())[0]
+
+
+def stacked(cohort: VolumeCache, key: str) -> Tensor:
+    return torch.stack([cohort.item(n)[key] for n in range(len(cohort))])
+
+
+@pytest.fixture(scope="module")
+def trained(workplace: Path, trained_autoencoder: Path) -> dict[str, GAN | LatentGAN]:
+    """Every family, trained for some seconds."""
+    models: dict[str, GAN | LatentGAN] = {}
+    for family in GANS:
+        config = load(GanRun, gan_config(workplace, f"gan-{family}", family, trained_autoencoder.name))
+        images = f"train.images={LENGTH.get(family, 640)}"
+        rare = [f"train.{what}_every_images=1000" for what in ("validate", "sample", "save")]
+        train_gan(build(GanRun, load(GanRun, workplace / f"gan-{family}.yaml", [images, *rare]).model_dump()))
+        model = load_synthesizer(config.run)
+        assert isinstance(model, GAN | LatentGAN)
+        models[family] = model
+    return models
+
+
+@pytest.mark.parametrize("family", GANS)
+def test_a_run_leaves_everything_that_is_promised(
+    family: str, trained: dict[str, Any], workplace: Path, cohort: VolumeCache
+) -> None:
+    run = workplace / f"gan-{family}"
+    assert (run / "checkpoint" / "README.md").is_file()
+    assert list((run / "samples").glob("*.png"))
+    lines = read_metrics(run)
+    assert {"generator/loss", "discriminator/accuracy", "cpu_seconds"} <= set(lines[0])
+    last = next(line for line in reversed(lines) if "val/diversity" in line)
+    assert 0 <= last["val/discriminator_accuracy"] <= 1
+    assert ("val/invalid_labels" in last) == trained[family].makes_masks
+    found, verified = trained[family].ledger.seen([cohort.entries[0][0]])
+    assert verified
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("family", ["pix2pix", "spade"])
+def test_lesions_move_with_the_mask(family: str, trained: dict[str, Any], cohort: VolumeCache) -> None:
+    """A sample lies nearer to the scan of its own mask than to those of others, and changes where the mask does."""
+    real, masks = stacked(cohort, "image"), stacked(cohort, "mask")
+    made = trained[family].generate(Condition(masks), list(range(len(masks)))).image
+    distance = torch.tensor([[float((a - b).abs().mean()) for b in real] for a in made])
+    others = (distance.sum() - distance.diag().sum()) / (len(real) ** 2 - len(real))
+    assert float(distance.diag().mean()) < 0.95 * float(others)
+    moved = masks[:1].roll(4, 3)
+    one, two = (trained[family].generate(Condition(m), [5]).image for m in (masks[:1], moved))
+    inside = (masks[:1, 3:] + moved[:, 3:]).clamp(max=1)
+    change = (one - two).abs()
+    assert float((change * inside).sum() / inside.sum()) > 1.5 * float(change.mean())
+
+
+@pytest.mark.parametrize("family", [f for f in GANS if f != "latent_gan"])
+def test_training_brings_samples_nearer_to_real_volumes(
+    family: str, trained: dict[str, Any], workplace: Path, cohort: VolumeCache
+) -> None:
+    """Against the same family after a single step: mean image and deviation of all voxels."""
+    config = load(GanRun, gan_config(workplace, f"gan-{family}-young", family), ["train.images=4"])
+    train_gan(config)
+    young = load_synthesizer(config.run)
+    real, masks = stacked(cohort, "image"), stacked(cohort, "mask")
+    wanted = None if young.makes_masks else Condition(masks)
+
+    def far(model: Any) -> float:
+        made = model.generate(wanted, list(range(len(masks)))).image
+        return float((made.mean(0) - real.mean(0)).abs().mean() + (made.std() - real.std()).abs())
+
+    assert far(trained[family]) < 0.9 * far(young)
+
+
+def test_unpaired_items_never_hold_a_patient_with_its_own_mask(cohort: VolumeCache) -> None:
+    item = unpaired(cohort, list(range(len(cohort))))
+    masks = stacked(cohort, "mask")
+    used = []
+    for n in range(len(cohort)):
+        given = item(n)
+        assert torch.equal(given["image"], cohort.item(n)["image"])
+        owner = next(m for m in range(len(masks)) if torch.equal(masks[m], given["mask"]))
+        assert cohort.entries[owner][0].patient_id != cohort.entries[n][0].patient_id
+        used.append(owner)
+    assert len(set(used)) > len(cohort) / 2  # nor always the same one
+
+
+def test_training_starts_from_another_gan_of_the_same_architecture(trained: dict[str, Any], workplace: Path) -> None:
+    source = trained["pix2pix"]
+    config = load(GanRun, gan_config(workplace, "gan-next", "pix2pix", init_from=str(workplace / "gan-pix2pix")))
+    from latentsynth.gans import build_generator
+
+    fresh = build_generator(config.generator, source.generator.shape, 1, 4, False)
+    copied, ledger = initial(config, fresh)
+    for name, tensor in source.generator.state_dict().items():
+        assert torch.equal(copied.state_dict()[name], tensor)
+    assert ledger == source.ledger != Ledger()
+    other = build_generator(config.generator, source.generator.shape, 2, 4, False)
+    with pytest.raises(CheckpointError, match="init_from"):
+        initial(config, other)
+    wrong = config.model_copy(update={"init_from": workplace / "gan-latent_gan"})
+    with pytest.raises(CheckpointError, match="init_from"):
+        initial(wrong, fresh)
+
+
+def test_a_cohort_without_masks_is_refused(workplace: Path) -> None:
+    manifest = Manifest.load(workplace / "manifest.json")
+    from dataclasses import replace
+
+    bare = replace(manifest, cases=tuple(replace(case, mask=None) for case in manifest.cases))
+    bare.save(workplace / "bare.json")
+    data = {"manifest": str(workplace / "bare.json")}
+    values = load(GanRun, gan_config(workplace, "gan-bare", "pix2pix")).model_dump()
+    values["data"] |= data
+    with pytest.raises(DataError, match=r"no training case of .* has a mask"):
+        train_gan(build(GanRun, values))
+
+
+GRID = {"shape": [16, 16, 16], "spacing_mm": [1, 1, 1], "windows": [{}]}
+VOXEL = {"run": "r", "data": {"manifest": "m", "grid": GRID}}
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"generator": {"kind": "latent_gan"}, "run": "r"}, "needs autoencoder"),
+        ({"generator": {"kind": "latent_gan"}, "autoencoder": "a", **VOXEL}, "come from the autoencoder"),
+        ({"generator": {"kind": "spade"}, "autoencoder": "a", **VOXEL}, "leave it out"),
+        ({"generator": {"kind": "spade"}, "run": "r"}, "data.manifest is missing"),
+        ({"generator": {"kind": "stylegan3"}, **VOXEL}, "spatial_dims: 2"),
+        ({"generator": {"kind": "spade"}, "discriminator": {"kind": "grown"}, **VOXEL}, "go together"),
+        ({"generator": {"kind": "stylegan1"}, "discriminator": {"kind": "patch"}, **VOXEL}, "go together"),
+        ({"generator": {"kind": "spade"}, "game": {"path_length": 1}, **VOXEL}, "path_length"),
+        ({"generator": {"kind": "stylegan2", "form": "joint"}, "game": {"l1": 1}, **VOXEL}, "form has none"),
+        ({"generator": {"kind": "gan"}, **VOXEL}, "pix2pix"),
+        ({"generator": {"kind": "spade", "style": "best"}, **VOXEL}, "generator.style"),
+        ({"generator": {"kind": "spade", "widht": 1}, **VOXEL}, "unknown key generator.widht"),
+    ],
+)
+def test_impossible_configurations_are_refused_with_a_cure(values: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        build(GanRun, values)
+
+
+def test_published_settings_hold_where_the_user_is_silent() -> None:
+    config = build(GanRun, {**VOXEL, "generator": {"kind": "spade"}, "game": {"l1": 3}, "train": {"lr": 5e-5}})
+    assert (config.game.loss, config.game.feature_matching, config.game.l1) == ("hinge", 10.0, 3)
+    assert (config.train.lr, config.train.betas, config.discriminator.lr) == (5e-5, (0.0, 0.9), 4e-4)
+    other = build(GanRun, {**VOXEL, "generator": {"kind": "spade"}, "discriminator": {"kind": "residual"}})
+    assert other.discriminator.lr == 2e-3  # another judge: its own default
+    assert build(GanRun, config.model_dump()) == config  # and a resolved configuration stays as it is
