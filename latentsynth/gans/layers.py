@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,8 @@ class ModulatedConv(nn.Module):
 class Mapping(nn.Module):
     """Latent, and where a slice lies, to a style (Karras et al. 2019, sec. 2).
 
+    The place is added behind the layers: they learn a hundred times slower, and truncation must not move slices.
+
     Args:
         latent: Features of z.
         style: Features of w.
@@ -113,21 +115,31 @@ class Mapping(nn.Module):
         self.register_buffer("mean", torch.zeros(style))
         self.mean: Tensor
         self.latent = latent
-        self.placed = placed
-        widths = [latent + (_PLACE if placed else 0), *[style] * layers]
-        self.layers = nn.ModuleList(Linear(a, b, rate=rate) for a, b in itertools.pairwise(widths))
+        widths = [latent, *[style] * layers]
+        self.place = Linear(_PLACE, style) if placed else None
+        self.layers = nn.ModuleList(Linear(a, b, rate=rate) for a, b in pairwise(widths))
 
     def forward(self, z: Tensor, place: Tensor | None = None, truncation: float = 1.0) -> Tensor:
         """z ``(B, latent)`` to w ``(B, style)``; in training the mean style is tracked (decay 0.998)."""
         x = normalise(z)
-        if self.placed:
-            where = torch.zeros(len(z), device=z.device) if place is None else place
-            x = torch.cat([x, place_features(where).to(x)], 1)
         for layer in self.layers:
             x = activate(layer(x))
         if self.training and torch.is_grad_enabled():
-            self.mean.copy_(self.mean.lerp(x.detach().mean(0), 0.002))
-        return x if truncation == 1 else torch.lerp(self.mean, x, truncation)
+            self.mean.copy_(self.mean.lerp(everybodys_mean(x), 0.002))
+        x = x if truncation == 1 else torch.lerp(self.mean, x, truncation)
+        if self.place is not None:
+            where = torch.zeros(len(z), device=z.device) if place is None else place
+            x = x + self.place(place_features(where).to(x))
+        return x
+
+
+def everybodys_mean(x: Tensor) -> Tensor:
+    """Mean over the batches of all processes, without gradient: what networks track must not differ between them."""
+    mean = x.detach().mean(0)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(mean)
+        mean = mean / torch.distributed.get_world_size()
+    return mean
 
 
 _PLACE = 4

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.gans.base import Generator, Painted, pyramid, resize
 from latentsynth.gans.draws import Draws
+from latentsynth.gans.layers import everybodys_mean
 from latentsynth.pretrained import register_to_config
 
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -183,6 +184,8 @@ class SPADEGenerator(Generator):
         return y.tanh() if self.squash else y
 
     def _track(self, codes: Tensor) -> None:
-        self.code_mean.lerp_(codes.mean(0), 0.01)
-        squares = (codes - self.code_mean).square().mean(0)  # deviations of small batches are too small on average
+        self.code_mean.lerp_(everybodys_mean(codes), 0.01)
+        squares = everybodys_mean(
+            (codes - self.code_mean).square()
+        )  # deviations of small batches are too small on average
         self.code_deviation.copy_(self.code_deviation.square().lerp(squares, 0.01).sqrt())

@@ -21,7 +21,7 @@ from torch.nn import functional
 from latentsynth.errors import ConfigError
 from latentsynth.gans.base import Generator, Painted
 from latentsynth.gans.draws import Draws
-from latentsynth.gans.layers import GAIN, Linear, Mapping, ModulatedConv
+from latentsynth.gans.layers import GAIN, Linear, Mapping, ModulatedConv, everybodys_mean
 from latentsynth.pretrained import register_to_config
 
 _MARGIN = 10  # samples around the image on each side, so that the zeros beyond hardly reach it (sec. 3.2, config E)
@@ -216,7 +216,7 @@ class TrackedScale(nn.Module):
         """Any shape; tracked in training, behind the use, so that no case sees the others of its batch."""
         y = x * torch.rsqrt(self.square)
         if self.training and torch.is_grad_enabled():
-            self.square.copy_(self.square.lerp(x.detach().float().square().mean(), 0.001))
+            self.square.copy_(self.square.lerp(everybodys_mean(x.float().square().flatten()), 0.001))
         return y
 
 

@@ -148,9 +148,19 @@ def test_truncation_leads_in_a_straight_line_from_the_mean_to_the_style(placed: 
     mapping.mean.copy_(noise(5, seed=1))
     full = mapping(z)
     assert torch.equal(mapping(z, truncation=1.0), full)
-    assert torch.equal(mapping(z, truncation=0.0), mapping.mean.expand(4, 5))
-    torch.testing.assert_close(mapping(z, truncation=0.3), mapping.mean + 0.3 * (full - mapping.mean))
+    middle = mapping.mean if mapping.place is None else mapping.mean + mapping.place(place_features(torch.zeros(1)))
+    torch.testing.assert_close(mapping(z, truncation=0.0), middle.expand(4, 5))
+    torch.testing.assert_close(mapping(z, truncation=0.3), middle + 0.3 * (full - middle))
     assert float((full[0] - full[1]).abs().max()) > 0.1
+
+
+def test_truncation_leaves_slices_where_they_lie() -> None:
+    mapping, z = Mapping(6, 5, 2, True).eval(), noise(1, 6).expand(2, 6)
+    places = torch.tensor([-0.6, 0.7])
+    apart = [mapping(z, places, truncation).diff(dim=0) for truncation in (0.0, 0.4, 1.0)]
+    torch.testing.assert_close(apart[0], apart[2])
+    torch.testing.assert_close(apart[1], apart[2])
+    assert float(apart[0].abs().max()) > 0.1
 
 
 def test_mean_style_is_tracked_in_training_with_gradients_alone() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import autoencoder_config, ldm_config
+from tiny_runs import autoencoder_config, gan_config, ldm_config
 
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
@@ -73,3 +73,54 @@ def test_two_processes_sample_the_volumes_of_one(pair: Path, workplace: Path, tm
     for ours, theirs in zip(alone.cases, together.cases, strict=True):
         a, b = nifti.read(ours.images[0])[0], nifti.read(theirs.images[0])[0]
         assert np.allclose(a, b, atol=0.5)  # Hounsfield units, of a window of 400
+
+
+GANS = ("spade", "stylegan2", "stylegan1", "pix2pix", "cyclegan")
+
+
+@pytest.fixture(scope="module")
+def gans(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trains GANs on two processes; returns the folder of digests."""
+    folder = tmp_path_factory.mktemp("gan-digests")
+    game = {
+        "stylegan2": {"r1_every": 2, "path_length_every": 2, "augment_target": 0.1, "augment_ramp_images": 50},
+        "pix2pix": {"pool": 6, "noise": 0.2},
+        "stylegan1": {"grow_images": 8},
+    }
+    configs = [gan_config(workplace, f"{family}-pair", family, game=game.get(family, {}), seed=1) for family in GANS]
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", str(ROOT / "configs/accelerate/cpu_2_processes.yaml"), "--main_process_port", "0"]
+    subprocess.run(
+        [*launch, str(Path(__file__).with_name("worker.py")), str(folder), "gans", *map(str, configs)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        check=True,
+        capture_output=True,
+        timeout=500,
+    )
+    return folder
+
+
+@pytest.mark.parametrize("family", GANS)
+def test_both_players_of_a_gan_step_alike_on_both_processes(family: str, gans: Path) -> None:
+    ranks = [
+        {seen: json.loads((gans / f"{family}-pair-{seen}-rank{rank}.json").read_text()) for seen in (8, 32)}
+        for rank in (0, 1)
+    ]
+    assert [rank[32]["world"] for rank in ranks] == [2, 2]
+    for seen in (8, 32):
+        assert ranks[0][seen]["digests"] == ranks[1][seen]["digests"]
+    early, late = ranks[0][8]["digests"], ranks[0][32]["digests"]
+    assert len(late) == 2  # generator and discriminator
+    assert all(a != b for a, b in zip(early, late, strict=True))
+
+
+def test_losses_of_a_gan_are_those_of_one_process(gans: Path, workplace: Path) -> None:
+    """Of the players' first step: later ones differ where a loss is no mean over images (statistics of a batch)."""
+    from latentsynth.config import GanRun, load
+    from latentsynth.training.gan import train_gan
+
+    alone = load(GanRun, gan_config(workplace, "spade-alone", "spade", seed=1), ["train.images=4"])
+    train_gan(alone)
+    one, two = (read_metrics(run)[0] for run in (alone.run, workplace / "spade-pair"))
+    for key in ("generator/l1", "generator/divergence", "generator/adversarial", "discriminator/loss"):
+        assert one[key] == pytest.approx(two[key], rel=1e-3), key

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import autoencoder_config, ldm_config
+from tiny_runs import autoencoder_config, gan_config, ldm_config
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -52,14 +52,28 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-@pytest.mark.parametrize("verb", ["autoencoder", "ldm"])
-def test_a_killed_run_resumes_to_the_same_weights(verb: str, workplace: Path, trained_autoencoder: Path) -> None:
+# Between them: an image pool, fading noise, growing stages, lazy penalties, path lengths, adaptive augmentation, styles.
+GAMES = {
+    "pix2pix": {"pool": 6, "noise": 0.2, "noise_decay": 1e-2},
+    "spade": {},
+    "stylegan2": {"r1_every": 2, "path_length_every": 2, "augment_ramp_images": 50, "augment_target": 0.1},
+    "stylegan1": {"grow_images": 8},
+    "cyclegan": {"pool": 6},
+}
+
+
+@pytest.mark.parametrize("what", ["autoencoder", "ldm", *GAMES])
+def test_a_killed_run_resumes_to_the_same_weights(what: str, workplace: Path, trained_autoencoder: Path) -> None:
+    verb = "gan" if what in GAMES else what
+
     def config(name: str) -> Path:
         if verb == "autoencoder":
             return autoencoder_config(workplace, name)
+        if verb == "gan":
+            return gan_config(workplace, name, what, game=GAMES[what])
         return ldm_config(workplace, name, trained_autoencoder.name)
 
-    whole, broken = f"{verb}-whole", f"{verb}-broken"
+    whole, broken = f"{what}-whole", f"{what}-broken"
     finish(verb, config(whole))
     kill_after_state(verb, config(broken), workplace / broken)
     assert not (workplace / broken / "checkpoint").exists()

@@ -1,6 +1,7 @@
 """Run under `accelerate launch`: trains, samples, and leaves a digest of every process's weights.
 
-Arguments: the folder of digests, then the configuration of a segmenter, or what :func:`main` takes.
+Arguments: the folder of digests, then the configuration of a segmenter, or ``gans`` and configurations of GANs, or what
+:func:`main` takes.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import json
 import sys
 from pathlib import Path
 
-from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, load
+from latentsynth.config import AutoencoderRun, GanRun, LdmRun, SegmenterRun, load
 from latentsynth.data.requests import requests
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import load_synthesizer
 from latentsynth.training.autoencoder import train_autoencoder
+from latentsynth.training.gan import train_gan
 from latentsynth.training.launch import start
 from latentsynth.training.ldm import train_ldm
 from latentsynth.training.run import RunFolder
@@ -53,6 +55,15 @@ def segmenter(folder: Path, config: Path) -> None:
     train_segmenter(load(SegmenterRun, config))
 
 
+def gans(folder: Path, *configs: Path) -> None:
+    leave_digests(folder)
+    for config in configs:
+        train_gan(load(GanRun, config))
+
+
 if __name__ == "__main__":
     arguments = [Path(argument) for argument in sys.argv[1:]]
-    (segmenter if len(arguments) == 2 else main)(*arguments)
+    if arguments[1] == Path("gans"):
+        gans(arguments[0], *arguments[2:])
+    else:
+        (segmenter if len(arguments) == 2 else main)(*arguments)
