@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     "latent_gan": {
         "discriminator": {"kind": "residual", "lr": 2e-3, "channels": 32, "max_channels": 64},
-        "game": {"loss": "non_saturating", "r1": 0.1, "r1_every": 8},
+        "game": {"loss": "non_saturating", "r1": 0.1, "r1_every": 8, "l1": 5.0},
         "train": {**_GAN_TRAIN, "lr": 2e-4, "betas": [0.0, 0.99]},
     },
     # Karras et al. 2018: Wasserstein, gradient penalty of 10, drift of 0.001.

@@ -188,7 +188,7 @@ class StyleGAN1Generator(_GrownGenerator):
         widths = self._build(shape, out_channels, channels, max_channels)
         dims = len(shape)
         self.mapping = Mapping(latent, style, mapping_layers, placed)
-        self.start = nn.Parameter(torch.ones(widths[0], *self.levels[0]))
+        self.start = nn.Parameter(torch.randn(widths[0], *self.levels[0]))  # of ones, the norms would leave nothing
         self.blocks = nn.ModuleList([nn.ModuleList([Conv(dims, widths[0], widths[0])])])
         self.blocks.extend(nn.ModuleList([Conv(dims, a, b), Conv(dims, b, b)]) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(
