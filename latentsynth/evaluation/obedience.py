@@ -24,6 +24,7 @@ from latentsynth.evaluation.cohorts import (
     rng,
 )
 from latentsynth.evaluation.intensities import Intensities, contrasts, distances, draw, intensities_of
+from latentsynth.evaluation.sheets import same_masks, shared_patients
 from latentsynth.evaluation.strata import Strata
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.files import make_folder
@@ -206,6 +207,8 @@ def _result(
         Picture("obedience_cases.png", "volumes with the mask asked for, and with what the segmenter found"),
         Picture("obedience_dice.png", "Dice of every case with its own mask"),
     ]
+    if len(cohorts) > 1 and shared_patients(cohorts):
+        pictures.insert(0, Picture("obedience_masks.png", "volumes of all cohorts for the same masks"))
     if judge is not None:
         pictures.append(Picture("obedience_intensities.png", "intensities inside and around the lesions"))
     return Result("obedience", "Do volumes show the masks they were made for?", facts, tuple(tables), tuple(pictures), tuple(notes))  # fmt: skip
@@ -289,5 +292,6 @@ def _write(
                 [Tile(f"{cohort.name}: {cohort.cases[n].case_id}", image, answer.mask),
                  Tile(f"found, Dice {answer.dice:.3f}", image, answer.found)]
             )  # fmt: skip
+    same_masks(out / "obedience_masks.png", cohorts, model.recipe.read, model.domain)
     title = "left the mask asked for, right what the segmenter found"
     contact_sheet(out / "obedience_cases.png", sheet, model.domain.grid.spacing_mm, title, model.domain.lesion_indices)

@@ -217,7 +217,7 @@ def test_what_is_written(
     chosen = [cohort(name, painted[name]) for name in ("honest", "shuffled")]
     result = evaluate_obedience(judge(pictures=True), chosen, [cohort("real", painted["real"])], out, cpu)
     assert Result.load(out / "obedience.json").tables == result.tables
-    assert len(result.pictures) == 3
+    assert len(result.pictures) == 4
     for picture in result.pictures:
         assert (out / picture.file).read_bytes().startswith(b"\x89PNG")
     with (out / "obedience.csv").open(newline="") as stream:
