@@ -52,6 +52,9 @@ def sample(
         raise typer.BadParameter(f"missing {', '.join(missing)}")
     if masks is not None and (count is not None or mask_model is not None):
         raise typer.BadParameter("--masks says what to paint; --count and --mask-model leave it to a model: give one")
+    unused = [n for n, v in (("--per-mask", per_mask != 1), ("--split", split), ("--fit", fit)) if v] if count else []
+    if unused:
+        raise typer.BadParameter(f"{unused[0]} is about given masks, and --count gives none: leave it out")
     one_of("--fit", fit, ("error", "scale"))
     one_of("--split", split, SPLITS)
     from latentsynth.data.requests import Request, requests

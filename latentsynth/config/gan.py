@@ -28,7 +28,7 @@ from latentsynth.types import Framing, Grid
 
 
 class GameConfig(Strict):
-    """What the players play for. Every term works with every family; 0 leaves it out."""
+    """What the players play for; 0 leaves a term out. Every term works with every family but CycleGAN."""
 
     loss: Literal["hinge", "least_squares", "non_saturating", "wasserstein"] = "hinge"
     l1: NotNegative = Field(0.0, description="weight of the distance to the real image of the same mask")
@@ -45,7 +45,7 @@ class GameConfig(Strict):
     mixing: Fraction = Field(0.0, description="probability of two styles in one image")
     pool: int = Field(0, ge=0, description="earlier fakes that the discriminator is shown again, half of the time")
     noise: NotNegative = Field(0.0, description="deviation of the noise on what the discriminator sees")
-    noise_decay: NotNegative = Field(0.0, description="share of that noise that goes at every step")
+    noise_decay: Fraction = Field(0.0, description="share of that noise that goes at every step")
     augment_target: Fraction = Field(
         0.0, description="adaptive augmentation holds the mean sign of real logits here (0.6); 0 augments nothing"
     )
@@ -127,6 +127,50 @@ class GanRun(Run):
             )
         if self.game.path_length and not isinstance(self.generator, StyleGAN1Config | StyleGAN2Config):
             raise ValueError("game.path_length needs a generator with styles per layer: stylegan1 or stylegan2")
-        if self.form != "image_given_mask" and (self.game.l1 or self.game.perceptual):
-            raise ValueError("game.l1 and game.perceptual compare with the image of the same mask: form has none")
+        if self.form != "image_given_mask" and (self.game.l1 or self.game.perceptual or self.game.feature_matching):
+            raise ValueError(
+                "game.l1, game.perceptual and game.feature_matching compare with the image of the same mask: this form has none"
+            )
+        if self.game.loss == "wasserstein" and self.game.augment_target:
+            raise ValueError(
+                "game.augment_target needs logits with a middle, and game.loss wasserstein has none: set it to 0"
+            )
+        if self.sampling.truncation != 1 and self.generator.kind in ("pix2pix", "cyclegan", "progressive_gan"):
+            raise ValueError(f"sampling.truncation: {self.generator.kind} has no latent to truncate; leave it at 1")
+        if self.train.gradient_checkpointing:
+            raise ValueError(
+                "train.gradient_checkpointing is not available for GANs: lower train.batch or raise accumulation"
+            )
+        if self.generator.kind == "cyclegan":
+            self._check_cyclegan()
+        self._check_growth()
         return self
+
+    def _check_cyclegan(self) -> None:
+        """CycleGAN plays a game of its own, which knows two of the terms."""
+        plain, given = GameConfig().model_dump(), self.game.model_dump()
+        unused = [key for key in plain if key not in ("loss", "pool") and given[key] != plain[key]]
+        if unused:
+            raise ValueError(
+                f"game.{unused[0]} is no part of CycleGAN's game, which knows game.loss and game.pool alone"
+            )
+        if self.init_from is not None:
+            raise ValueError("init_from is not available for cyclegan: its checkpoint holds one of its two translators")
+
+    def _check_growth(self) -> None:
+        """A growing network must have time to reach its full size."""
+        if self.data.grid is None or not isinstance(self.discriminator, GrownConfig):
+            return
+        sizes = [n for axis, n in enumerate(self.data.grid.shape) if self.spatial_dims == 3 or axis != self.slice_axis]
+        halvings = max(_halvings(n) for n in sizes)
+        needed = 2 * halvings * self.game.grow_images
+        if self.train.images < needed:
+            raise ValueError(
+                f"train.images {self.train.images} ends before the network is full-grown: give at least {needed}, or fewer "
+                "game.grow_images"
+            )
+
+
+def _halvings(voxels: int) -> int:
+    """How often an axis can be halved to no less than 4, as the pyramids of the networks are."""
+    return 1 + _halvings(voxels // 2) if voxels % 2 == 0 and voxels >= 8 else 0

@@ -12,6 +12,8 @@ from latentsynth.provenance import fingerprint
 from latentsynth.synthesizers.base import Synthesizer
 from latentsynth.types import Condition, Generated
 
+_APART = 0x5DEECE66D  # any fixed number
+
 
 class Chained(Synthesizer):
     """New masks, painted: new patients from two models, as the two-stage model of Vu et al. (2025).
@@ -43,7 +45,7 @@ class Chained(Synthesizer):
         self.ledger = masks.ledger | painter.ledger
 
     def generate(self, condition: Condition | None, seeds: Sequence[int], **settings: Any) -> Generated:
-        """Makes one volume per seed; both models take the same seed.
+        """Makes one volume per seed. The painter's seeds are others: with the same, mask and look would be coupled.
 
         Raises:
             DataError: A condition: the masks are made here.
@@ -51,7 +53,7 @@ class Chained(Synthesizer):
         if condition is not None:
             raise DataError("this model makes its own masks: leave the condition None")
         mask = self.masks.generate(None, seeds).mask
-        return self.painter.generate(Condition(mask), seeds, **settings)
+        return self.painter.generate(Condition(mask), [int(seed) ^ _APART for seed in seeds], **settings)
 
     def settings(self, **changes: Any) -> dict[str, Any]:
         return self.painter.settings(**changes)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latentsynth.config import GameConfig, GanRun
 from latentsynth.gans.augment import adapt, adaptive_state, augment
-from latentsynth.gans.base import Discriminator, Generator, Opinion, Painted
+from latentsynth.gans.base import Discriminator, Generator, Opinion, Painted, with_place
 from latentsynth.gans.losses import (
     accuracy,
     discriminator_loss,
@@ -85,7 +85,8 @@ class Game:
         batch["fake"] = made.image.detach()  # what the discriminator judges next
         matched = bool(terms.feature_matching)
         images = [made.image, scene.real] if matched else [made.image]
-        opinion = self._judge(modules["discriminator"], images, scene, batch, _MOVE_FAKE)
+        # Both are moved alike, or their features could not be compared.
+        opinion = self._judge(modules["discriminator"], images, scene, batch, _MOVE_FAKE, alike=True)
         fake, *rest = split(opinion, len(images))
         logs = {"adversarial": generator_loss(terms.loss, fake.logits)}
         total = logs["adversarial"]
@@ -104,7 +105,8 @@ class Game:
             add("perceptual", terms.perceptual.weight, feature_distance(self.perceptual, made.image, scene.real))
         if terms.divergence and made.divergence is not None:
             add("divergence", terms.divergence, made.divergence.mean())
-        if terms.path_length and made.styles is not None and self.step(batch) % terms.path_length_every == 0:
+        move = self.step(batch) // terms.discriminator_steps
+        if terms.path_length and made.styles is not None and move % terms.path_length_every == 0:
             add("path_length", terms.path_length * terms.path_length_every, self._path_length(made, batch, state))
         return total, logs
 
@@ -117,15 +119,16 @@ class Game:
         if fake is None:
             with torch.no_grad():
                 fake = self._make(modules["generator"], scene, batch, _MAKE_AGAIN).image
-        fake, fake_mask = self._from_pool(fake, scene.mask, batch, state)
+        fake, fake_mask, fake_place = self._from_pool(fake, scene, batch, state)
         penalised = bool(terms.r1) and self.step(batch) % terms.r1_every == 0
         real = scene.real.detach().clone().requires_grad_(penalised)
-        images, masks = [real, fake], [scene.mask, fake_mask]
+        images, masks, places = [real, fake], [scene.mask, fake_mask], [scene.place, fake_place]
         if terms.gradient_penalty:
             share = self._draws(batch, _MIX).uniform(*[1] * (real.ndim - 1)).to(real)
             images.append(torch.lerp(fake, scene.real, share).requires_grad_())
             masks.append(scene.mask)
-        opinion = self._judge(modules["discriminator"], images, scene, batch, _MOVE_ALL, masks)
+            places.append(scene.place)
+        opinion = self._judge(modules["discriminator"], images, scene, batch, _MOVE_ALL, masks, places)
         on_real, on_fake, *rest = split(opinion, len(images))
         total = discriminator_loss(terms.loss, on_real.logits, on_fake.logits)
         right = accuracy(terms.loss, on_real.logits, on_fake.logits)
@@ -175,13 +178,16 @@ class Game:
         batch: Batch,
         stream: int,
         masks: list[Tensor | None] | None = None,
+        places: list[Tensor | None] | None = None,
+        alike: bool = False,
     ) -> Opinion:
-        """An opinion of runs of images, each with its masks, after noise and augmentation."""
+        """An opinion of runs of images, each with its masks and places, after noise and augmentation."""
         parts = len(images)
         image = torch.cat(images)
-        shown = [m for m in (masks or [scene.mask] * parts) if m is not None]
-        mask = torch.cat(shown) if shown else None
-        place = None if scene.place is None else scene.place.repeat(parts)
+        mask, place = (
+            torch.cat([one for one in given if one is not None]) if given[0] is not None else None
+            for given in (masks or [scene.mask] * parts, places or [scene.place] * parts)
+        )
         if self.terms.noise:
             sigma = self.terms.noise * (1 - self.terms.noise_decay) ** self.step(batch)
             draws = self._draws(batch, _NOISE + 100 * stream)
@@ -190,7 +196,7 @@ class Game:
         if self.memory["probability"]:
             together = image if mask is None else torch.cat([image, mask.to(image)], 1)
             together = torch.cat([
-                augment(part, self._draws(batch, stream + 100 * n), self.memory["probability"], self.scenes.intensity_channels)
+                augment(part, self._draws(batch, stream + 100 * (1 if alike else n)), self.memory["probability"], self.scenes.intensity_channels)
                 for n, part in enumerate(together.chunk(parts), 1)
             ])  # fmt: skip
             image, mask = together[:, : image.shape[1]], None if mask is None else together[:, image.shape[1] :]
@@ -198,15 +204,17 @@ class Game:
         return opinion
 
     def _from_pool(
-        self, fake: Tensor, mask: Tensor | None, batch: Batch, state: dict[str, Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Fakes, some of them earlier ones with the masks that those were made for."""
+        self, fake: Tensor, scene: Scene, batch: Batch, state: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Fakes, some of them earlier ones, with the masks and places that they were made for."""
         if not self.terms.pool:
-            return fake, mask
-        channels = fake.shape[1]
-        both = fake if mask is None else torch.cat([fake, mask.to(fake)], 1)
-        both = from_pool(state, both, batch, self.terms.pool, self.config.seed)
-        return both[:, :channels], None if mask is None else both[:, channels:]
+            return fake, scene.mask, scene.place
+        together = with_place(fake if scene.mask is None else torch.cat([fake, scene.mask.to(fake)], 1), scene.place)
+        together = from_pool(state, together, batch, self.terms.pool, self.config.seed)
+        channels, labels = fake.shape[1], 0 if scene.mask is None else scene.mask.shape[1]
+        mask = together[:, channels : channels + labels] if labels else None
+        place = None if scene.place is None else together[:, -1].flatten(1)[:, 0]
+        return together[:, :channels], mask, place
 
     def _path_length(self, made: Painted, batch: Batch, state: dict[str, Any]) -> Tensor:
         """Squared distance of path lengths from their running mean (Karras et al. 2020, eq. 4)."""

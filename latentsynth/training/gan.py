@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from latentsynth import checkpoint
-from latentsynth.config import CycleGANConfig, GanRun
+from latentsynth.config import CycleGANConfig, GanRun, LatentGANConfig
 from latentsynth.data.loading import Positions
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.volumes import VolumeCache
@@ -24,12 +24,13 @@ from latentsynth.training.autoencoder import copy_weights, volume_caches
 from latentsynth.training.cyclegan import CycleGame
 from latentsynth.training.encode import encode, encoded_cohort
 from latentsynth.training.launch import mean_rows, share, start_training
-from latentsynth.training.ldm import build_conditioner
+from latentsynth.training.ldm import build_conditioner, check_levels
 from latentsynth.training.loop import Hooks, Modules, Player, fit
 from latentsynth.training.run import RunFolder
 from latentsynth.training.scenes import LatentScenes, VoxelScenes
 from latentsynth.training.sheets import sample_sheet
 from latentsynth.training.watch import Health, spread
+from latentsynth.training.watch import share as ratio
 from latentsynth.types import Condition, Domain
 
 _WATCHED = 8  # volumes of the fixed batch that is watched for collapse
@@ -72,10 +73,11 @@ def train_gan(config: GanRun) -> dict[str, float]:
     run = RunFolder(config, accelerator)
     device = accelerator.device
     watch = Watch(config, setting.volumes)
+    scored = annotated(setting.volumes)
 
     def validate(modules: Modules) -> dict[str, float]:
         model = setting.synthesizer(modules).to(device)
-        rows = share(accelerator, len(setting.volumes), lambda n: score(model, setting.volumes, n, config.seed))
+        rows = share(accelerator, len(scored), lambda n: score(model, setting.volumes, scored[n], config.seed))
         health = watch(model, setting.memory)
         accelerator.print(f"watch: {health.words}")
         return {**mean_rows(rows), **health.scores}
@@ -97,8 +99,8 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
     data = config.data.volumes()
     manifest = Manifest.load(data.manifest)
     training, validation = volume_caches(data, config.seed, manifest, accelerator)
-    annotated = [n for n in range(len(training)) if training.entries[n][0].mask is not None]
-    if not annotated:
+    masked = annotated(training)
+    if not masked:
         raise DataError(f"no training case of {data.manifest} has a mask: a GAN learns images together with masks")
     recipe = training.recipe
     domain = Domain(recipe.grid, recipe.framing, recipe.labels, manifest.channels, training.median_limits())
@@ -114,14 +116,14 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
     if isinstance(config.generator, CycleGANConfig):
         game = CycleGame(config, scenes)
         players = game.players(shape, channels, labels)
-        items = Positions(unpaired(training, annotated), len(training), config.seed)
+        items = Positions(unpaired(training, masked), len(training), config.seed)
     else:
         placed = axis is not None
         generator, seen = initial(config, build_generator(config.generator, shape, channels, labels, placed))
         ledger = ledger | seen
         game = Game(config, scenes)
         players = game.players(generator, build_discriminator(config.discriminator, shape, channels, labels, placed))
-        items = Positions(lambda n: training.item(annotated[n]), len(annotated), config.seed)
+        items = Positions(lambda n: training.item(masked[n]), len(masked), config.seed)
 
     def synthesizer(modules: Modules) -> GAN:
         return GAN(domain, game.generator(modules), config.form, annotation, axis, config.sampling, ledger=ledger)
@@ -132,11 +134,13 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
 def _on_latents(config: GanRun, accelerator: Accelerator) -> _Setting:
     """The latents of a frozen autoencoder, as the diffusion model of the same autoencoder sees them."""
     assert config.autoencoder is not None
+    assert isinstance(config.generator, LatentGANConfig)
     cohort = encoded_cohort(config.autoencoder, config.data.latents())
-    encode(cohort, accelerator)
-    torch.manual_seed(config.seed)
     domain = cohort.header.domain
     autoencoder = cohort.autoencoder().to(accelerator.device)
+    check_levels("generator.channels", len(config.generator.channels), autoencoder, domain)
+    encode(cohort, accelerator)
+    torch.manual_seed(config.seed)
     conditioner = build_conditioner(config.conditioner, len(domain.labels), autoencoder.factors)
     channels, *shape = autoencoder.latent_shape(domain.grid.shape)
     fresh = build_generator(config.generator, shape, channels, conditioner.channels, False)
@@ -170,14 +174,21 @@ def initial(config: GanRun, generator: Generator) -> tuple[Generator, Ledger]:
     return generator, source.ledger
 
 
-def unpaired(training: VolumeCache, annotated: list[int]) -> Callable[[int], dict[str, Any]]:
+def annotated(volumes: VolumeCache) -> list[int]:
+    """Entries with a mask."""
+    return [n for n in range(len(volumes)) if volumes.entries[n][0].mask is not None]
+
+
+def unpaired(training: VolumeCache, masked: list[int]) -> Callable[[int], dict[str, Any]]:
     """Items of an image and the mask of another patient: half the cohort away, so no pair ever meets."""
 
     def item(n: int) -> dict[str, Any]:
         own = training.entries[n][0].patient_id
-        start = (n + len(training) // 2) % len(annotated)
-        others = annotated[start:] + annotated[:start]
-        other = next((m for m in others if training.entries[m][0].patient_id != own), others[0])
+        start = (n + len(training) // 2) % len(masked)
+        others = masked[start:] + masked[:start]
+        other = next((m for m in others if training.entries[m][0].patient_id != own), None)
+        if other is None:
+            raise DataError(f"CycleGAN needs masks of at least two training patients, there is only {own}")
         return {"image": training.item(n)["image"], "mask": training.item(other)["mask"]}
 
     return item
@@ -203,8 +214,12 @@ class Watch:
 
     def __init__(self, config: GanRun, volumes: VolumeCache):
         self.seed = config.seed
-        annotated = [n for n in range(len(volumes)) if volumes.entries[n][0].mask is not None][:_WATCHED]
-        items = [volumes.item(n) for n in annotated]
+        shown = annotated(volumes)[:_WATCHED]
+        if not shown:
+            raise DataError(
+                "no validation case has a mask: a GAN is watched on volumes for real masks; annotate two or more"
+            )
+        items = [volumes.item(n) for n in shown]
         self.real = torch.stack([item["image"] for item in items])
         self.masks = torch.stack([item["mask"] for item in items])
 
@@ -216,9 +231,9 @@ class Watch:
             made = model.generate(None, seeds)
             form = cast(GAN, model).form
             real, ours = (self.masks, made.mask) if form == "mask_only" else (self.real, made.image)
-            return Health(spread(ours) / spread(real), None, *facts)
+            return Health(ratio(spread(ours), spread(real)), None, *facts)
         made = model.generate(Condition(self.masks), seeds)
         first = self.masks[:1].expand(4, *self.masks.shape[1:])
         again = model.generate(Condition(first), seeds[:4] if len(seeds) >= 4 else list(range(4)))
         measure = spread(self.real)
-        return Health(spread(made.image) / measure, spread(again.image) / measure, *facts)
+        return Health(ratio(spread(made.image), measure), ratio(spread(again.image), measure), *facts)

@@ -52,7 +52,7 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
     run = RunFolder(config, accelerator)
     torch.manual_seed(config.seed)
     autoencoder = cohort.autoencoder().to(accelerator.device)
-    check_levels(config, autoencoder, cohort.header.domain)
+    check_levels("denoiser.channels", len(config.denoiser.channels), autoencoder, cohort.header.domain)
     conditioner = build_conditioner(config.conditioner, len(cohort.manifest.labels), autoencoder.factors)
     denoiser, ledger = initial(config, autoencoder.latent_channels, conditioner.channels)
     ledger = ledger | Ledger.of(cohort.manifest.select("train")) | checkpoint.read_ledger(cohort.folder)
@@ -81,18 +81,24 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
     return fit(players, items, run, config.train, Hooks(validate, sketch, export))
 
 
-def check_levels(config: LdmRun, autoencoder: Autoencoder, domain: Domain) -> None:
-    """Refuses a denoiser that cannot halve the latent grid as often as it has levels.
+def check_levels(key: str, levels: int, autoencoder: Autoencoder, domain: Domain) -> None:
+    """Refuses a network that cannot halve the latent grid as often as it has levels.
+
+    Args:
+        key: Of the configuration, named in the error.
+        levels: Of the network.
+        autoencoder: Whose latents.
+        domain: Whose grid.
 
     Raises:
         ConfigError: With the multiple of voxels that would do.
     """
     _, *cells = autoencoder.latent_shape(domain.grid.shape)
-    halvings = 2 ** (len(config.denoiser.channels) - 1)
+    halvings = 2 ** (levels - 1)
     if any(n % halvings for n in cells):
         units = tuple(f * halvings for f in autoencoder.factors)
         raise ConfigError(
-            f"denoiser.channels has {len(config.denoiser.channels)} levels, so the latent grid {tuple(cells)} must divide "
+            f"{key} has {levels} levels, so the latent grid {tuple(cells)} must divide "
             f"by {halvings}: use fewer levels, or a grid whose axes are multiples of {units} voxels"
         )
 

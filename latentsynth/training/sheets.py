@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from latentsynth.data.volumes import VolumeCache
+from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.synthesizers import Synthesizer
 from latentsynth.types import Condition
@@ -27,6 +28,8 @@ def sample_sheet(path: Path, model: Synthesizer, volumes: VolumeCache, seed: int
         how: Said in the title.
     """
     annotated = [n for n in range(len(volumes)) if volumes.entries[n][0].mask is not None][:_SHOWN_CASES]
+    if not annotated:
+        raise DataError("no validation case has a mask: give at least one, so that pictures can show what is painted")
     masks = torch.stack([volumes.item(n)["mask"] for n in annotated for _ in range(_SHOWN_SEEDS)])
     seeds = [seed + s for s in range(len(masks))]
     made = model.generate(None if model.makes_masks else Condition(masks), seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -42,7 +43,9 @@ class Health:
     def words(self) -> str:
         """What that means and what helps, for people."""
         found = []
-        if self.diversity < _ALIKE:
+        if math.isnan(self.diversity):
+            found.append("too few different validation cases to tell a collapse: annotate at least two")
+        elif self.diversity < _ALIKE:
             found.append(
                 f"collapsed, or not yet begun: samples differ by {self.diversity:.0%} of what real volumes differ by. If it "
                 "stays so, lower the learning rates, raise game.r1, or train on more cases"
@@ -60,6 +63,11 @@ class Health:
         elif self.accuracy < _LOST:
             found.append(f"the discriminator is fooled (accuracy {self.accuracy:.0%}): raise discriminator.lr")
         return "; ".join(found) or "no sign of collapse"
+
+
+def share(ours: float, real: float) -> float:
+    """How much samples differ as a share of how much real ones do; not a number where those do not."""
+    return ours / real if real > 0 else float("nan")
 
 
 def spread(images: Tensor) -> float:

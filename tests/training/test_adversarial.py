@@ -11,10 +11,11 @@ from torch import Tensor
 from latentsynth.config import GanRun, build
 from latentsynth.gans import Opinion, Painted
 from latentsynth.gans.base import Discriminator, Generator
+from latentsynth.gans.losses import accuracy
 from latentsynth.training.adversarial import Game, grown_level
 from latentsynth.training.launch import start
 from latentsynth.training.scenes import Scene
-from latentsynth.training.watch import Health, spread
+from latentsynth.training.watch import Health, share, spread
 
 GRID = {"shape": [8, 8, 8], "spacing_mm": [1, 1, 1], "windows": [{}]}
 
@@ -185,3 +186,59 @@ def test_spread_is_the_mean_distance_of_pairs() -> None:
     images = torch.tensor([0.0, 1.0, 3.0]).view(3, 1, 1)
     assert spread(images) == pytest.approx((1 + 3 + 2) / 3)
     assert spread(images[:1].repeat(5, 1, 1)) == 0
+
+
+def test_features_of_a_fake_like_its_real_match_whatever_the_augmentation() -> None:
+    """Both are moved alike; the discriminator's own turn moves each its own way."""
+    game = Game(config({"feature_matching": 1, "augment_target": 0.6, "path_length": 0, "r1": 0}), Still())
+    game.memory["probability"] = 0.8
+    generator, judge = Level(), Judge(1.0)
+    with torch.no_grad():
+        generator.value.fill_(1.0)  # as the reals are
+    start()
+    batch = {"position": torch.arange(16), "seen": 0}
+    modules = {"generator": generator, "discriminator": judge}
+    _, logs = game.generator_loss(modules, batch, {})
+    assert float(logs["features"]) == 0
+    game.discriminator_loss(modules, batch, game.memory)
+    real, fake = judge.shown[-1][0].chunk(2)
+    assert float((real - fake).abs().mean()) > 1e-3
+
+
+def test_pooled_fakes_bring_their_places_along() -> None:
+    """A fake of place p holds the value p everywhere: what the discriminator is told must be what it sees."""
+
+    class Slices(Still):
+        def __call__(self, batch: dict[str, Any]) -> Scene:
+            place = (batch["position"] % 16) / 16
+            real = place.view(-1, 1, 1, 1).expand(-1, 1, 8, 8)
+            return Scene(real, None, place, real)
+
+    class Own(Level):
+        def forward(self, draws, mask=None, style=None, place=None, truncation=1.0, mixing=0.0):  # type: ignore[no-untyped-def]
+            return Painted(place.view(-1, 1, 1, 1).expand(-1, 1, 8, 8) + 0 * self.value)
+
+    class Told(Judge):
+        def forward(self, image, mask=None, place=None, parts=1):  # type: ignore[no-untyped-def]
+            assert torch.equal(image[:, 0, 0, 0], place)
+            return super().forward(image, mask, place, parts)
+
+    game = Game(config({"pool": 5, "augment_target": 0, "path_length": 0, "r1": 0}), Slices())
+    judge = Told(1.0)
+    play(game, Own(), judge, 10)
+    fakes = [image[4:, 0, 0, 0].tolist() for image, _, parts in judge.shown if parts == 2]
+    assert any(
+        fake != [(4 * n + m) % 16 / 16 for m in range(4)] for n, fake in enumerate(fakes)
+    )  # some are earlier ones
+
+
+def test_a_wasserstein_critic_wins_wherever_its_logits_lie() -> None:
+    real, fake = [torch.tensor([5.0, 6.0])], [torch.tensor([2.0, 3.0])]
+    assert float(accuracy("wasserstein", real, fake)) == 1
+    assert float(accuracy("wasserstein", fake, real)) == 0
+    assert float(accuracy("hinge", real, fake)) == 0.5
+
+
+def test_too_few_validation_cases_are_not_called_healthy() -> None:
+    assert "too few different validation cases" in Health(share(0.5, 0.0), None, 0.5).words
+    assert share(0.5, 2.0) == 0.25

@@ -93,7 +93,9 @@ def test_training_brings_samples_nearer_to_real_volumes(
     family: str, trained: dict[str, Any], workplace: Path, cohort: VolumeCache
 ) -> None:
     """Against the same family after a single step: mean image, deviation of all voxels, mean label map."""
-    config = load(GanRun, gan_config(workplace, f"gan-{family}-young", family), ["train.images=4"])
+    config = load(
+        GanRun, gan_config(workplace, f"gan-{family}-young", family), ["train.images=4", "game.grow_images=1"]
+    )
     train_gan(config)
     young = load_synthesizer(config.run)
     real, masks = stacked(cohort, "image"), stacked(cohort, "mask")
@@ -108,6 +110,9 @@ def test_training_brings_samples_nearer_to_real_volumes(
 
 
 def test_unpaired_items_never_hold_a_patient_with_its_own_mask(cohort: VolumeCache) -> None:
+    lonely = [n for n in range(len(cohort)) if cohort.entries[n][0].patient_id == cohort.entries[0][0].patient_id]
+    with pytest.raises(DataError, match="at least two training patients"):
+        unpaired(cohort, lonely)(0)
     item = unpaired(cohort, list(range(len(cohort))))
     masks = stacked(cohort, "mask")
     used = []
@@ -167,6 +172,19 @@ VOXEL = {"run": "r", "data": {"manifest": "m", "grid": GRID}}
         ({"generator": {"kind": "stylegan1"}, "discriminator": {"kind": "patch"}, **VOXEL}, "go together"),
         ({"generator": {"kind": "spade"}, "game": {"path_length": 1}, **VOXEL}, "path_length"),
         ({"generator": {"kind": "stylegan2", "form": "joint"}, "game": {"l1": 1}, **VOXEL}, "form has none"),
+        (
+            {"generator": {"kind": "stylegan2", "form": "joint"}, "game": {"feature_matching": 1}, **VOXEL},
+            "form has none",
+        ),
+        ({"generator": {"kind": "progressive_gan"}, "game": {"augment_target": 0.6}, **VOXEL}, "augment_target"),
+        ({"generator": {"kind": "progressive_gan"}, "train": {"images": 1000}, **VOXEL}, "at least 8000"),
+        ({"generator": {"kind": "pix2pix"}, "sampling": {"truncation": 0.8}, **VOXEL}, "no latent to truncate"),
+        (
+            {"generator": {"kind": "spade"}, "train": {"gradient_checkpointing": True}, **VOXEL},
+            "not available for GANs",
+        ),
+        ({"generator": {"kind": "cyclegan"}, "game": {"r1": 1}, **VOXEL}, r"game\.r1 is no part of CycleGAN"),
+        ({"generator": {"kind": "cyclegan"}, "init_from": "a", **VOXEL}, "init_from is not available"),
         ({"generator": {"kind": "gan"}, **VOXEL}, "pix2pix"),
         ({"generator": {"kind": "spade", "style": "best"}, **VOXEL}, "generator.style"),
         ({"generator": {"kind": "spade", "widht": 1}, **VOXEL}, "unknown key generator.widht"),
