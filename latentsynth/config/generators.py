@@ -53,7 +53,7 @@ class SPADEConfig(_Pyramid):
 
 
 class LatentGANConfig(DenoiserConfig):
-    """One step from noise and mask to a latent of a frozen autoencoder, by the diffusion model's own network."""
+    """One step from noise and mask to a latent of a frozen autoencoder, by a network of the diffusion model's kind."""
 
     kind: Literal["latent_gan"] = "latent_gan"
 

@@ -14,7 +14,7 @@ from latentsynth.pretrained import register_to_config
 
 
 class LatentGenerator(Generator):
-    """The denoiser's own network (MONAI's DiffusionModelUNet), called once on pure noise.
+    """The kind of network that the denoiser is (MONAI's DiffusionModelUNet), called once on pure noise.
 
     Args:
         shape: Latent grid ``(i, j, k)``.
