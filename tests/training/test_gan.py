@@ -14,6 +14,7 @@ from latentsynth.config import GanRun, build, load
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.volumes import VolumeCache
 from latentsynth.errors import CheckpointError, ConfigError, DataError
+from latentsynth.gans import Draws
 from latentsynth.provenance import Ledger
 from latentsynth.synthesizers import GAN, LatentGAN, load_synthesizer
 from latentsynth.training.autoencoder import volume_caches
@@ -107,6 +108,25 @@ def test_training_brings_samples_nearer_to_real_volumes(
         return float((made.image.mean(0) - real.mean(0)).abs().mean() + (made.image.std() - real.std()).abs() + labels)
 
     assert far(trained[family]) < 0.9 * far(young)
+
+
+def test_a_latent_gan_learns_the_latents_of_the_mask(
+    trained: dict[str, Any], workplace: Path, trained_autoencoder: Path, cohort: VolumeCache
+) -> None:
+    """Against itself after a single step: the distance to the latents of the scan that the mask belongs to."""
+    config = load(
+        GanRun, gan_config(workplace, "gan-latent-young", "latent_gan", trained_autoencoder.name), ["train.images=4"]
+    )
+    train_gan(config)
+    real, masks = stacked(cohort, "image"), stacked(cohort, "mask")
+
+    def far(model: Any) -> float:
+        with torch.no_grad():
+            spatial = model.conditioner(Condition(masks)).spatial
+            made = model.generator(Draws.seeded(range(len(masks))), spatial).image
+            return float((made - model.autoencoder.encode(real)).abs().mean())
+
+    assert far(trained["latent_gan"]) < 0.9 * far(load_synthesizer(config.run))
 
 
 def test_unpaired_items_never_hold_a_patient_with_its_own_mask(cohort: VolumeCache) -> None:
