@@ -135,7 +135,7 @@ class Mapping(nn.Module):
 
 def everybodys_mean(x: Tensor) -> Tensor:
     """Mean over the batches of all processes, without gradient: what networks track must not differ between them."""
-    mean = x.detach().float().mean(0)
+    mean = x.detach().to(torch.promote_types(x.dtype, torch.float32)).mean(0)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(mean)
         mean = mean / torch.distributed.get_world_size()

@@ -186,5 +186,5 @@ class SPADEGenerator(Generator):
     def _track(self, codes: Tensor) -> None:
         self.code_mean.lerp_(everybodys_mean(codes), 0.01)
         # Squares: deviations of small batches are too small on average.
-        squares = everybodys_mean((codes.float() - self.code_mean).square())
+        squares = everybodys_mean((codes - self.code_mean).square())
         self.code_deviation.copy_(self.code_deviation.square().lerp(squares, 0.01).sqrt())
