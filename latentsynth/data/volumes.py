@@ -187,6 +187,11 @@ class VolumeCache:
     def __len__(self) -> int:
         return len(self.entries)
 
+    @property
+    def annotated(self) -> list[int]:
+        """Entries with a mask."""
+        return [n for n, (case, _) in enumerate(self.entries) if case.mask is not None]
+
     def path(self, entry: int, folder: Path | None = None) -> Path:
         """File of an entry in this cache, or in another folder that is organised alike.
 

@@ -114,6 +114,11 @@ def pyramid(shape: Sequence[int], smallest: int = 4) -> list[tuple[int, ...]]:
         levels.append(halved)
 
 
+def pyramid_widths(levels: int, channels: int, most: int) -> list[int]:
+    """Features per level of a pyramid, full size first: doubled at each level below, up to ``most``."""
+    return [min(most, channels * 2**n) for n in range(levels)]
+
+
 def resize(x: Tensor, shape: Sequence[int], smooth: bool = True) -> Tensor:
     """To another level of a pyramid: means of cells downward, upward linear interpolation or, not smooth, repetition."""
     current = tuple(x.shape[2:])
@@ -125,6 +130,16 @@ def resize(x: Tensor, shape: Sequence[int], smooth: bool = True) -> Tensor:
     if not smooth:
         return functional.interpolate(x, tuple(shape), mode="nearest")
     return functional.interpolate(x, tuple(shape), mode="bilinear" if len(current) == 2 else "trilinear")
+
+
+def slice_places(count: int) -> Tensor:
+    """Where ``count`` slices lie, from -1 to 1."""
+    return (torch.arange(count) + 0.5) / count * 2 - 1
+
+
+def beside(image: Tensor, mask: Tensor | None, place: Tensor | None = None) -> Tensor:
+    """Everything that is judged, moved or kept together, as channels."""
+    return with_place(image if mask is None else torch.cat([image, mask.to(image)], 1), place)
 
 
 def with_place(x: Tensor, place: Tensor | None) -> Tensor:

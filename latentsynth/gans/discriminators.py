@@ -6,13 +6,12 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from latentsynth.errors import ConfigError
-from latentsynth.gans.base import Discriminator, Opinion, pyramid, resize, with_place
+from latentsynth.gans.base import Discriminator, Opinion, beside, pyramid, pyramid_widths, resize
 from latentsynth.gans.layers import Conv, Linear, activate, batch_deviation
 from latentsynth.pretrained import register_to_config
 
@@ -32,7 +31,21 @@ class ResidualBlock(nn.Module):
         return (y + skipped) / math.sqrt(2)  # keeps the variance of a sum of two
 
 
-class ResidualDiscriminator(Discriminator):
+class WholeDiscriminator(Discriminator):
+    """What discriminators share that judge a whole image: the way from the smallest grid to one logit."""
+
+    def _build_verdict(self, width: int, smallest: Sequence[int]) -> None:
+        self.last = Conv(len(smallest), width + 1, width)
+        self.dense = Linear(width * math.prod(smallest), width)
+        self.out = Linear(width, 1)
+
+    def _verdict(self, x: Tensor, features: list[Tensor], parts: int) -> Opinion:
+        """From features on the smallest grid; ``features`` are those of the levels above."""
+        x = activate(self.last(batch_deviation(x, parts)))
+        return Opinion([self.out(activate(self.dense(x.flatten(1))))], [[*features, x]])
+
+
+class ResidualDiscriminator(WholeDiscriminator):
     """StyleGAN 2's discriminator (Karras et al. 2020, fig. 7c): one logit per image.
 
     Args:
@@ -57,24 +70,21 @@ class ResidualDiscriminator(Discriminator):
         super().__init__()
         self.levels = pyramid(shape)
         dims = len(shape)
-        widths = [min(max_channels, channels * 2**n) for n in range(len(self.levels))]
+        widths = pyramid_widths(len(self.levels), channels, max_channels)
         self.start = Conv(dims, in_channels + labels + placed, widths[0], 1)
         self.blocks = nn.ModuleList(ResidualBlock(dims, a, b) for a, b in pairwise(widths))
-        self.last = Conv(dims, widths[-1] + 1, widths[-1])
-        self.dense = Linear(widths[-1] * math.prod(self.levels[-1]), widths[-1])
-        self.out = Linear(widths[-1], 1)
+        self._build_verdict(widths[-1], self.levels[-1])
 
     def forward(
         self, image: Tensor, mask: Tensor | None = None, place: Tensor | None = None, parts: int = 1
     ) -> Opinion:
         """One logit per case, ``(B, 1)``, and the features of every level."""
-        x = activate(self.start(_beside(image, mask, place)))
+        x = activate(self.start(beside(image, mask, place)))
         features = []
         for block, level in zip(self.blocks, self.levels[1:], strict=True):
             x = block(x, level)
             features.append(x)
-        x = activate(self.last(batch_deviation(x, parts)))
-        return Opinion([self.out(activate(self.dense(x.flatten(1))))], [[*features, x]])
+        return self._verdict(x, features, parts)
 
 
 class PatchDiscriminators(Discriminator):
@@ -132,7 +142,7 @@ class PatchDiscriminators(Discriminator):
         self, image: Tensor, mask: Tensor | None = None, place: Tensor | None = None, parts: int = 1
     ) -> Opinion:
         """A map of logits per scale, ``(B, 1, *cells)``, and the features before them."""
-        x = _beside(image, mask, place)
+        x = beside(image, mask, place)
         logits, features = [], []
         for n, judge in enumerate(self.judges):
             if n:
@@ -141,8 +151,3 @@ class PatchDiscriminators(Discriminator):
             logits.append(last)
             features.append(before)
         return Opinion(logits, features)
-
-
-def _beside(image: Tensor, mask: Tensor | None, place: Tensor | None) -> Tensor:
-    """Everything that is judged together, as channels."""
-    return with_place(image if mask is None else torch.cat([image, mask.to(image)], 1), place)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latentsynth.gans.base import Discriminator, Generator, Opinion, Painted, pyramid, resize, with_place
+from latentsynth.gans.base import Generator, Opinion, Painted, beside, pyramid, pyramid_widths, resize
+from latentsynth.gans.discriminators import WholeDiscriminator
 from latentsynth.gans.draws import Draws
-from latentsynth.gans.layers import Conv, Linear, Mapping, activate, batch_deviation, normalise, place_features
+from latentsynth.gans.layers import Conv, Linear, Mapping, activate, normalise, place_features
 from latentsynth.gans.stylegan2 import mixed_styles
 from latentsynth.pretrained import register_to_config
 
@@ -52,13 +53,20 @@ class Growth(nn.Module):
         return 1 + int(self.grown) / _STEP - self.top
 
 
+def _climbing_blocks(dims: int, widths: Sequence[int]) -> nn.ModuleList:
+    """One convolution on the smallest grid, two on each above."""
+    blocks = nn.ModuleList([nn.ModuleList([Conv(dims, widths[0], widths[0])])])
+    blocks.extend(nn.ModuleList([Conv(dims, a, b), Conv(dims, b, b)]) for a, b in pairwise(widths))
+    return blocks
+
+
 class _GrownGenerator(Generator):
     def _build(self, shape: Sequence[int], out_channels: int, channels: int, max_channels: int) -> list[int]:
         """Everything but the blocks; returns the features per level, smallest grid first."""
         self.shape = tuple(shape)
         self.levels = pyramid(self.shape)[::-1]
         self.growth = Growth(self.levels)
-        widths = [min(max_channels, channels * 2**n) for n in reversed(range(len(self.levels)))]
+        widths = pyramid_widths(len(self.levels), channels, max_channels)[::-1]
         self.images = nn.ModuleList(Conv(len(self.shape), width, out_channels, 1) for width in widths)
         return widths
 
@@ -113,8 +121,7 @@ class ProgressiveGenerator(_GrownGenerator):
         self.placed = placed
         features = latent + (place_features(torch.zeros(1)).shape[1] if placed else 0)
         self.dense = Linear(features, widths[0] * math.prod(self.levels[0]))
-        self.blocks = nn.ModuleList([nn.ModuleList([Conv(dims, widths[0], widths[0])])])
-        self.blocks.extend(nn.ModuleList([Conv(dims, a, b), Conv(dims, b, b)]) for a, b in pairwise(widths))
+        self.blocks = _climbing_blocks(dims, widths)
 
     def forward(
         self,
@@ -189,8 +196,7 @@ class StyleGAN1Generator(_GrownGenerator):
         dims = len(shape)
         self.mapping = Mapping(latent, style, mapping_layers, placed)
         self.start = nn.Parameter(torch.randn(widths[0], *self.levels[0]))  # of ones, the norms would leave nothing
-        self.blocks = nn.ModuleList([nn.ModuleList([Conv(dims, widths[0], widths[0])])])
-        self.blocks.extend(nn.ModuleList([Conv(dims, a, b), Conv(dims, b, b)]) for a, b in pairwise(widths))
+        self.blocks = _climbing_blocks(dims, widths)
         self.norms = nn.ModuleList(
             nn.ModuleList(AdaptiveNorm(width, style) for _ in cast(nn.ModuleList, block))
             for width, block in zip(widths, self.blocks, strict=True)
@@ -219,7 +225,7 @@ class StyleGAN1Generator(_GrownGenerator):
         return x
 
 
-class GrownDiscriminator(Discriminator):
+class GrownDiscriminator(WholeDiscriminator):
     """The discriminator that grows with them (Karras et al. 2018, table 2).
 
     Args:
@@ -245,12 +251,10 @@ class GrownDiscriminator(Discriminator):
         self.levels = pyramid(shape)[::-1]
         self.growth = Growth(self.levels)
         dims = len(shape)
-        widths = [min(max_channels, channels * 2**n) for n in reversed(range(len(self.levels)))]
+        widths = pyramid_widths(len(self.levels), channels, max_channels)[::-1]
         self.starts = nn.ModuleList(Conv(dims, in_channels + labels + placed, width, 1) for width in widths)
         self.blocks = nn.ModuleList(nn.ModuleList([Conv(dims, b, b), Conv(dims, b, a)]) for a, b in pairwise(widths))
-        self.last = Conv(dims, widths[0] + 1, widths[0])
-        self.dense = Linear(widths[0] * math.prod(self.levels[0]), widths[0])
-        self.out = Linear(widths[0], 1)
+        self._build_verdict(widths[0], self.levels[0])
 
     def grow(self, level: float) -> None:
         self.growth.set(level)
@@ -259,7 +263,7 @@ class GrownDiscriminator(Discriminator):
         self, image: Tensor, mask: Tensor | None = None, place: Tensor | None = None, parts: int = 1
     ) -> Opinion:
         """One logit per case, ``(B, 1)``, and the features of every level in use."""
-        given = with_place(image if mask is None else torch.cat([image, mask.to(image)], 1), place)
+        given = beside(image, mask, place)
         top, share = self.growth.top, self.growth.share
         x = activate(self.starts[top](resize(given, self.levels[top])))
         features = []
@@ -269,5 +273,4 @@ class GrownDiscriminator(Discriminator):
             if n == top and share < 1:
                 x = torch.lerp(activate(self.starts[n - 1](resize(given, self.levels[n - 1]))), x, share)
             features.append(x)
-        x = activate(self.last(batch_deviation(x, parts)))
-        return Opinion([self.out(activate(self.dense(x.flatten(1))))], [[*features, x]])
+        return self._verdict(x, features, parts)

@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.gans.base import Generator, Painted, pyramid, resize
+from latentsynth.gans.base import Generator, Painted, pyramid, pyramid_widths, resize
 from latentsynth.gans.draws import Draws
 from latentsynth.gans.layers import everybodys_mean
 from latentsynth.pretrained import register_to_config
@@ -120,7 +120,7 @@ class SPADEGenerator(Generator):
         self.shape, self.labels, self.latent, self.kind = tuple(shape), labels, latent, style
         self.levels = pyramid(self.shape)[::-1]
         dims = len(self.shape)
-        widths = [min(max_channels, channels * 2**n) for n in reversed(range(len(self.levels)))]
+        widths = pyramid_widths(len(self.levels), channels, max_channels)[::-1]
         self.encodes_style = style != "none"
         self.encoder = (
             StyleEncoder(self.shape, out_channels, 16, latent * (1 + (style == "vae"))) if self.encodes_style else None

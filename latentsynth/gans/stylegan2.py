@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from latentsynth.errors import ConfigError
-from latentsynth.gans.base import Generator, Painted, pyramid, resize
+from latentsynth.gans.base import Generator, Painted, pyramid, pyramid_widths, resize
 from latentsynth.gans.draws import Draws
 from latentsynth.gans.layers import Mapping, ModulatedConv, activate
 from latentsynth.pretrained import register_to_config
@@ -70,7 +70,7 @@ class StyleGAN2Generator(Generator):
         if len(self.levels) < 2:
             raise ConfigError(f"grid {self.shape} cannot be halved once: use axes that are multiples of 8")
         dims = len(self.shape)
-        widths = [min(max_channels, channels * 2**n) for n in reversed(range(len(self.levels)))]
+        widths = pyramid_widths(len(self.levels), channels, max_channels)[::-1]
         self.mapping = Mapping(latent, style, mapping_layers, placed)
         self.start = nn.Parameter(torch.randn(widths[0], *self.levels[0]))
         self.first = StyledConv(dims, widths[0] + labels, widths[0], style)

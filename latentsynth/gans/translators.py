@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.gans.base import Generator, Painted, pyramid, resize, with_place
+from latentsynth.gans.base import Generator, Painted, pyramid, pyramid_widths, resize, with_place
 from latentsynth.gans.draws import Draws
 from latentsynth.pretrained import register_to_config
 
@@ -66,7 +66,7 @@ class UNetGenerator(Generator):
         steps = [
             tuple(a // b for a, b in zip(*pair, strict=True)) for pair in zip(self.grids, self.grids[1:], strict=False)
         ]
-        widths = [min(max_channels, channels * 2**n) for n in range(len(steps))]
+        widths = pyramid_widths(len(steps), channels, max_channels)
         self.start = conv(labels + placed, channels, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
         before = channels

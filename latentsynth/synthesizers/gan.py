@@ -14,6 +14,7 @@ from latentsynth import checkpoint
 from latentsynth.config import GanSamplingConfig, build
 from latentsynth.errors import CheckpointError, ConfigError, DataError
 from latentsynth.gans import Annotation, Draws, Generator
+from latentsynth.gans.base import slice_places
 from latentsynth.provenance import Ledger
 from latentsynth.synthesizers.base import Synthesizer
 from latentsynth.types import Condition, Domain, Generated
@@ -81,13 +82,8 @@ class GAN(Synthesizer):
         rows = len(seeds)
         mask = None if condition is None else condition.mask
         style = None if condition is None else condition.style
-        if self.slice_axis is None:
-            channels = self._volumes(seeds, mask, style, truncation)
-        else:
-            given = [[None] * rows if x is None else list(x) for x in (mask, style)]
-            stacks = zip(seeds, *given, strict=True)
-            channels = torch.stack([self._stack(seed, m, s, truncation) for seed, m, s in stacks])
-        count = 0 if self.form == "mask_only" else self.grid.channels
+        channels = self._channels(seeds, mask, style, truncation)
+        count = self._image_channels
         image = channels[:, :count] if count else channels.new_full((rows, self.grid.channels, *self.grid.shape), -1.0)
         if self.makes_masks:
             shown = self.annotation.decode(channels[:, count:])
@@ -98,12 +94,21 @@ class GAN(Synthesizer):
     def invalid_labels(self, seeds: Sequence[int]) -> Tensor:
         """Share of voxels of each sample that name no label clearly, ``(B,)``; for models that make masks."""
         with torch.no_grad():
-            if self.slice_axis is None:
-                channels = self._volumes(seeds, None, None, 1.0)
-            else:
-                channels = torch.stack([self._stack(seed, None, None, 1.0) for seed in seeds])
-        count = 0 if self.form == "mask_only" else self.grid.channels
-        return self.annotation.invalid(channels[:, count:])
+            channels = self._channels(seeds, None, None, 1.0)
+        return self.annotation.invalid(channels[:, self._image_channels :])
+
+    @property
+    def _image_channels(self) -> int:
+        """How many of the generator's channels are the image; the rest is annotation."""
+        return 0 if self.form == "mask_only" else self.grid.channels
+
+    def _channels(self, seeds: Sequence[int], mask: Tensor | None, style: Tensor | None, truncation: float) -> Tensor:
+        """All that the generator makes, ``(B, T, I, J, K)``."""
+        if self.slice_axis is None:
+            return self._volumes(seeds, mask, style, truncation)
+        given = [[None] * len(seeds) if x is None else list(x) for x in (mask, style)]
+        stacks = zip(seeds, *given, strict=True)
+        return torch.stack([self._stack(seed, m, s, truncation) for seed, m, s in stacks])
 
     def _volumes(self, seeds: Sequence[int], mask: Tensor | None, style: Tensor | None, truncation: float) -> Tensor:
         """Channels ``(B, T, I, J, K)`` of a generator of volumes."""
@@ -123,7 +128,7 @@ class GAN(Synthesizer):
         slices = None if mask is None else mask.movedim(1 + self.slice_axis, 0).to(device)
         if style is not None:  # one look for the whole volume: that of the reference's middle slice
             style = style.select(1 + self.slice_axis, count // 2).expand(count, -1, -1, -1).to(device)
-        place = ((torch.arange(count) + 0.5) / count * 2 - 1).to(device)
+        place = slice_places(count).to(device)
         made = self.generator(
             Draws.seeded([seed] * count, device), slices, style=style, place=place, truncation=truncation
         )
@@ -180,8 +185,7 @@ class GAN(Synthesizer):
             checkpoint.read_ledger(folder),
         )  # fmt: skip
         shape = tuple(n for at, n in enumerate(domain.grid.shape) if at != axis)
-        image = 0 if model.form == "mask_only" else domain.grid.channels
-        made = image + (model.annotation.channels if model.makes_masks else 0)
+        made = model._image_channels + (model.annotation.channels if model.makes_masks else 0)
         labels = 0 if model.makes_masks else len(domain.labels)
         # CycleGAN's painter takes images too, so it may be wider than its masks.
         wide = max(labels, domain.grid.channels) if labels else 0

@@ -10,8 +10,9 @@ from accelerate.utils import gather, reduce
 from torch import Tensor, nn
 
 from latentsynth.config import GameConfig, GanRun
+from latentsynth.gans import Draws
 from latentsynth.gans.augment import adapt, adaptive_state, augment
-from latentsynth.gans.base import Discriminator, Generator, Opinion, Painted, with_place
+from latentsynth.gans.base import Discriminator, Generator, Opinion, Painted, beside
 from latentsynth.gans.losses import (
     accuracy,
     discriminator_loss,
@@ -141,7 +142,7 @@ class Game:
             total = total + terms.gradient_penalty * logs["gradient_penalty"]
         if terms.drift:
             total = total + terms.drift * torch.stack([one.square().mean() for one in on_real.logits]).mean()
-        state["accuracy"] = _MEMORY * state["accuracy"] + (1 - _MEMORY) * float(reduce(right.detach(), "mean"))
+        remember(state, "accuracy", right)
         if terms.augment_target:
             signs = torch.cat([(one.detach().flatten(1) - middle(terms.loss)).sign() for one in on_real.logits], 1)
             adapt(state, gather(signs.contiguous()), terms.augment_target, terms.augment_ramp_images)
@@ -158,7 +159,7 @@ class Game:
         scene: Scene = batch["scene"]
         return scene
 
-    def _draws(self, batch: Batch, stream: int):  # type: ignore[no-untyped-def]
+    def _draws(self, batch: Batch, stream: int) -> Draws:
         device = batch["scene"].real.device
         return keyed_draws(self.config.seed, batch["position"], stream, device)
 
@@ -194,7 +195,7 @@ class Game:
             noise = [draws.normal(*image.shape[1:]) for _ in range(parts)]
             image = image + sigma * torch.cat(noise).to(image)
         if self.memory["probability"]:
-            together = image if mask is None else torch.cat([image, mask.to(image)], 1)
+            together = beside(image, mask)
             together = torch.cat([
                 augment(part, self._draws(batch, stream + 100 * (1 if alike else n)), self.memory["probability"], self.scenes.intensity_channels)
                 for n, part in enumerate(together.chunk(parts), 1)
@@ -209,7 +210,7 @@ class Game:
         """Fakes, some of them earlier ones, with the masks and places that they were made for."""
         if not self.terms.pool:
             return fake, scene.mask, scene.place
-        together = with_place(fake if scene.mask is None else torch.cat([fake, scene.mask.to(fake)], 1), scene.place)
+        together = beside(fake, scene.mask, scene.place)
         together = from_pool(state, together, batch, self.terms.pool, self.config.seed)
         channels, labels = fake.shape[1], 0 if scene.mask is None else scene.mask.shape[1]
         mask = together[:, channels : channels + labels] if labels else None
@@ -221,9 +222,14 @@ class Game:
         assert made.styles is not None
         noise = self._draws(batch, _PATH).normal(*made.image.shape[1:]).to(made.image)
         lengths = path_lengths(made.image, made.styles, noise)
-        latest = float(reduce(lengths.detach().mean(), "mean"))
-        mean = state["path_mean"] = _MEMORY * state.get("path_mean", latest) + (1 - _MEMORY) * latest
-        return (lengths - mean).square().mean()
+        return (lengths - remember(state, "path_mean", lengths.mean())).square().mean()
+
+
+def remember(state: dict[str, Any], key: str, latest: Tensor) -> float:
+    """The running mean of a number over steps and processes, kept in ``state``; it starts with its first value."""
+    value = float(reduce(latest.detach(), "mean"))
+    state[key] = _MEMORY * state.get(key, value) + (1 - _MEMORY) * value
+    return float(state[key])
 
 
 def grown_level(images_seen: int, per_stage: int) -> float:

@@ -7,19 +7,18 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from accelerate.utils import reduce
 from torch import Tensor
 
 from latentsynth.config import CycleGANConfig, GanRun
 from latentsynth.gans import Generator, build_discriminator
 from latentsynth.gans.cyclegan import Cycle, Judges, Translators, cycle_loss
 from latentsynth.gans.losses import accuracy, discriminator_loss, generator_loss, split
+from latentsynth.training.adversarial import remember
 from latentsynth.training.loop import Batch, Modules, Player
 from latentsynth.training.pool import from_pool
 from latentsynth.training.scenes import Scenes, keyed_draws
 
 _MAKE = 21  # stream of randomness
-_MEMORY = 0.99
 
 
 @dataclass
@@ -92,5 +91,5 @@ class CycleGame:
             losses.append(discriminator_loss(kind, on_real.logits, on_fake.logits))
             right.append(accuracy(kind, on_real.logits, on_fake.logits))
         mean = torch.stack(right).mean()
-        state["accuracy"] = _MEMORY * state["accuracy"] + (1 - _MEMORY) * float(reduce(mean.detach(), "mean"))
+        remember(state, "accuracy", mean)
         return torch.stack(losses).sum(), {"accuracy": mean}

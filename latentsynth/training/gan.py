@@ -29,11 +29,8 @@ from latentsynth.training.loop import Hooks, Modules, Player, fit
 from latentsynth.training.run import RunFolder
 from latentsynth.training.scenes import LatentScenes, VoxelScenes
 from latentsynth.training.sheets import sample_sheet
-from latentsynth.training.watch import Health, spread
-from latentsynth.training.watch import share as ratio
+from latentsynth.training.watch import Watch
 from latentsynth.types import Condition, Domain
-
-_WATCHED = 8  # volumes of the fixed batch that is watched for collapse
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,6 @@ class _Setting:
         players: Who trains, generator first.
         memory: What the discriminator's side remembers.
         synthesizer: The model that samples, from the generator's modules.
-        generator: Finds the generator among the first player's modules.
         ledger: Whom the model has seen.
     """
 
@@ -72,8 +68,8 @@ def train_gan(config: GanRun) -> dict[str, float]:
     setting = (_on_latents if config.latent else _on_voxels)(config, accelerator)
     run = RunFolder(config, accelerator)
     device = accelerator.device
-    watch = Watch(config, setting.volumes)
-    scored = annotated(setting.volumes)
+    watch = Watch(setting.volumes, config.seed)
+    scored = setting.volumes.annotated
 
     def validate(modules: Modules) -> dict[str, float]:
         model = setting.synthesizer(modules).to(device)
@@ -99,7 +95,7 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
     data = config.data.volumes()
     manifest = Manifest.load(data.manifest)
     training, validation = volume_caches(data, config.seed, manifest, accelerator)
-    masked = annotated(training)
+    masked = training.annotated
     if not masked:
         raise DataError(f"no training case of {data.manifest} has a mask: a GAN learns images together with masks")
     recipe = training.recipe
@@ -174,11 +170,6 @@ def initial(config: GanRun, generator: Generator) -> tuple[Generator, Ledger]:
     return generator, source.ledger
 
 
-def annotated(volumes: VolumeCache) -> list[int]:
-    """Entries with a mask."""
-    return [n for n in range(len(volumes)) if volumes.entries[n][0].mask is not None]
-
-
 def unpaired(training: VolumeCache, masked: list[int]) -> Callable[[int], dict[str, Any]]:
     """Items of an image and the mask of another patient: half the cohort away, so no pair ever meets."""
 
@@ -202,38 +193,3 @@ def score(model: Synthesizer, volumes: VolumeCache, n: int, seed: int) -> dict[s
     item = volumes.item(n)
     made = model.generate(Condition(item["mask"][None]), [seed + n]).image[0]
     return {"l1": float((made - item["image"]).abs().mean())}
-
-
-class Watch:
-    """Looks at a fixed batch of seeds and masks.
-
-    Args:
-        config: The run.
-        volumes: Validation volumes; their masks are asked for, and their spread is the measure.
-    """
-
-    def __init__(self, config: GanRun, volumes: VolumeCache):
-        self.seed = config.seed
-        shown = annotated(volumes)[:_WATCHED]
-        if not shown:
-            raise DataError(
-                "no validation case has a mask: a GAN is watched on volumes for real masks; annotate two or more"
-            )
-        items = [volumes.item(n) for n in shown]
-        self.real = torch.stack([item["image"] for item in items])
-        self.masks = torch.stack([item["mask"] for item in items])
-
-    def __call__(self, model: Synthesizer, memory: dict[str, Any]) -> Health:
-        """How the game stands."""
-        seeds = [self.seed + n for n in range(len(self.real))]
-        facts = float(memory["accuracy"]), float(memory["probability"])
-        if model.makes_masks:
-            made = model.generate(None, seeds)
-            form = cast(GAN, model).form
-            real, ours = (self.masks, made.mask) if form == "mask_only" else (self.real, made.image)
-            return Health(ratio(spread(ours), spread(real)), None, *facts)
-        made = model.generate(Condition(self.masks), seeds)
-        first = self.masks[:1].expand(4, *self.masks.shape[1:])
-        again = model.generate(Condition(first), seeds[:4] if len(seeds) >= 4 else list(range(4)))
-        measure = spread(self.real)
-        return Health(ratio(spread(made.image), measure), ratio(spread(again.image), measure), *facts)

@@ -12,6 +12,7 @@ from latentsynth.autoencoders import Autoencoder, Moments
 from latentsynth.conditioning import MaskConditioner
 from latentsynth.data.loading import keyed_generator, keyed_noise, keyed_uniform
 from latentsynth.gans.annotation import Annotation
+from latentsynth.gans.base import slice_places
 from latentsynth.gans.draws import Draws
 from latentsynth.training.loop import Batch
 from latentsynth.types import Condition
@@ -114,11 +115,6 @@ class LatentScenes:
 def cut(volume: Tensor, index: Tensor, axis: int) -> Tensor:
     """One slice per case: ``(B, C, I, J, K)`` and indices ``(B,)`` along spatial ``axis`` to ``(B, C, *two axes)``."""
     return volume.movedim(2 + axis, 1)[torch.arange(len(volume), device=volume.device), index]
-
-
-def slice_places(count: int) -> Tensor:
-    """Where ``count`` slices lie, from -1 to 1."""
-    return (torch.arange(count) + 0.5) / count * 2 - 1
 
 
 def keyed_draws(seed: int, positions: Tensor, stream: int, device: torch.device) -> Draws:

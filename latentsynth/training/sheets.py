@@ -27,7 +27,7 @@ def sample_sheet(path: Path, model: Synthesizer, volumes: VolumeCache, seed: int
         seed: First seed; every tile has another, so that likeness is not borrowed.
         how: Said in the title.
     """
-    annotated = [n for n in range(len(volumes)) if volumes.entries[n][0].mask is not None][:_SHOWN_CASES]
+    annotated = volumes.annotated[:_SHOWN_CASES]
     if not annotated:
         raise DataError("no validation case has a mask: give at least one, so that pictures can show what is painted")
     masks = torch.stack([volumes.item(n)["mask"] for n in annotated for _ in range(_SHOWN_SEEDS)])

@@ -5,10 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from latentsynth.data.volumes import VolumeCache
+from latentsynth.errors import DataError
+from latentsynth.synthesizers import GAN, Synthesizer
+from latentsynth.types import Condition
+
+_WATCHED = 8  # volumes of the fixed batch
 _ALIKE = 0.3  # below this share of the real spread, samples are copies of one another
 _WON, _LOST = 0.97, 0.03
 
@@ -74,3 +81,38 @@ def spread(images: Tensor) -> float:
     """Mean root-mean-square difference over all pairs of images ``(N, ...)``."""
     pairs = [(images[a] - images[b]).square().mean().sqrt() for a, b in combinations(range(len(images)), 2)]
     return float(torch.stack(pairs).mean()) if pairs else float("nan")
+
+
+class Watch:
+    """Looks at a fixed batch of seeds and masks.
+
+    Args:
+        volumes: Validation volumes; their masks are asked for, and their spread is the measure.
+        seed: First seed.
+    """
+
+    def __init__(self, volumes: VolumeCache, seed: int):
+        self.seed = seed
+        shown = volumes.annotated[:_WATCHED]
+        if not shown:
+            raise DataError(
+                "no validation case has a mask: a GAN is watched on volumes for real masks; annotate two or more"
+            )
+        items = [volumes.item(n) for n in shown]
+        self.real = torch.stack([item["image"] for item in items])
+        self.masks = torch.stack([item["mask"] for item in items])
+
+    def __call__(self, model: Synthesizer, memory: dict[str, Any]) -> Health:
+        """How the game stands."""
+        seeds = [self.seed + n for n in range(len(self.real))]
+        facts = float(memory["accuracy"]), float(memory["probability"])
+        if model.makes_masks:
+            made = model.generate(None, seeds)
+            form = cast(GAN, model).form
+            real, ours = (self.masks, made.mask) if form == "mask_only" else (self.real, made.image)
+            return Health(share(spread(ours), spread(real)), None, *facts)
+        made = model.generate(Condition(self.masks), seeds)
+        first = self.masks[:1].expand(4, *self.masks.shape[1:])
+        again = model.generate(Condition(first), seeds[:4] if len(seeds) >= 4 else list(range(4)))
+        measure = spread(self.real)
+        return Health(share(spread(made.image), measure), share(spread(again.image), measure), *facts)

@@ -10,9 +10,10 @@ from helpers import tiny_autoencoder
 
 from latentsynth.conditioning import MaskConditioner
 from latentsynth.gans import Annotation
+from latentsynth.gans.base import slice_places
 from latentsynth.training.launch import start
 from latentsynth.training.pool import from_pool
-from latentsynth.training.scenes import LatentScenes, VoxelScenes, cut, slice_places
+from latentsynth.training.scenes import LatentScenes, VoxelScenes, cut
 
 SHAPE = (6, 8, 10)
 
