@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latentsynth.config import ViewsConfig
+from latentsynth.metrics.registration import rotations
 from latentsynth.pretrained import Pretrained, register_to_config
 
 
@@ -69,7 +70,7 @@ def views(images: Tensor, config: ViewsConfig, generators: Sequence[torch.Genera
     shift = sign[:, 4:7] * 2 * config.shift  # grid_sample's axes run from -1 to 1
     # grid_sample speaks of K, J, I; a cell of an axis is as long as one of another, whatever the shape.
     sizes = torch.tensor(images.shape[:1:-1], dtype=images.dtype, device=images.device)
-    turn = _rotations(angles) * scale.view(-1, 1, 1)
+    turn = rotations(angles) * scale.view(-1, 1, 1)
     turn = turn * sizes.view(1, 1, 3) / sizes.view(1, 3, 1)
     mirrored = torch.ones(len(images), 3, dtype=images.dtype, device=images.device)
     for axis in config.flip_axes:
@@ -84,18 +85,6 @@ def views(images: Tensor, config: ViewsConfig, generators: Sequence[torch.Genera
     noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
     contrast = ((moved + 1) / 2).clamp(0, 1) ** gamma * 2 - 1
     return (contrast + bright + level * noise).clamp(-1, 1)
-
-
-def _rotations(angles: Tensor) -> Tensor:
-    """Rotation matrices ``(B, 3, 3)`` about the three axes in turn, from angles ``(B, 3)`` in radians."""
-    matrix = torch.eye(3, dtype=angles.dtype, device=angles.device).expand(len(angles), 3, 3)
-    for axis in range(3):
-        a, b = (n for n in range(3) if n != axis)
-        turn = torch.eye(3, dtype=angles.dtype, device=angles.device).repeat(len(angles), 1, 1)
-        cos, sin = torch.cos(angles[:, axis]), torch.sin(angles[:, axis])
-        turn[:, a, a], turn[:, b, b], turn[:, a, b], turn[:, b, a] = cos, cos, -sin, sin
-        matrix = matrix @ turn
-    return matrix
 
 
 def contrastive_loss(first: Tensor, second: Tensor, temperature: float, patients: Tensor | None = None) -> Tensor:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -234,8 +233,6 @@ def _write(
     for channel, voxels in enumerate(scanner):
         nifti.write(out / "imagesTr" / f"{name}_{channel:04d}.nii.gz", voxels, placed.affine)
     nifti.write(out / "labelsTr" / f"{name}.nii.gz", placed.values, placed.affine)
-    orientation = nib.orientations.io_orientation(placed.affine)
-    canonical = nib.orientations.apply_orientation(scanner[0], orientation)
     per_image = [
         name for name, window in zip(domain.channels, domain.grid.windows, strict=True) if window.kind == "percentile"
     ]
@@ -245,7 +242,7 @@ def _write(
             mask=request.mask.name if request.mask else None,
             mask_voxels=voxel_hash(placed.values),
             parents=list(request.parents),
-            voxels=voxel_hash(canonical),
+            voxels=nifti.canonical_hash(scanner[0], placed.affine),
             limits=dict(zip(domain.channels, domain.limits, strict=True)),
             median_window_channels=per_image,
             **facts,

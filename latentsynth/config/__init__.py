@@ -52,6 +52,7 @@ from latentsynth.config.segmenter import (
     UNetConfig,
     ValidationConfig,
 )
+from latentsynth.config.study import MemorizationStudy, OvertrainedConfig, RolesConfig
 from latentsynth.config.training import Run, TrainConfig
 from latentsynth.strict import Strict, build, dump, load
 
@@ -79,7 +80,9 @@ __all__ = [
     "LatentDataConfig",
     "LatentGANConfig",
     "LdmRun",
+    "MemorizationStudy",
     "NetworkConfig",
+    "OvertrainedConfig",
     "PatchConfig",
     "PerceptualConfig",
     "Pix2PixConfig",
@@ -87,6 +90,7 @@ __all__ = [
     "ReconstructionConfig",
     "ResidualConfig",
     "Run",
+    "RolesConfig",
     "SPADEConfig",
     "SamplingConfig",
     "SegmentationLossConfig",

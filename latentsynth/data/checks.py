@@ -17,7 +17,7 @@ from latentsynth.data import nifti
 from latentsynth.data.layouts import Cohort
 from latentsynth.errors import DataError
 from latentsynth.progress import bar
-from latentsynth.provenance import fingerprint, voxel_hash
+from latentsynth.provenance import fingerprint
 from latentsynth.types import Case, Labels
 
 SPACING_MM = (0.05, 20.0)  # finer is a wrong unit (metres), coarser a wrong header
@@ -112,7 +112,7 @@ def check_case(
             apart = disagreement(*grid, voxels.shape, affine)
             if apart:
                 report(path, apart, f"the grid of {case.images[0].name}", "resample it onto the first image")
-        hashes.append(_canonical_hash(voxels, affine))
+        hashes.append(nifti.canonical_hash(voxels, affine))
         constant.append(bool(voxels.min() == voxels.max()))
     split_channels = any("axes" in problem.found for problem in problems)  # one 4D file: the count says nothing more
     if len(case.images) != len(channels) and not split_channels:
@@ -137,10 +137,6 @@ def check_case(
     canonical = np.round(grid[1] @ turn, 4) + 0.0  # the last digits depend on the tool that wrote it; no -0.0
     content = fingerprint([hashes, mask_hash, canonical.tolist()])
     return problems, CaseFacts(tuple(hashes), tuple(constant), (i, j, k), edges, counts, content)
-
-
-def _canonical_hash(voxels: np.ndarray, affine: np.ndarray) -> str:
-    return voxel_hash(nib.orientations.apply_orientation(voxels, nib.orientations.io_orientation(affine)))
 
 
 def _read(path: Path, expected: str, case_id: str, problems: list[Problem]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -205,7 +201,7 @@ def _check_mask(
     if unknown:
         values = ", ".join(map(str, labels.values if labels else ()))
         report(f"unknown labels {unknown[:8]}", f"labels {values}", "declare the label or correct the mask")
-    return counts, _canonical_hash(voxels, affine)
+    return counts, nifti.canonical_hash(voxels, affine)
 
 
 def check_cohort(

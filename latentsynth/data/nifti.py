@@ -10,6 +10,7 @@ import numpy as np
 
 from latentsynth.errors import DataError
 from latentsynth.files import atomic_path
+from latentsynth.provenance import voxel_hash
 
 SUFFIXES = (".nii.gz", ".nii")
 MAX_LABEL = int(np.iinfo(np.int16).max)  # label maps are read as int16
@@ -47,6 +48,11 @@ def read(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     if voxels.ndim != 3:
         raise DataError(f"{path} has {voxels.ndim} axes {voxels.shape}, expected 3: split it into 3D volumes")
     return voxels, np.asarray(image.affine, dtype=np.float64)
+
+
+def canonical_hash(voxels: np.ndarray, affine: np.ndarray) -> str:
+    """Hash of a volume's voxels in RAS+ order: the same scan saved twice, in whatever orientation, has the same."""
+    return voxel_hash(nib.orientations.apply_orientation(voxels, nib.orientations.io_orientation(affine)))
 
 
 def geometry(path: Path | str) -> tuple[tuple[int, int, int], np.ndarray]:

@@ -32,8 +32,7 @@ def split_patients(
         ConfigError: ``fractions`` are not three shares that add up to 1.
     """
     require_fractions(fractions)
-    # Sorting by a hash needs no random generator: the order of listing, the platform and the version do not matter.
-    order = sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
+    order = shuffled(patients, seed)
     total = len(order)
     _, val, test = (int(share * total + 0.5) for share in fractions)
     if total >= 3:
@@ -43,6 +42,14 @@ def split_patients(
         val, test = (val, test - 1) if test >= val else (val - 1, test)
     counts: dict[Split, int] = {"val": val, "test": test, "train": total - val - test}
     return dict(zip(order, (split for split, count in counts.items() for _ in range(count)), strict=True))
+
+
+def shuffled(patients: Sequence[str], seed: int) -> list[str]:
+    """Patients in a random order, always the same for the same patients and seed; the first n are nested in any more.
+
+    Sorting by a hash needs no random generator: the order of listing, the platform and the version do not matter.
+    """
+    return sorted(set(patients), key=lambda patient: hashlib.sha256(f"{seed}:{patient}".encode()).digest())
 
 
 def require_fractions(fractions: Sequence[float]) -> None:

@@ -111,7 +111,7 @@ def compare(real: Features, samples: dict[str, Features]) -> Scores:
 
 def _scaled(real: Features, samples: dict[str, Features]) -> tuple[dict[str | None, Features], float]:
     """Features moved to the mean of the real ones and scaled so that these have unit variance on average."""
-    middle = real.values.mean(0)
+    middle = real.values.astype(np.float64).mean(0)
     unit = float(np.sqrt(((real.values - middle) ** 2).mean())) or 1.0
     sets: dict[str | None, Features] = {None: real}
     sets.update(samples)

@@ -28,7 +28,11 @@ class Extractor(ABC):
         name: What to call it in a report.
         fingerprint: Sixteen hexadecimal digits that change when the features could.
         preprocessing: One sentence on what happens to the images before the network.
+        together: Images that are given to the network at once. More than one only where no feature depends on what
+            else is in the batch, but for rounding.
     """
+
+    together = 1
 
     name: str
     fingerprint: str
@@ -36,7 +40,7 @@ class Extractor(ABC):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Features of some images, one image at a time: they do not depend on what else is in the batch.
+        """Features of some images; they do not depend on what else is in the batch.
 
         Args:
             images: In [-1, 1], shape ``(B, C, I, J, K)``, on any device.
@@ -49,11 +53,11 @@ class Extractor(ABC):
         """
         if images.ndim != 5:
             raise DataError(f"images have shape {tuple(images.shape)}, expected (B, C, I, J, K): add what is missing")
-        return torch.cat([self._features(image) for image in images.detach().cpu().float().split(1)])
+        return torch.cat([self._features(image) for image in images.detach().cpu().float().split(self.together)])
 
     @abstractmethod
     def _features(self, image: Tensor) -> Tensor:
-        """Features ``(1, F)`` of one image ``(1, C, I, J, K)``."""
+        """Features ``(B, F)`` of up to :attr:`together` images ``(B, C, I, J, K)``."""
 
 
 class RandomNetwork(Extractor):
@@ -108,8 +112,10 @@ class NetworkExtractor(Extractor):
     Args:
         name: What to call it.
         fingerprint: Of its weights.
-        network: Images ``(B, C, I, J, K)`` to features ``(B, F)``.
+        network: Images ``(B, C, I, J, K)`` to features ``(B, F)``, each image for itself.
     """
+
+    together = 8
 
     def __init__(self, name: str, fingerprint: str, network: Callable[[Tensor], Tensor]):
         self.name, self.fingerprint, self.preprocessing, self._network = name, fingerprint, _TOGETHER, network

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,12 +19,14 @@ from latentsynth.data.volumes import Recipe, VolumeCache
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.extractors import Extractor, NetworkExtractor, extractor
+from latentsynth.files import atomic_path
 from latentsynth.provenance import fingerprint
 from latentsynth.training.extractor import KIND, train_extractor
 from latentsynth.training.launch import fill, over_cases
 from latentsynth.types import Framing, Grid, Labels, Window
 
 _VOXELS = 64**3  # of a grid that nobody chose
+_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Features:
     Attributes:
         ids: Case ids, ``N``.
         patients: Whom each case comes from, ``N``.
-        values: ``(N, F)``, float64.
+        values: ``(N, F)``, float32.
     """
 
     ids: tuple[str, ...]
@@ -69,32 +71,70 @@ def comparison_space(like: Path | None, manifest: Manifest) -> tuple[Grid, Frami
 
 
 def volumes(
-    cohort: Cohort, grid: Grid, framing: Framing, labels: Labels, cache: Path, accelerator: Accelerator
+    cohort: Cohort,
+    grid: Grid,
+    framing: Framing,
+    labels: Labels,
+    cache: Path,
+    accelerator: Accelerator,
+    masks: bool = False,
 ) -> VolumeCache:
-    """The cases of a cohort on the grid, cached, each process its share."""
+    """The cases of a cohort on the grid, cached, each process its share; with their masks where these are needed."""
     recipe = Recipe(grid, framing, labels, AugmentConfig(), 0)
     # A whole scan needs no mask, and an annotation at its edge is no reason to refuse it.
-    cases = [replace(case, mask=None) for case in cohort.cases] if framing.crop == "whole" else cohort.cases
+    leave = framing.crop == "whole" and not masks
+    cases = [replace(case, mask=None) for case in cohort.cases] if leave else cohort.cases
     made = VolumeCache(cache, recipe, cases)
     fill(made, f"preparing {cohort.name}", accelerator)
     return made
 
 
 def extract(
-    extractors: Sequence[Extractor], cohort: Cohort, cache: VolumeCache, accelerator: Accelerator
+    extractors: Sequence[Extractor],
+    cohort: Cohort,
+    cache: VolumeCache,
+    accelerator: Accelerator,
+    read: Callable[[VolumeCache, int], np.ndarray] = lambda cache, n: cache.volume(n).image,
 ) -> dict[str, Features]:
-    """Features of a cohort by every extractor, by its name; each volume is read once."""
+    """Features of a cohort by every extractor, by its name; each volume is read once, in batches, and features are kept.
+
+    Args:
+        extractors: What describes volumes.
+        cohort: Whose volumes.
+        cache: Where they are; features are kept beside them, under a name of everything they depend on.
+        accelerator: The processes that share the cases.
+        read: Image ``(C, I, J, K)`` of an entry of the cache.
+    """
+    stamp = [cache.path(n).name for n in range(len(cache))]
+    files = {one.name: cache.folder / "features" / f"{fingerprint([one.fingerprint, stamp])}.npy" for one in extractors}
+    missing = [one for one in extractors if not files[one.name].is_file()]
+    accelerator.wait_for_everyone()  # every process must have looked before any of them writes
+    title = f"features of {cohort.name}"
+    found = extract_volumes(missing, lambda n: torch.from_numpy(read(cache, n)), len(cohort.cases), title, accelerator)
+    ids = tuple(case.case_id for case in cohort.cases)
+    for name, values in found.items():
+        if accelerator.is_main_process:
+            with atomic_path(files[name]) as temporary:
+                np.save(temporary, values, allow_pickle=False)
+    accelerator.wait_for_everyone()
+    rows = {one.name: found[one.name] if one.name in found else np.load(files[one.name]) for one in extractors}
+    return {name: Features(ids, tuple(cohort.patients), values) for name, values in rows.items()}
+
+
+def extract_volumes(
+    extractors: Sequence[Extractor], image: Callable[[int], torch.Tensor], count: int, title: str, accelerator: Accelerator
+) -> dict[str, np.ndarray]:
+    """Features ``(count, F)`` of images ``(C, I, J, K)`` by every extractor, in batches that the processes share."""
+    if not extractors:
+        return {}
+    batches = [range(start, min(start + _BATCH, count)) for start in range(0, count, _BATCH)]
 
     def work(n: int) -> list[np.ndarray]:
-        image = torch.from_numpy(cache.volume(n).image)[None]
-        return [one.features(image)[0].double().numpy() for one in extractors]
+        images = torch.stack([image(row) for row in batches[n]])
+        return [one.features(images).numpy() for one in extractors]
 
-    rows = over_cases(accelerator, f"features of {cohort.name}", cohort.cases, work)
-    ids = tuple(case.case_id for case in cohort.cases)
-    return {
-        one.name: Features(ids, tuple(cohort.patients), np.stack([row[e] for row in rows]))
-        for e, one in enumerate(extractors)
-    }
+    parts = over_cases(accelerator, title, batches, work, "batches")
+    return {one.name: np.concatenate([part[e] for part in parts]) for e, one in enumerate(extractors)}
 
 
 def load_extractors(

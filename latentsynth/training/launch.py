@@ -66,10 +66,12 @@ def share(accelerator: Accelerator, count: int, work: Callable[[int], T]) -> lis
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
 
-def over_cases(accelerator: Accelerator, title: str, cases: Sequence[Any], work: Callable[[int], T]) -> list[T]:
+def over_cases(
+    accelerator: Accelerator, title: str, cases: Sequence[Any], work: Callable[[int], T], unit: str = "cases"
+) -> list[T]:
     """``work(n)`` for every case, spread over the processes, with a progress bar; every process gets all results."""
     mine = len(range(accelerator.process_index, len(cases), accelerator.num_processes))
-    with bar(title, mine, "cases", accelerator.is_main_process) as shown:
+    with bar(title, mine, unit, accelerator.is_main_process) as shown:
 
         def counted(n: int) -> T:
             result = work(n)

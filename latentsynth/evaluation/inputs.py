@@ -1,0 +1,113 @@
+"""Cohorts to compare, from manifests or plain folders of NIfTI files, real or made by any program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from latentsynth.data import nifti
+from latentsynth.data.manifest import SPLITS, Manifest
+from latentsynth.data.scans import scans
+from latentsynth.data.splits import split_patients
+from latentsynth.errors import DataError
+from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.types import Case, Labels, Split
+
+
+def open_cohort(name: str, source: Path, splits: Sequence[Split] = SPLITS, real: bool = True) -> Cohort:
+    """A cohort from a manifest or a folder.
+
+    Args:
+        name: What tables call it.
+        source: A manifest, of which the cases of ``splits`` are taken, or all where it has none of them; or a folder of
+            ``CASE_0000.nii.gz, CASE_0001.nii.gz, ...`` or ``CASE.nii.gz``, every case a patient, without masks.
+        splits: Which splits of a manifest.
+        real: Whether the cases are patients; those of a folder are taken at your word.
+
+    Raises:
+        DataError: Nothing there, or synthetic cases where patients are wanted.
+    """
+    if source.is_dir():
+        manifest = _folder(name, source, real)
+        return Cohort(name, manifest, manifest.cases)
+    whole = Manifest.load(source)
+    has = any(case.split in splits for case in whole.cases)
+    cohort = Cohort.load(name, source, splits if has else SPLITS)
+    if real and not cohort.real:
+        raise DataError(f"{source} holds synthetic cases, and {name} must be patients: give a manifest of real scans")
+    return cohort
+
+
+def halves(heldout: Cohort) -> tuple[Cohort, Cohort]:
+    """Held-out patients in two halves at random, always the same for the same patients: calibration and control.
+
+    Raises:
+        DataError: Fewer than two patients.
+    """
+    side = split_patients([case.patient_id for case in heldout.cases], (0.5, 0.5, 0.0))
+    if len(side) < 2:
+        raise DataError(f"{len(side)} held-out patients cannot be split: give at least 38, 19 to calibrate and 19 to check")
+    parts = [tuple(c for c in heldout.cases if side[c.patient_id] == split) for split in ("train", "val")]
+    names = ("calibration patients", "control patients")
+    first, second = (replace(heldout, name=name, cases=part) for name, part in zip(names, parts, strict=True))
+    return first, second
+
+
+def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> list[str]:
+    """Refuses held-out patients that a generator may have seen; says what cannot be verified.
+
+    Returns:
+        Notes for the report.
+
+    Raises:
+        DataError: A patient or a scan is on both sides, or in the ledger of a generator.
+    """
+    patients, scans_ = {c.patient_id for c in train.cases}, {c.voxels for c in train.cases if c.voxels}
+    both = [c.case_id for c in heldout.cases if c.patient_id in patients or c.voxels in scans_]
+    if both:
+        raise DataError(
+            f"{len(both)} held-out cases are training patients or the same scans ({', '.join(both[:3])}): hold back "
+            "patients that no generator saw"
+        )
+    notes = []
+    for cohort in samples:
+        if not cohort.ledger.voxels:
+            notes.append(f"{cohort.name} has no ledger: that its generator saw these patients and no others is your word")
+            continue
+        leaked = [c.case_id for c in heldout.cases if c.voxels and c.voxels in cohort.ledger.voxels]
+        if leaked:
+            raise DataError(
+                f"the generator of {cohort.name} was trained on {len(leaked)} of the held-out cases ({', '.join(leaked[:3])}): "
+                "a ruler calibrated by them would call copies normal; hold back others"
+            )
+        unseen = sum(bool(c.voxels) and c.voxels not in cohort.ledger.voxels for c in train.cases)
+        if unseen:
+            notes.append(f"{cohort.name}: its generator never saw {unseen} of the {len(train.cases)} training cases given")
+        others = len(cohort.ledger.voxels - scans_ - {c.voxels for c in cohort.cases})
+        if others:
+            notes.append(
+                f"{cohort.name}: its generator, or the autoencoder under it, also saw {others} scans that are not among "
+                "the training cases given; copies of those are not looked for"
+            )
+    return notes
+
+
+def _folder(name: str, folder: Path, real: bool) -> Manifest:
+    found = [case for channels in (1, 2, 3, 4) if (case := _try(folder, channels))]
+    if not found:
+        scans(folder, 1)  # says what is wrong
+    cases = []
+    for case in found[-1]:
+        voxels, affine = nifti.read(case.images[0])
+        source = "real" if real else "external"
+        cases.append(replace(case, voxels=nifti.canonical_hash(voxels, affine), source=source))
+    return Manifest(name, tuple(f"channel {n}" for n in range(len(cases[0].images))), Labels((0,)), tuple(cases))
+
+
+def _try(folder: Path, channels: int) -> list[Case]:
+    """The cases of a folder if every one has so many channels."""
+    try:
+        return scans(folder, channels)
+    except DataError:
+        return []
