@@ -1,0 +1,209 @@
+"""Does diffusion memorize more than a GAN? Models on nested subsets, equal compute, several seeds, with controls."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from latentsynth.config import GanRun, LdmRun, MemorizationStudy, OvertrainedConfig
+from latentsynth.data.manifest import Manifest
+from latentsynth.data.requests import requests
+from latentsynth.experiments.grid import Cell, Grid
+from latentsynth.experiments.roles import Roles
+from latentsynth.files import atomic_path, read_json, write_json
+from latentsynth.results import Result
+from latentsynth.synthesis import synthesize
+from latentsynth.synthesizers import load_synthesizer
+from latentsynth.training.autoencoder import train_autoencoder
+from latentsynth.training.extractor import train_extractor
+from latentsynth.training.gan import train_gan
+from latentsynth.training.launch import start
+from latentsynth.training.ldm import train_ldm
+from latentsynth.training.run import read_metrics
+
+_PILOT_BATCHES = 24  # enough to tell images per second
+_FITTING_HOURS = 0.4  # rough estimate for autoencoder and detector
+_MEASURING_HOURS = 0.05
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model, trained on one subset with one seed.
+
+    Attributes:
+        model: Name of the model.
+        size: Training patients, or "all".
+        seed: Of the subset, the weights and the samples.
+        overtrained: How it is overtrained, or None.
+    """
+
+    model: str
+    size: int | str
+    seed: int
+    overtrained: OvertrainedConfig | None = None
+
+    @property
+    def name(self) -> str:
+        """Names its cells."""
+        return f"{self.model}-n{self.size}-s{self.seed}" + ("-overtrained" if self.overtrained else "")
+
+
+class Study:
+    """A study on disk: manifests, cells, results.
+
+    Args:
+        config: What to do.
+
+    Raises:
+        DataError: Patients do not suffice, or cases are no annotated patients.
+    """
+
+    def __init__(self, config: MemorizationStudy):
+        self.config, self.folder = config, config.folder
+        self.roles = Roles.draw(config)
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """The processes that share the work."""
+        return start()
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The overtrained ones, which take longest, then every model, size and seed."""
+        config = self.config
+        first = [Arm(one.model, one.size, one.seed, one) for one in config.overtrained]
+        return first + [Arm(m, size, seed) for m in config.models for seed in config.seeds for size in config.sizes]
+
+    def cells(self) -> list[Cell]:
+        """All cells, in the order in which they should be done."""
+        config = self.config
+        shared = {"grid": config.grid, "framing": config.framing, "roles": config.roles, "seed": config.seed}
+        shared = {key: _plain(value) for key, value in shared.items()} | {"cohort": self.roles.cohort.fingerprint}
+        cells = [
+            Cell("autoencoder", {**shared, "autoencoder": config.autoencoder, "augment": config.augment}, _FITTING_HOURS),
+            *(Cell(f"pilot-{m}", {**shared, "model": config.models[m]}, 0.02, ("autoencoder",)) for m in config.models),
+        ]
+        for arm in self.arms:
+            factor = arm.overtrained.factor if arm.overtrained else 1.0
+            facts = {
+                **shared, "model": config.models[arm.model], "minutes": config.minutes, "stages": config.stages,
+                "augment": config.augment, "overtrained": _plain(arm.overtrained),
+            }  # fmt: skip
+            hours = config.minutes / 60 * factor
+            cells.append(Cell(arm.name, facts, hours, ("autoencoder", f"pilot-{arm.model}")))
+        cells.append(Cell("detector", {**shared, "detector": config.detector}, _FITTING_HOURS))
+        for arm in self.arms:
+            facts = {**shared, "rulers": config.rulers, "level": config.level, "detector": config.detector, "of": arm.name}
+            cells.append(Cell(f"measure-{arm.name}", facts, _MEASURING_HOURS, (arm.name, "detector")))
+        return cells
+
+    def run(self) -> Result:
+        """Does what is not done yet and summarises everything.
+
+        Raises:
+            TrainingError: Some cells failed.
+        """
+        Grid(self.folder, self.cells()).run(self.work, self.accelerator)
+        from latentsynth.experiments.summary import summarise
+
+        return summarise(self.config, self.folder, self.arms, self.accelerator)
+
+    def work(self, cell: Cell, folder: Path) -> None:
+        """Does one cell."""
+        if cell.name == "autoencoder":
+            train_autoencoder(self.config.autoencoder_run(self.folder / "autoencoder", self.roles.outside_manifest()))
+        elif cell.name == "detector":
+            train_extractor(self.config.detector_run(self.folder / "detector", self.roles.detector_manifest()))
+        elif cell.name.startswith("pilot-"):
+            self._pilot(cell.name.removeprefix("pilot-"), folder)
+        elif cell.name.startswith("measure-"):
+            from latentsynth.experiments.measuring import measure_stage
+
+            arm = self._arm(cell.name.removeprefix("measure-"))
+            for stage in self._stages(arm):
+                measure_stage(self.config, self.roles, arm.size, arm.seed, self._stage(arm, stage), folder / f"{stage:g}", self.accelerator)
+        else:
+            self._train(self._arm(cell.name), folder)
+
+    def _arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def _stages(self, arm: Arm) -> Sequence[float]:
+        """Shares of the other cells' training; an overtrained run is looked at along its longer way."""
+        factor = arm.overtrained.factor if arm.overtrained else 1.0
+        return [stage * factor for stage in self.config.stages]
+
+    def _stage(self, arm: Arm, stage: float) -> Path:
+        return self.folder / "cells" / arm.name / f"{stage:g}"
+
+    def _pilot(self, model: str, folder: Path) -> None:
+        """Images per CPU second, so that every model can be given the same compute."""
+        config = self._run_config(Arm(model, self.config.sizes[-1], self.config.seeds[0]), folder / "run", 1)
+        batch = config.train.batch
+        config = _lengthened(config, _PILOT_BATCHES * batch, batch)
+        _train(config)
+        lines = [line for line in read_metrics(config.run) if "cpu_seconds" in line]
+        first, last = lines[len(lines) // 4], lines[-1]  # the first steps also set things up
+        rate = (last["images_seen"] - first["images_seen"]) / (last["cpu_seconds"] - first["cpu_seconds"])
+        write_json(folder / "pilot.json", {"images_per_cpu_second": rate})
+
+    def _train(self, arm: Arm, folder: Path) -> None:
+        """Trains in stages; keeps the checkpoint of each and paints the masks of the held-out patients with it."""
+        pilot = read_json(self.folder / "cells" / f"pilot-{arm.model}" / "pilot.json")
+        whole = pilot["images_per_cpu_second"] * self.config.minutes * 60
+        masks = requests(self.roles.heldout_manifest(), "test")
+        for stage in self._stages(arm):
+            kept = self._stage(arm, stage)
+            config = self._run_config(arm, folder / "run", max(1, round(whole * stage)))
+            if not (kept / "checkpoint").is_dir():
+                _train(config)
+                if self.accelerator.is_main_process:
+                    with atomic_path(kept / "checkpoint") as temporary:
+                        shutil.copytree(config.run / "checkpoint", temporary)
+                    last = [line for line in read_metrics(config.run) if "cpu_seconds" in line][-1]
+                    write_json(kept / "cost.json", {key: last[key] for key in ("images_seen", "cpu_seconds")})
+                self.accelerator.wait_for_everyone()
+            if not (kept / "samples" / "manifest.json").is_file():
+                model = load_synthesizer(kept / "checkpoint")
+                synthesize(model, masks, kept / "samples", self.accelerator, seed=arm.seed, batch=4)
+
+    def _run_config(self, arm: Arm, run: Path, images: int) -> LdmRun | GanRun:
+        train = self.roles.subset(arm.size, arm.seed)
+        manifest = self.roles.write(f"n{arm.size}-s{arm.seed}", train)
+        changes = arm.overtrained.changes if arm.overtrained else {}
+        return _lengthened(self.config.run_of(arm.model, run, manifest, arm.seed, changes), images, images)
+
+
+def _lengthened(config: Any, images: int, every: int) -> Any:
+    """The same run, so long, looked at only at its end (and logged every batch if it is a pilot)."""
+    ends = ("save_every_images", "validate_every_images", "sample_every_images")
+    log = min(config.train.log_every_images, max(every, 1))
+    train = config.train.model_copy(update={"images": images, "log_every_images": log, **dict.fromkeys(ends, 1 << 40)})
+    return config.model_copy(update={"train": train})
+
+
+def _train(config: LdmRun | GanRun) -> None:
+    train_ldm(config) if isinstance(config, LdmRun) else train_gan(config)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON can hold it."""
+    from dataclasses import asdict, is_dataclass
+
+    if value is None or not hasattr(value, "model_dump"):
+        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return value.model_dump(mode="json")
+
+
+def plan_cells(config: MemorizationStudy) -> Grid:
+    """The grid of a study, for a dry run."""
+    return Grid(config.folder, Study(config).cells())
+
+
+__all__ = ["Arm", "Manifest", "Study", "plan_cells"]
