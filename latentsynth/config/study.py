@@ -64,7 +64,9 @@ class MemorizationStudy(Strict):
         description="by name, settings of an LdmRun or, with a generator, of a GanRun; run and data are the study's"
     )
     overtrained: tuple[OvertrainedConfig, ...] = ()
-    detector: dict[str, Any] = Field({}, description="settings of the ExtractorRun that judges; run and data are the study's")
+    detector: dict[str, Any] = Field(
+        {}, description="settings of the ExtractorRun that judges; run and data are the study's"
+    )
     rulers: tuple[str, ...] = ("voxels", "registered", "contrastive")
     level: Share = Field(0.05, description="share of unseen patients that a ruler may flag")
     augment: dict[str, Any] = Field({}, description="augmentation of every model's training, as in data.augment")

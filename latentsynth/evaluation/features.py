@@ -122,7 +122,11 @@ def extract(
 
 
 def extract_volumes(
-    extractors: Sequence[Extractor], image: Callable[[int], torch.Tensor], count: int, title: str, accelerator: Accelerator
+    extractors: Sequence[Extractor],
+    image: Callable[[int], torch.Tensor],
+    count: int,
+    title: str,
+    accelerator: Accelerator,
 ) -> dict[str, np.ndarray]:
     """Features ``(count, F)`` of images ``(C, I, J, K)`` by every extractor, in batches that the processes share."""
     if not extractors:
@@ -165,8 +169,14 @@ def load_extractors(
     return found
 
 
-def contrastive_extractor(path: Path, grid: Grid) -> Extractor:
+def contrastive_extractor(path: Path, grid: Grid, projected: bool = False) -> Extractor:
     """A trained :class:`ContrastiveEncoder`.
+
+    Args:
+        path: Its run or checkpoint folder.
+        grid: Grid of the volumes.
+        projected: Give the unit vectors that the loss compared, which ignore moves, mirroring and contrast, to find
+            copies; else the features below them, which keep more of the image, to judge how it looks.
 
     Raises:
         CheckpointError: No extractor there, or one for other volumes.
@@ -179,6 +189,8 @@ def contrastive_extractor(path: Path, grid: Grid) -> Extractor:
         )
     network = ContrastiveEncoder.from_pretrained(folder / "network")
     name = f"contrastive:{header.fingerprint[:6]}"
+    if projected:
+        return NetworkExtractor(name, f"{header.fingerprint}-projected", network)
     return NetworkExtractor(name, header.fingerprint, network.features)
 
 

@@ -47,7 +47,9 @@ def halves(heldout: Cohort) -> tuple[Cohort, Cohort]:
     """
     side = split_patients([case.patient_id for case in heldout.cases], (0.5, 0.5, 0.0))
     if len(side) < 2:
-        raise DataError(f"{len(side)} held-out patients cannot be split: give at least 38, 19 to calibrate and 19 to check")
+        raise DataError(
+            f"{len(side)} held-out patients cannot be split: give at least 38, 19 to calibrate and 19 to check"
+        )
     parts = [tuple(c for c in heldout.cases if side[c.patient_id] == split) for split in ("train", "val")]
     names = ("calibration patients", "control patients")
     first, second = (replace(heldout, name=name, cases=part) for name, part in zip(names, parts, strict=True))
@@ -73,7 +75,9 @@ def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> li
     notes = []
     for cohort in samples:
         if not cohort.ledger.voxels:
-            notes.append(f"{cohort.name} has no ledger: that its generator saw these patients and no others is your word")
+            notes.append(
+                f"{cohort.name} has no ledger: that its generator saw these patients and no others is your word"
+            )
             continue
         leaked = [c.case_id for c in heldout.cases if c.voxels and c.voxels in cohort.ledger.voxels]
         if leaked:
@@ -83,7 +87,9 @@ def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> li
             )
         unseen = sum(bool(c.voxels) and c.voxels not in cohort.ledger.voxels for c in train.cases)
         if unseen:
-            notes.append(f"{cohort.name}: its generator never saw {unseen} of the {len(train.cases)} training cases given")
+            notes.append(
+                f"{cohort.name}: its generator never saw {unseen} of the {len(train.cases)} training cases given"
+            )
         others = len(cohort.ledger.voxels - scans_ - {c.voxels for c in cohort.cases})
         if others:
             notes.append(

@@ -15,10 +15,10 @@ from latentsynth.evaluation.planted import DISGUISES, MASK_DISGUISES, Disguise, 
 from latentsynth.evaluation.rulers import Ruler, mask_ruler
 from latentsynth.evaluation.trust import Trust, control
 from latentsynth.evaluation.yardstick import Matched, Measured, Yardstick, one_per_patient
+from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.metrics.copying import authentic, data_copying, nearest_ratio, published, published_null, reproduced
 from latentsynth.metrics.distribution import prdc
 from latentsynth.results import Estimate
-from latentsynth.metrics.bootstrap import mean_interval
 
 CONTROL = "control patients"
 _NEIGHBOURS = 5

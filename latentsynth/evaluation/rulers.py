@@ -15,10 +15,11 @@ from latentsynth.data.volumes import VolumeCache
 from latentsynth.evaluation.extractors import Extractor
 from latentsynth.metrics.copying import Search
 from latentsynth.metrics.neighbours import nearest
+from latentsynth.metrics.registration import describe, nearest_by_registration
 from latentsynth.metrics.structural import nearest_by_dice, nearest_by_ssim
 from latentsynth.provenance import fingerprint
 
-OWN = ("voxels", "ssim")  # rulers that need no network
+OWN = ("voxels", "ssim", "registered")  # rulers that need no network
 _ALIGNED = 0.8  # share of patients that must come nearer to the others where they lie than moved
 _COMPARED = 40  # patients whose alignment is looked at
 
@@ -78,6 +79,15 @@ class WholeVolume(Extractor):
         return image.flatten(1)
 
 
+class Smoothed(Extractor):
+    """The volume without its finest detail, which generators lose and copies do not need."""
+
+    name, fingerprint, preprocessing = "registered", "registered-1", "smoothed and thinned out, registered to each case"
+
+    def _features(self, image: Tensor) -> Tensor:
+        return torch.from_numpy(describe(image[0].numpy())).flatten()[None]
+
+
 class LabelMap(Extractor):
     """Label indices, given as an image of one channel."""
 
@@ -106,6 +116,13 @@ def ssim_ruler(training: VolumeCache) -> Ruler:
     """Structural similarity of whole volumes."""
     shape = training.volume(0).image.shape
     return Ruler(WholeVolume(), partial(nearest_by_ssim, shape=shape), "1 - SSIM", "", True)
+
+
+def registered_ruler(training: VolumeCache) -> Ruler:
+    """Correlation after a small move, turn, scaling or mirroring of the training case: finds what augmentation hides."""
+    shape = describe(training.volume(0).image).shape
+    search = partial(nearest_by_registration, shape=shape)
+    return Ruler(Smoothed(), search, "square root of 2 (1 - Pearson's r) after registration", "", True)
 
 
 def mask_ruler() -> Ruler:

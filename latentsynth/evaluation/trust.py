@@ -79,7 +79,9 @@ class Trust:
         )
 
 
-def control(yardstick: Yardstick, measured: Measured, base: Measured, name: str, copies: Mapping[str, np.ndarray]) -> Trust:
+def control(
+    yardstick: Yardstick, measured: Measured, base: Measured, name: str, copies: Mapping[str, np.ndarray]
+) -> Trust:
     """Runs the controls of one ruler.
 
     Args:

@@ -137,7 +137,11 @@ class Yardstick:
             None where no sample was made from a training mask, or too few from calibration masks for the level.
         """
         theirs = [self._to_parent(sample, parents, people) for people in (self.train, self.calibration, control)]
-        (rows, distances), null, checks = theirs[0], self._one_each(theirs[1], parents), self._one_each(theirs[2], parents)
+        (rows, distances), null, checks = (
+            theirs[0],
+            self._one_each(theirs[1], parents),
+            self._one_each(theirs[2], parents),
+        )
         if not len(rows) or len(null) < round(1 / self.level) - 1:
             return None
         p = p_values(distances, null)
@@ -154,9 +158,7 @@ class Yardstick:
         for n, patient in enumerate(people.patients):
             home.setdefault(patient, []).append(n)
         rows = [n for n, parent in enumerate(parents) if parent in home]
-        found = [
-            self.ruler.search(sample.values[n : n + 1], people.values[home[parents[n]]], 1)[0][0, 0] for n in rows
-        ]
+        found = [self.ruler.search(sample.values[n : n + 1], people.values[home[parents[n]]], 1)[0][0, 0] for n in rows]
         return np.array(rows, dtype=int), np.array(found)
 
     @staticmethod

@@ -132,7 +132,9 @@ class Grid:
             table.add_row(Text(cell.name), Text(self.state(cell)), f"{cell.hours:.2f}")
         console.print(table)
         done = sum(self.done(cell) for cell in self.cells)
-        console.print(f"{done} of {len(self.cells)} cells done, about {self.hours_left():.1f} hours of one process left")
+        console.print(
+            f"{done} of {len(self.cells)} cells done, about {self.hours_left():.1f} hours of one process left"
+        )
 
     def hours_left(self) -> float:
         """Estimates of the cells that are not done, scaled by how those that are done came out."""
@@ -165,7 +167,9 @@ class Grid:
 
     def _others(self, failed: Iterable[str]) -> str:
         """Who holds cells that are not done; "" where nobody does, so that nothing more will come."""
-        held = [(c.name, holder(self.path(c) / "claim.json", self.stale_seconds)) for c in self.cells if not self.done(c)]
+        held = [
+            (c.name, holder(self.path(c) / "claim.json", self.stale_seconds)) for c in self.cells if not self.done(c)
+        ]
         return "; ".join(f"{name} ({who})" for name, who in held if who) or ("ready" if self._ready(failed) else "")
 
     def _do(

@@ -86,7 +86,9 @@ class Study:
         shared = {"grid": config.grid, "framing": config.framing, "roles": config.roles, "seed": config.seed}
         shared = {key: _plain(value) for key, value in shared.items()} | {"cohort": self.roles.cohort.fingerprint}
         cells = [
-            Cell("autoencoder", {**shared, "autoencoder": config.autoencoder, "augment": config.augment}, _FITTING_HOURS),
+            Cell(
+                "autoencoder", {**shared, "autoencoder": config.autoencoder, "augment": config.augment}, _FITTING_HOURS
+            ),
             *(Cell(f"pilot-{m}", {**shared, "model": config.models[m]}, 0.02, ("autoencoder",)) for m in config.models),
         ]
         for arm in self.arms:
@@ -99,7 +101,13 @@ class Study:
             cells.append(Cell(arm.name, facts, hours, ("autoencoder", f"pilot-{arm.model}")))
         cells.append(Cell("detector", {**shared, "detector": config.detector}, _FITTING_HOURS))
         for arm in self.arms:
-            facts = {**shared, "rulers": config.rulers, "level": config.level, "detector": config.detector, "of": arm.name}
+            facts = {
+                **shared,
+                "rulers": config.rulers,
+                "level": config.level,
+                "detector": config.detector,
+                "of": arm.name,
+            }
             cells.append(Cell(f"measure-{arm.name}", facts, _MEASURING_HOURS, (arm.name, "detector")))
         return cells
 
@@ -127,7 +135,15 @@ class Study:
 
             arm = self._arm(cell.name.removeprefix("measure-"))
             for stage in self._stages(arm):
-                measure_stage(self.config, self.roles, arm.size, arm.seed, self._stage(arm, stage), folder / f"{stage:g}", self.accelerator)
+                measure_stage(
+                    self.config,
+                    self.roles,
+                    arm.size,
+                    arm.seed,
+                    self._stage(arm, stage),
+                    folder / f"{stage:g}",
+                    self.accelerator,
+                )
         else:
             self._train(self._arm(cell.name), folder)
 

@@ -49,7 +49,9 @@ class Roles:
         by = {split: [p for p, found in role.items() if found == split] for split in ("train", "val", "test")}
         most = max((size for size in study.sizes if isinstance(size, int)), default=0)
         if most > len(by["train"]):
-            raise DataError(f"sizes ask for {most} patients, the pool has {len(by['train'])}: raise roles.pool, or use all")
+            raise DataError(
+                f"sizes ask for {most} patients, the pool has {len(by['train'])}: raise roles.pool, or use all"
+            )
         outside = split_patients(by["val"], _FITTED, study.seed)
         return cls(study.folder, cohort, tuple(by["train"]), outside, tuple(by["test"]))
 

@@ -69,10 +69,14 @@ def membership(
     return Membership(float(wins.mean()), *interval(replicates), found)
 
 
-def _by_patient(losses: Sequence[float] | np.ndarray, patients: Sequence[str], who: str) -> tuple[np.ndarray, list[str]]:
+def _by_patient(
+    losses: Sequence[float] | np.ndarray, patients: Sequence[str], who: str
+) -> tuple[np.ndarray, list[str]]:
     values = np.asarray(losses, dtype=np.float64)
     if values.ndim != 1 or len(values) != len(patients) or not np.isfinite(values).all():
-        raise DataError(f"{len(patients)} patients for losses of shape {values.shape} of {who}: give one finite loss each")
+        raise DataError(
+            f"{len(patients)} patients for losses of shape {values.shape} of {who}: give one finite loss each"
+        )
     names, index = np.unique(np.asarray(patients), return_inverse=True)
     if len(names) < 2:
         raise DataError(f"{len(names)} patients among {who}: give at least 2")

@@ -1,0 +1,382 @@
+"""What a memorization measurement leaves behind: tables, verdicts in words, pictures of the worst pairs, JSON and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from latentsynth.data.volumes import VolumeCache
+from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.evaluation.memorization import CONTROL, Judged, Sides
+from latentsynth.evaluation.trust import text
+from latentsynth.evaluation.yardstick import Measured
+from latentsynth.figures import Tile, contact_sheet
+from latentsynth.files import make_folder
+from latentsynth.metrics.membership import Membership
+from latentsynth.plots import strips
+from latentsynth.provenance import file_fingerprint, fingerprint
+from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
+
+KIND = "memorization"
+MASKS = "masks"
+_WORST = 5  # pairs per picture
+_COLUMNS = ("volumes", "case", "ruler", "distance", "p", "flagged", "discovered", "nearest training case")
+
+
+def write_memorization(
+    out: Path,
+    sides: Sides,
+    samples: Sequence[Cohort],
+    judged: Sequence[Judged],
+    masks: Judged | None,
+    caches: Mapping[str, VolumeCache],
+    level: float,
+    accelerator: Accelerator,
+    notes: Sequence[str] = (),
+    members: Mapping[str, Membership] | None = None,
+) -> Result:
+    """Writes ``memorization.json``, ``memorization.csv`` and pictures.
+
+    Args:
+        out: The folder.
+        sides: The real patients.
+        samples: The synthetic sets.
+        judged: What every ruler says.
+        masks: What is to be said of masks, or None where there are none to compare.
+        caches: The volumes of every cohort, by its name.
+        level: Level of the p-values.
+        accelerator: The processes; the first one writes.
+        notes: What else must be said.
+        members: Membership inference, by name of the set.
+    """
+    names = [cohort.name for cohort in samples]
+    tables = [_verdicts(judged, names), *(one.trust.table() for one in judged)]
+    tables += [table for table in (_matched(judged, names), _without_nearest(judged, names)) if table]
+    tables += [_measures(judged, [CONTROL, *names])]
+    tables += [_published(judged, [CONTROL, *names])] if any(one.published for one in judged) else []
+    tables += [_members(members)] if members else []
+    tables += [_masks(masks, samples, sides)] if masks else []
+    pictures = [Picture("memorization_distances.png", "distance to the nearest training patient: one point a case; left of most calibration patients means closer than unseen patients come")]  # fmt: skip
+    pictures += [Picture(_pairs_file(name), _pairs_caption(name)) for name in names]
+    result = Result(
+        KIND,
+        "Are synthetic volumes copies of the training patients?",
+        _facts(sides, samples, judged, masks, level),
+        tuple(tables),
+        tuple(pictures),
+        (*conclusions(judged, masks, samples, sides, level), *notes),
+    )
+    if accelerator.is_main_process:
+        result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
+        write_csv(out / "memorization.csv", _COLUMNS, _rows(judged, names))
+        lead = leading(judged)
+        columns = {"calibration": lead.yardstick.first, CONTROL: lead.trust.control.distances[:, 0]}
+        columns |= {name: lead.sets[name].distances[:, 0] for name in names}
+        strips(out / pictures[0].file, columns, f"distance by {lead.ruler.name}", lead.ruler.unit)
+        for cohort in samples:
+            _pairs(out / _pairs_file(cohort.name), lead, cohort, sides, caches)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def leading(judged: Sequence[Judged]) -> Judged:
+    """The ruler that pictures are drawn by: the trusted one that sees most planted copies."""
+    return max(judged, key=lambda one: (one.trust.trusted, float(np.mean(list(one.trust.found.values())))))
+
+
+def copy_rate(judged: Sequence[Judged]) -> float:
+    """The highest copy rate of any set by any trusted ruler; not a number where none can be trusted."""
+    rates = [one.rate.value for ruler in judged if ruler.trust.trusted for one in ruler.sets.values()]
+    return max(rates, default=float("nan"))
+
+
+def conclusions(
+    judged: Sequence[Judged], masks: Judged | None, samples: Sequence[Cohort], sides: Sides, level: float
+) -> list[str]:
+    """The report in sentences, the answer first."""
+    lines = []
+    for cohort in samples:
+        by = [one for one in judged if one.trust.trusted and one.sets[cohort.name].copied]
+        clean = [one.ruler.name for one in judged if one.trust.trusted and not one.sets[cohort.name].copied]
+        for one in by:
+            found = one.sets[cohort.name]
+            lines.append(
+                f"{cohort.name}: copies by {one.ruler.name}: {found.rate.value:.0%} lie closer to a training patient than "
+                f"{1 - level:.0%} of unseen patients do, where independent volumes would give {text(found.expected)}"
+            )
+        if clean:
+            lines.append(f"{cohort.name}: no more copies than among unseen patients by {', '.join(clean)}")
+        if not by and not clean:
+            lines.append(f"{cohort.name}: nothing can be said, no ruler can be trusted here")
+    for one in judged:
+        if one.ruler.doubt:
+            lines.append(f"{one.ruler.name} is not applicable: {one.ruler.doubt}")
+        if one.trust.reasons:
+            lines.append(f"{one.ruler.name} cannot be trusted here: {'; '.join(one.trust.reasons)}")
+        lines.append(f"{one.ruler.name} {one.trust.sight}")
+    trainers = {case.patient_id for case in sides.train.cases}
+    for cohort in samples:
+        own = sum(bool(trainers & set(case.parents)) for case in cohort.cases)
+        if own:
+            lines.append(
+                f"{cohort.name}: {own} of {len(cohort.cases)} volumes were made from training patients' masks or scans: exported "
+                "beside their masks they publish these annotations, and their images are closer for that reason alone"
+            )
+            if all(one.matched[cohort.name] is None for one in judged):
+                lines.append(
+                    f"{cohort.name}: no mask-matched null: sample masks of the held-out patients too, with the same model, and "
+                    "give both as one set"
+                )
+        if masks is not None and masks.sets[cohort.name].copied:
+            lines.append(
+                f"{cohort.name}: its masks are copies of training masks ({masks.sets[cohort.name].rate.value:.0%} flagged)"
+            )
+    return lines
+
+
+def mask_copies(masks: Judged, name: str) -> np.ndarray:
+    """Which masks of a set are flagged: closer to a training mask than unseen ones come, or all but equal to one."""
+    found = masks.sets[name]
+    return np.asarray(found.flagged | (found.distances[:, 0] <= 0.02))
+
+
+def _verdicts(judged: Sequence[Judged], names: Sequence[str]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for one in judged:
+        checked = one.trust.control
+        word = "passes" if not checked.copied else "FAILS"
+        rows.append(
+            (
+                CONTROL,
+                one.ruler.name,
+                len(checked.p),
+                checked.rate,
+                text(checked.expected),
+                int(checked.discovered.sum()),
+                word,
+            )
+        )
+        for name in names:
+            found = one.sets[name]
+            rows.append(
+                (
+                    name,
+                    one.ruler.name,
+                    len(found.p),
+                    found.rate,
+                    text(found.expected),
+                    int(found.discovered.sum()),
+                    one.verdict(name),
+                )
+            )
+    first = judged[0].yardstick
+    return Table(
+        "copies",
+        ("volumes", "ruler", "n", "copy rate", "expected", "certain copies", "verdict"),
+        tuple(rows),
+        f"copy rate: share at p <= {first.level:g} by {len(first.first)} calibration patients, with its bootstrap interval over "
+        "patients; expected: 95 % beta-binomial interval of that share for patients that nobody copied; certain copies: left "
+        "at that false discovery rate over the set (Benjamini and Hochberg)",
+    )  # fmt: skip
+
+
+def _without_nearest(judged: Sequence[Judged], names: Sequence[str]) -> Table | None:
+    rows = [
+        (name, one.ruler.name, found.rate.value, found.bound)
+        for one in judged
+        for name, found in {CONTROL: one.trust.control, **{n: one.sets[n] for n in names}}.items()
+        if np.isfinite(found.bound)
+    ]
+    return Table(
+        "copy rate if calibration patients have a relative among the training patients",
+        ("volumes", "ruler", "copy rate", "without each calibration patient's nearest"),
+        tuple(rows),
+        "a relative, or another scan of the same person, makes calibration distances too short and hides copies; leaving "
+        "each one's nearest out makes them too long. Compare a set with the control patients in the same column",
+    ) if rows else None  # fmt: skip
+
+
+def _matched(judged: Sequence[Judged], names: Sequence[str]) -> Table | None:
+    rows = [
+        (name, one.ruler.name, found.samples, found.null, found.rate, text(found.expected), found.control)
+        for one in judged
+        for name in names
+        if (found := one.matched[name]) is not None
+    ]
+    return Table(
+        "samples of training masks, against samples of unseen patients' masks",
+        ("volumes", "ruler", "from training masks", "null", "copy rate", "expected", "control"),
+        tuple(rows),
+        "the distance of a sample to the patient whose mask it shows; the null are samples of calibration patients' masks, "
+        "whose scans the generator never saw",
+    ) if rows else None  # fmt: skip
+
+
+def _measures(judged: Sequence[Judged], names: Sequence[str]) -> Table:
+    rows: list[tuple[Cell, ...]] = []
+    for one in judged:
+        for name in names:
+            m = one.measures[name]
+            near = [m.closeness.get(key) for key in ("precision", "recall", "density", "coverage")]
+            rows.append((name, one.ruler.name, m.reproduced, m.ratio, m.authentic, m.data_copying, *near))
+    return Table(
+        "measures that are not calibrated: read each beside control patients, who copied nobody",
+        ("volumes", "ruler", "training patients reproduced", "nearest / second < 1/3", "authentic", "C_T", "precision", "recall", "density", "coverage"),
+        tuple(rows),
+        "reproduced: share of training cases with a volume nearer than calibration patients come, at equal numbers; "
+        "authentic: Alaa et al. 2022; C_T: Meehan et al. 2020, far below 0 for copies; the last four against calibration patients",
+    )  # fmt: skip
+
+
+def _published(judged: Sequence[Judged], names: Sequence[str]) -> Table:
+    rows = [(name, one.ruler.name, *one.published[name]) for one in judged for name in names if name in one.published]
+    return Table(
+        "the published rule of 2024, for comparison with the literature alone",
+        ("volumes", "ruler", "threshold", "memorised", "its null", "copies", "its null"),
+        tuple(rows),
+        "Dar et al.: correlation above the 95th percentile of training cases with their nearest calibration case. Its null is "
+        "what independent Gaussian features of the same numbers and covariance score: the rule is not calibrated",
+    )
+
+
+def _members(members: Mapping[str, Membership]) -> Table:
+    rows = [
+        (
+            name,
+            Estimate(one.auc, one.low, one.high),
+            "not estimable" if one.true_positives is None else one.true_positives,
+        )
+        for name, one in members.items()
+    ]
+    return Table(
+        "membership inference by loss",
+        ("model", "AUC", "found at 1 % false alarms"),
+        tuple(rows),
+        "0.5 tells members from others no better than chance; the last column needs 100 unseen patients",
+    )
+
+
+def _masks(masks: Judged, samples: Sequence[Cohort], sides: Sides) -> Table:
+    trainers = {case.patient_id for case in sides.train.cases}
+    checked = masks.trust.control
+    rows: list[tuple[Cell, ...]] = [
+        (CONTROL, len(checked.p), checked.rate, text(checked.expected), int((checked.distances[:, 0] == 0).sum()), 0)
+    ]
+    for cohort in samples:
+        found = masks.sets[cohort.name]
+        parents = sum(bool(trainers & set(case.parents)) for case in cohort.cases)
+        rows.append(
+            (
+                cohort.name,
+                len(found.p),
+                found.rate,
+                text(found.expected),
+                int((found.distances[:, 0] == 0).sum()),
+                parents,
+            )
+        )
+    return Table(
+        "masks are patients too",
+        ("volumes", "n", "masks flagged", "expected", "equal to a training mask", "made from a training patient"),
+        tuple(rows),
+        "flagged: overlaps a training mask more than 95 % of unseen patients' masks do. " + masks.trust.sight,
+    )  # fmt: skip
+
+
+def _facts(
+    sides: Sides, samples: Sequence[Cohort], judged: Sequence[Judged], masks: Judged | None, level: float
+) -> dict[str, Any]:
+    """What the report was made for; ``filter`` and ``export`` read it."""
+    trusted = [one for one in judged if one.trust.trusted]
+    sets = {}
+    for cohort in samples:
+        copied = mask_copies(masks, cohort.name) if masks else np.zeros(len(cohort.cases), bool)
+        sets[cohort.name] = {
+            case.case_id: {
+                "files": case_files(case),
+                "flagged": [one.ruler.name for one in trusted if one.sets[cohort.name].flagged[n]],
+                "mask_copy": bool(copied[n]) or bool({c.patient_id for c in sides.train.cases} & set(case.parents)),
+                "nearest": {
+                    one.ruler.name: one.yardstick.train.ids[one.sets[cohort.name].nearest[n]] for one in trusted
+                },
+            }
+            for n, case in enumerate(cohort.cases)
+        }
+    return {
+        "level": level,
+        "train": {"cases": len(sides.train.cases), "fingerprint": training_fingerprint(sides.train), "voxels": sorted(c.voxels for c in sides.train.cases if c.voxels)},
+        "calibration": {"cases": len(sides.calibration.cases), "fingerprint": training_fingerprint(sides.calibration)},
+        "control": {"cases": len(sides.control.cases), "fingerprint": training_fingerprint(sides.control)},
+        "rulers": {one.ruler.name: {"fingerprint": one.ruler.extractor.fingerprint, "preprocessing": one.ruler.extractor.preprocessing, "unit": one.ruler.unit, "trusted": one.trust.trusted, "found": dict(one.trust.found)} for one in judged},
+        "masks": masks is not None,
+        "sets": sets,
+        "false_alarms": float(np.mean(np.any([one.trust.control.flagged for one in trusted], axis=0))) if trusted else None,
+    }  # fmt: skip
+
+
+def case_files(case: Any) -> str:
+    """Fingerprint of the files of a case, images and mask."""
+    return file_fingerprint(*case.images, *([case.mask] if case.mask else []))
+
+
+def training_fingerprint(cohort: Cohort) -> str:
+    """Names a set of real cases: changes with any patient or scan, not with where files lie or how they are split."""
+    return fingerprint(sorted([case.case_id, case.patient_id, case.voxels] for case in cohort.cases))
+
+
+def _rows(judged: Sequence[Judged], names: Sequence[str]) -> list[tuple[Any, ...]]:
+    rows = []
+    for one in judged:
+        for name, found in {CONTROL: one.trust.control, **{n: one.sets[n] for n in names}}.items():
+            for n, case in enumerate(found.features.ids):
+                nearest = one.yardstick.train.ids[found.nearest[n]]
+                rows.append(
+                    (
+                        name,
+                        case,
+                        one.ruler.name,
+                        float(found.distances[n, 0]),
+                        float(found.p[n]),
+                        int(found.flagged[n]),
+                        int(found.discovered[n]),
+                        nearest,
+                    )
+                )
+    return rows  # fmt: skip
+
+
+def _pairs_file(name: str) -> str:
+    return f"memorization_pairs_{name}.png".replace("/", "-").replace(" ", "_")
+
+
+def _pairs_caption(name: str) -> str:
+    return (
+        f"{name}: the volumes that lie closest to a training patient, that patient, and the difference (grey is none); the "
+        "last row is the closest pair of an unseen control patient, which nobody copied"
+    )
+
+
+def _pairs(path: Path, one: Judged, cohort: Cohort, sides: Sides, caches: Mapping[str, VolumeCache]) -> None:
+    def row(found: Measured, n: int, cache: VolumeCache, rows: Mapping[str, int]) -> list[Tile]:
+        case, near = found.features.ids[n], found.nearest[n]
+        volume, training = cache.volume(rows[case]), caches[sides.train.name].volume(int(near))
+        p = f"{case}, p = {found.p[n]:.3f}"
+        return [
+            Tile(p, volume.image, volume.mask),
+            Tile(f"nearest: {one.yardstick.train.ids[near]}", training.image, training.mask),
+            Tile("difference", np.clip((volume.image - training.image) / 2, -1, 1)),
+        ]
+
+    found, checked = one.sets[cohort.name], one.trust.control
+    worst = np.argsort(found.distances[:, 0], kind="stable")[:_WORST]
+    by_id = {case.case_id: n for n, case in enumerate(cohort.cases)}
+    rows = [row(found, int(n), caches[cohort.name], by_id) for n in worst]
+    of_control = {case.case_id: n for n, case in enumerate(sides.control.cases)}
+    rows.append(row(checked, int(checked.distances[:, 0].argmin()), caches[sides.control.name], of_control))
+    contact_sheet(
+        path, rows, caches[cohort.name].recipe.grid.spacing_mm, f"{cohort.name}: worst pairs by {one.ruler.name}"
+    )
