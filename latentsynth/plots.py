@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from latentsynth.files import atomic_path
 
-COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#edae49", "#6a4c93", "#5c6b73")
+COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#edae49", "#6a4c93", "#5c6b73", "#00798c", "#a44a3f")
 _COLUMNS = 4
 
 
@@ -35,7 +36,7 @@ def curves(
     return _save(figure, path)
 
 
-def strips(path: Path, groups: Mapping[str, Sequence[float]], y_label: str, title: str = "") -> Path:
+def strips(path: Path, groups: Mapping[str, Sequence[float] | np.ndarray], y_label: str, title: str = "") -> Path:
     """Writes a PNG with one column of points per group, a point per case, and a bar at the mean."""
     figure = _figure((1.3 * max(len(groups), 2) + 0.8, 3.0), title)
     axes = _axes(figure, 1, 1, 0, "")
@@ -92,6 +93,73 @@ def scatters(path: Path, panels: Mapping[str, Mapping[str, np.ndarray]], title: 
                 points[:, 0], points[:, 1], ".", markersize=4, alpha=0.6, label=label, color=COLOURS[m % len(COLOURS)]
             )
         axes.legend(fontsize=6, frameon=False)
+    return _save(figure, path)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel.
+
+    Attributes:
+        name: In the legend.
+        x: Where.
+        y: Values.
+        low: Lower ends of error bars, or None.
+        high: Upper ends.
+        level: Draws a dashed horizontal line at this height instead.
+        ticks: Names of the places on the x axis, if they are no numbers.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+    level: float | None = None
+    ticks: Sequence[str] = ()
+
+
+def panels(
+    path: Path, drawn: Mapping[str, Sequence[Line]], columns: int, x_labels: Sequence[str], title: str = ""
+) -> Path:
+    """Writes a PNG of lines with error bars, some panels per row.
+
+    Args:
+        path: Where to write.
+        drawn: Panel title to lines.
+        columns: Panels per row.
+        x_labels: One per panel.
+        title: Written on top.
+    """
+    rows = -(-len(drawn) // columns)
+    figure = _figure((3.0 * columns, 2.5 * rows + 0.3), title)
+    colours: dict[str, str] = {}
+    for n, ((name, lines), label) in enumerate(zip(drawn.items(), x_labels, strict=True)):
+        axes = _axes(figure, rows, columns, n, name)
+        for line in lines:
+            if line.level is not None:
+                axes.axhline(line.level, color="black", linestyle="--", linewidth=0.8, label=line.name)
+                continue
+            colour = colours.setdefault(line.name, COLOURS[len(colours) % len(COLOURS)])
+            spread = None
+            if line.low is not None and line.high is not None:
+                spread = [np.subtract(line.y, line.low), np.subtract(line.high, line.y)]
+            axes.errorbar(
+                line.x,
+                line.y,
+                yerr=spread,
+                label=line.name,
+                color=colour,
+                marker="o",
+                markersize=3,
+                linewidth=1,
+                capsize=2,
+            )
+            if line.ticks:
+                axes.set_xticks(list(line.x), list(line.ticks))
+        axes.set_xlabel(label, fontsize=7)
+        if n % columns == 0:
+            axes.legend(fontsize=5.5, frameon=False)
     return _save(figure, path)
 
 

@@ -18,11 +18,15 @@ app = typer.Typer(
 )
 train_app = typer.Typer(help="Train a model. The same command again resumes it.", no_args_is_help=True)
 evaluate_app = typer.Typer(help="Measure a model, or synthetic volumes of any origin.", no_args_is_help=True)
+experiment_app = typer.Typer(
+    help="Studies: many models, sizes and seeds. The same command again resumes one.", no_args_is_help=True
+)
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(experiment_app, name="experiment")
 
 SPLITS = ("train", "val", "test")
-ConfigT = TypeVar("ConfigT", bound=configuration.Run)
+ConfigT = TypeVar("ConfigT", bound=configuration.Strict)
 ConfigFile = Annotated[Path, typer.Argument(help="YAML file; configs/ has ready ones", show_default=False)]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads the annotation at run time)

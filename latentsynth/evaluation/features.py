@@ -164,7 +164,7 @@ def load_extractors(
         if kind != "contrastive":
             found.append(extractor(spec, grid.channels))
             continue
-        folder = Path(rest) if rest else _trained(real, grid, framing, cache, images)
+        folder = Path(rest) if rest else train_contrastive(real, grid, framing, cache, images)
         found.append(contrastive_extractor(folder, grid))
     return found
 
@@ -194,7 +194,7 @@ def contrastive_extractor(path: Path, grid: Grid, projected: bool = False) -> Ex
     return NetworkExtractor(name, header.fingerprint, network.features)
 
 
-def _trained(real: Path, grid: Grid, framing: Framing, cache: Path, images: int) -> Path:
+def train_contrastive(real: Path, grid: Grid, framing: Framing, cache: Path, images: int) -> Path:
     """The run folder of an extractor for these scans, trained once for all later measurements."""
     values = {
         "data": {"manifest": real, "grid": grid, "framing": framing, "cache": cache},

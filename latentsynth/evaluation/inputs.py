@@ -100,15 +100,15 @@ def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> li
 
 
 def _folder(name: str, folder: Path, real: bool) -> Manifest:
-    found = [case for channels in (1, 2, 3, 4) if (case := _try(folder, channels))]
+    found = [cases for channels in (1, 2, 3, 4) if (cases := _try(folder, channels))]
     if not found:
         scans(folder, 1)  # says what is wrong
-    cases = []
+    made = []
     for case in found[-1]:
         voxels, affine = nifti.read(case.images[0])
         source = "real" if real else "external"
-        cases.append(replace(case, voxels=nifti.canonical_hash(voxels, affine), source=source))
-    return Manifest(name, tuple(f"channel {n}" for n in range(len(cases[0].images))), Labels((0,)), tuple(cases))
+        made.append(replace(case, voxels=nifti.canonical_hash(voxels, affine), source=source))
+    return Manifest(name, tuple(f"channel {n}" for n in range(len(made[0].images))), Labels((0,)), tuple(made))
 
 
 def _try(folder: Path, channels: int) -> list[Case]:

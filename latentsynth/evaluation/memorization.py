@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from latentsynth.data.volumes import VolumeCache
 from latentsynth.evaluation.cohorts import Cohort, rng
 from latentsynth.evaluation.features import Features, extract
-from latentsynth.evaluation.planted import DISGUISES, MASK_DISGUISES, Disguise, plant
+from latentsynth.evaluation.planted import DISGUISES, MASK_DISGUISES, plant
 from latentsynth.evaluation.rulers import Ruler, mask_ruler
 from latentsynth.evaluation.trust import Trust, control
 from latentsynth.evaluation.yardstick import Matched, Measured, Yardstick, one_per_patient
@@ -208,6 +208,3 @@ def _mask(cache: VolumeCache, n: int) -> np.ndarray:
     mask = cache.volume(n).mask
     assert mask is not None  # masks are judged where every case has one
     return mask[None].astype(np.float32)
-
-
-__all__ = ["CONTROL", "Disguise", "Judged", "Measures", "Sides", "judge", "judge_masks"]

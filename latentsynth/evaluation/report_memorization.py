@@ -233,7 +233,9 @@ def _measures(judged: Sequence[Judged], names: Sequence[str]) -> Table:
 
 
 def _published(judged: Sequence[Judged], names: Sequence[str]) -> Table:
-    rows = [(name, one.ruler.name, *one.published[name]) for one in judged for name in names if name in one.published]
+    rows: list[tuple[Cell, ...]] = [
+        (name, one.ruler.name, *one.published[name]) for one in judged for name in names if name in one.published
+    ]
     return Table(
         "the published rule of 2024, for comparison with the literature alone",
         ("volumes", "ruler", "threshold", "memorised", "its null", "copies", "its null"),
@@ -244,7 +246,7 @@ def _published(judged: Sequence[Judged], names: Sequence[str]) -> Table:
 
 
 def _members(members: Mapping[str, Membership]) -> Table:
-    rows = [
+    rows: list[tuple[Cell, ...]] = [
         (
             name,
             Estimate(one.auc, one.low, one.high),
@@ -298,6 +300,7 @@ def _facts(
         sets[cohort.name] = {
             case.case_id: {
                 "files": case_files(case),
+                "voxels": case.voxels,
                 "flagged": [one.ruler.name for one in trusted if one.sets[cohort.name].flagged[n]],
                 "mask_copy": bool(copied[n]) or bool({c.patient_id for c in sides.train.cases} & set(case.parents)),
                 "nearest": {

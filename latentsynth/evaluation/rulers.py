@@ -130,6 +130,11 @@ def mask_ruler() -> Ruler:
     return Ruler(LabelMap(), nearest_by_dice, "1 - Dice over all labels", "", True)
 
 
+def own_ruler(name: str, training: VolumeCache) -> Ruler:
+    """One of :data:`OWN`, fitted to the training volumes."""
+    return {"voxels": voxel_ruler, "ssim": ssim_ruler, "registered": registered_ruler}[name](training)
+
+
 def alignment(volumes: np.ndarray) -> float:
     """Share of patients whose volume is more like the mean of the others where it lies than moved by an eighth.
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from accelerate import Accelerator
 
 from latentsynth.config import LdmRun, MemorizationStudy, build
-from latentsynth.data.manifest import Manifest
 from latentsynth.evaluation.cohorts import Cohort, rng
 from latentsynth.evaluation.comparison import FLOOR, compare
 from latentsynth.evaluation.extractors import RandomNetwork
@@ -19,7 +19,7 @@ from latentsynth.evaluation.features import contrastive_extractor, extract, volu
 from latentsynth.evaluation.inputs import halves
 from latentsynth.evaluation.memorization import CONTROL, Judged, Sides, judge
 from latentsynth.evaluation.report_memorization import write_memorization
-from latentsynth.evaluation.rulers import Ruler, registered_ruler, ssim_ruler, voxel_ruler
+from latentsynth.evaluation.rulers import Ruler, own_ruler
 from latentsynth.experiments.roles import Roles
 from latentsynth.files import read_json, write_json
 from latentsynth.metrics.diversity import mean_similarity, random_pairs
@@ -88,7 +88,7 @@ def study_rulers(config: MemorizationStudy, training: Any) -> list[Ruler]:
         if name == "contrastive":
             made.append(Ruler(contrastive_extractor(config.folder / "detector", config.grid, projected=True)))
         else:
-            made.append({"voxels": voxel_ruler, "ssim": ssim_ruler, "registered": registered_ruler}[name](training))
+            made.append(own_ruler(name, training))
     return made
 
 
@@ -114,8 +114,6 @@ def _numbers(one: Judged) -> dict[str, Any]:
 def _membership(stage: Path, sides: Sides, caches: dict[str, Any], accelerator: Accelerator) -> dict[str, Any] | None:
     """Membership inference from denoising losses, for models that have such a loss."""
     file = stage.parent / "run" / "config.yaml"
-    import yaml
-
     values = yaml.safe_load(file.read_text())
     if "generator" in values:
         return None
@@ -131,6 +129,3 @@ def _membership(stage: Path, sides: Sides, caches: dict[str, Any], accelerator: 
 
 def _image(cache: Any, n: int) -> torch.Tensor:
     return torch.from_numpy(cache.volume(n).image)
-
-
-__all__ = ["Manifest", "measure_stage", "study_rulers"]

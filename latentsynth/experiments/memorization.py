@@ -12,7 +12,6 @@ from typing import Any
 from accelerate import Accelerator
 
 from latentsynth.config import GanRun, LdmRun, MemorizationStudy, OvertrainedConfig
-from latentsynth.data.manifest import Manifest
 from latentsynth.data.requests import requests
 from latentsynth.experiments.grid import Cell, Grid
 from latentsynth.experiments.roles import Roles
@@ -111,13 +110,21 @@ class Study:
             cells.append(Cell(f"measure-{arm.name}", facts, _MEASURING_HOURS, (arm.name, "detector")))
         return cells
 
+    def grid(self) -> Grid:
+        """The cells on disk.
+
+        Raises:
+            TrainingError: The folder holds cells of other settings.
+        """
+        return Grid(self.folder, self.cells())
+
     def run(self) -> Result:
         """Does what is not done yet and summarises everything.
 
         Raises:
             TrainingError: Some cells failed.
         """
-        Grid(self.folder, self.cells()).run(self.work, self.accelerator)
+        self.grid().run(self.work, self.accelerator)
         from latentsynth.experiments.summary import summarise
 
         return summarise(self.config, self.folder, self.arms, self.accelerator)
@@ -215,11 +222,3 @@ def _plain(value: Any) -> Any:
     if value is None or not hasattr(value, "model_dump"):
         return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
     return value.model_dump(mode="json")
-
-
-def plan_cells(config: MemorizationStudy) -> Grid:
-    """The grid of a study, for a dry run."""
-    return Grid(config.folder, Study(config).cells())
-
-
-__all__ = ["Arm", "Manifest", "Study", "plan_cells"]

@@ -63,7 +63,8 @@ class Roles:
     def write(self, name: str, train: Sequence[str] = (), test: Sequence[str] = ()) -> Path:
         """Writes a manifest of some training and test patients and the outside validation patients, once."""
         split: dict[str, Split] = {p: "val" for p, part in self.outside.items() if part == "val"}
-        split |= {p: "train" for p in train} | {p: "test" for p in test}
+        split |= dict.fromkeys(train, "train")
+        split |= dict.fromkeys(test, "test")
         cases: list[Case] = [replace(c, split=split[c.patient_id]) for c in self.cohort.cases if c.patient_id in split]
         path = self.folder / "manifests" / f"{name}.json"
         made = replace(self.cohort, name=name, cases=tuple(cases))

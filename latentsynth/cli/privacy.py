@@ -1,0 +1,99 @@
+"""Commands that guard patients: ``memorization``, ``filter`` and ``export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from latentsynth.cli.evaluate import finish
+from latentsynth.cli.options import Out, app, say
+
+
+@app.command()
+def memorization(
+    train: Annotated[Path, typer.Option(help="Training patients: manifest (its train split) or folder of NIfTI files")],
+    heldout: Annotated[Path, typer.Option(help="Patients no generator saw: manifest (its val and test) or folder")],
+    samples: Annotated[list[str], typer.Option(help="NAME=MANIFEST or NAME=FOLDER of synthetic volumes; repeatable")],
+    out: Out,
+    ruler: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="voxels, registered, ssim, contrastive[:RUN], random[:SEED], torchscript:PATH, onnx:PATH or "
+            "bundle:PATH[:LAYER]; repeatable [default: voxels, registered, ssim and contrastive]"
+        ),
+    ] = None,
+    like: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Run or checkpoint folder whose grid volumes are compared on [default: chosen for them]"),
+    ] = None,
+    level: Annotated[float, typer.Option(help="Share of unseen patients that may be flagged", min=0, max=1)] = 0.05,
+    losses: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="NAME=CSV (columns case,loss) of training and held-out cases: membership inference"),
+    ] = None,
+    dar2024: Annotated[bool, typer.Option("--dar2024", help="Add the published rule of 2024, beside its null")] = False,
+    max_copy_rate: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Exit with code 3 if a set has a higher copy rate, or no ruler can be trusted", min=0, max=1),
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Where volumes and trained detectors are kept")] = Path("runs/cache"),
+    extractor_images: Annotated[int, typer.Option(help="Images that a copy detector trains on", min=16)] = 6000,
+) -> None:
+    """Are synthetic volumes copies of the training patients? Calibrated by patients nobody saw, checked by planted copies."""
+    from latentsynth.evaluation.cohorts import named
+    from latentsynth.evaluation.measure_memorization import measure_memorization
+    from latentsynth.training.launch import start
+
+    result, rate = measure_memorization(
+        train, heldout, [named(one) for one in samples], out, start(), ruler, like, level,
+        dict(named(one) for one in losses or []), dar2024, cache, extractor_images,
+    )  # fmt: skip
+    finish(result, out)
+    if max_copy_rate is not None and not rate <= max_copy_rate:
+        say(
+            f"copy rate {rate:.0%} exceeds --max-copy-rate {max_copy_rate:.0%}"
+            if rate == rate
+            else "no ruler can be trusted"
+        )
+        raise typer.Exit(3)
+
+
+@app.command("filter")
+def filter_copies(
+    samples: Annotated[Path, typer.Argument(help="Manifest of synthetic cases")],
+    report: Annotated[Path, typer.Option(help="memorization.json made for these files")],
+    out: Annotated[Path, typer.Option(help="Manifest to write, a .json file")],
+    drop_mask_copies: Annotated[
+        bool, typer.Option("--drop-mask-copies", help="Also drop volumes whose mask is a training patient's")
+    ] = False,
+) -> None:
+    """Drop flagged copies from a synthetic set, and say which. Files stay; a new manifest and dropped.csv are written."""
+    from latentsynth.experiments.filter import filter_set
+
+    kept, dropped = filter_set(samples, report, out, drop_mask_copies)
+    say(f"kept {kept} volumes: {out}\ndropped {dropped}: {out.with_name('dropped.csv')}")
+
+
+@app.command()
+def export(
+    samples: Annotated[Path, typer.Argument(help="Manifest of synthetic cases")],
+    out: Annotated[Path, typer.Option(help="Folder to write, for sharing")],
+    licence: Annotated[str, typer.Option(help="Under which licence the volumes are shared, for example CC-BY-4.0")],
+    report: Annotated[Optional[Path], typer.Option(help="memorization.json made for these files")] = None,  # noqa: UP045
+    mask_copies: Annotated[
+        bool,
+        typer.Option(
+            "--publish-mask-copies", help="You may publish the training patients' annotations; the card says so"
+        ),
+    ] = False,
+    without_privacy_report: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Export all the same, for this REASON, which the card prints"),
+    ] = None,
+) -> None:
+    """Pack a synthetic set for sharing: volumes, masks, data card. Refuses without a report on exactly these files."""
+    from latentsynth.experiments.export import export_set
+
+    say(str(export_set(samples, out, licence, report, mask_copies, without_privacy_report)))

@@ -1,0 +1,193 @@
+"""Packing a synthetic set for sharing: volumes, masks and a data card, after a privacy report on exactly these files."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from latentsynth.data.manifest import Manifest
+from latentsynth.errors import DataError
+from latentsynth.experiments.filter import read_report, verdicts_on
+from latentsynth.files import atomic_path, write_json, write_text
+from latentsynth.progress import bar
+from latentsynth.provenance import Ledger
+from latentsynth.results import Result, Table, text
+
+
+def export_set(
+    samples: Path,
+    out: Path,
+    licence: str,
+    report: Path | None = None,
+    publish_mask_copies: bool = False,
+    without_report: str | None = None,
+) -> Path:
+    """Writes ``imagesTr``, ``labelsTr``, ``dataset.json`` and the card ``README.md`` (nnU-Net raw layout).
+
+    No parents, no ledger and no original case names are exported: those name patients.
+
+    Args:
+        samples: Manifest of the set.
+        out: Folder to write; must not exist.
+        licence: Printed in the card.
+        report: ``memorization.json`` made for exactly these files and the generator's training set.
+        publish_mask_copies: Masks of training patients may be published; the card says how many.
+        without_report: Why there is no report, or why one that refuses is overruled; printed in the card.
+
+    Returns:
+        The card.
+
+    Raises:
+        DataError: Real cases; no report and no reason; a report of other files or another training set, or that cannot
+            be trusted; flagged volumes or masks; a folder that exists.
+    """
+    manifest = Manifest.load(samples)
+    real = [case.case_id for case in manifest.cases if case.source == "real"]
+    if real:
+        raise DataError(f"{samples} holds {len(real)} real cases ({real[0]}): export synthetic volumes alone")
+    if out.exists():
+        raise DataError(f"{out} exists: give a folder that does not")
+    if without_report is not None and not without_report.strip():
+        raise DataError("--without-privacy-report needs a reason: say why, the card prints it")
+    result = read_report(report) if report else None
+    if without_report is None:
+        if report is None or result is None:
+            raise DataError(
+                "no memorization report: run `latentsynth memorization` on these files and give --report, or say why there "
+                "is none with --without-privacy-report REASON"
+            )
+        _check(manifest, samples, result, report, publish_mask_copies)
+    with atomic_path(out) as temporary:
+        names = _copy(manifest, temporary)
+        write_json(
+            temporary / "dataset.json",
+            {
+                "name": f"{out.name} (synthetic)",
+                "channel_names": {str(n): name for n, name in enumerate(manifest.channels)},
+                "labels": {n: v for v, n in zip(manifest.labels.values, manifest.labels.names, strict=True)},
+                "numTraining": len(names),
+                "file_ending": ".nii.gz",
+                "licence": licence,
+                "SYNTHETIC": True,
+            },
+        )
+        write_text(
+            temporary / "README.md", _card(manifest, out.name, licence, result, without_report, publish_mask_copies)
+        )
+    return out / "README.md"
+
+
+def _check(manifest: Manifest, samples: Path, result: Result, report: Path, publish_mask_copies: bool) -> None:
+    verdicts = verdicts_on(manifest, result, report)
+    _check_training_set(manifest, samples, result, report)
+    flagged = [name for name, facts in verdicts.items() if facts["flagged"]]
+    if flagged:
+        raise DataError(
+            f"{len(flagged)} of {len(verdicts)} volumes are flagged as copies ({', '.join(flagged[:3])}): drop them with "
+            "`latentsynth filter`"
+        )
+    if any(case.mask for case in manifest.cases) and not result.facts["masks"] and not publish_mask_copies:
+        raise DataError(
+            f"{report} did not compare masks, and these volumes have masks: measure again with masks on all cohorts, or "
+            "give --publish-mask-copies"
+        )
+    masks = [name for name, facts in verdicts.items() if facts["mask_copy"]]
+    if masks and not publish_mask_copies:
+        raise DataError(
+            f"{len(masks)} of {len(verdicts)} masks are training patients' or copies of them ({', '.join(masks[:3])}): drop "
+            "them with `latentsynth filter --drop-mask-copies`, or give --publish-mask-copies if you may publish them"
+        )
+
+
+def _check_training_set(manifest: Manifest, samples: Path, result: Result, report: Path) -> None:
+    """Everybody that the generator saw must have been looked for."""
+    ledger = Ledger.beside(samples)
+    own = {case.voxels for case in manifest.cases}
+    missed = ledger.voxels - own - set(result.facts["train"]["voxels"])
+    # A set that was filtered carries the ledger of the whole, whose other volumes are no patients.
+    synthetic = {facts["voxels"] for cases in result.facts["sets"].values() for facts in cases.values()}
+    missed -= synthetic
+    if missed:
+        raise DataError(
+            f"{report} looked for {len(result.facts['train']['voxels'])} training scans, and the generator, or the "
+            f"autoencoder under it, saw {len(missed)} others: measure with everybody it saw as --train"
+        )
+
+
+def _copy(manifest: Manifest, folder: Path) -> list[str]:
+    names = []
+    with bar("exporting", len(manifest.cases), "volumes") as shown:
+        for sub in ("imagesTr", "labelsTr"):
+            (folder / sub).mkdir(parents=True)
+        for n, case in enumerate(manifest.cases):
+            name = f"synthetic_{n:05d}"  # case names may name patients
+            for channel, image in enumerate(case.images):
+                shutil.copyfile(image, folder / "imagesTr" / f"{name}_{channel:04d}{_ending(image)}")
+            if case.mask:
+                shutil.copyfile(case.mask, folder / "labelsTr" / f"{name}{_ending(case.mask)}")
+            names.append(name)
+            shown.advance()
+    return names
+
+
+def _ending(path: Path) -> str:
+    return ".nii.gz" if path.name.endswith(".nii.gz") else ".nii"
+
+
+def _card(manifest: Manifest, name: str, licence: str, result: Result | None, reason: str | None, publish: bool) -> str:
+    """The data card, for people."""
+    privacy = _privacy(result) if result else "No privacy report was made.\n"
+    overruled = (
+        f"\n**Exported without a privacy report that clears it. Reason given: {reason}**\n"
+        if reason is not None
+        else ""
+    )
+    masks = (
+        "\nMasks of training patients, or copies of them, may be among these, as the exporter declared.\n"
+        if publish
+        else ""
+    )
+    labels = ", ".join(f"{v} = {n}" for v, n in zip(manifest.labels.values, manifest.labels.names, strict=True))
+    return f"""# {name}: synthetic volumes
+
+**SYNTHETIC. Not patients; not for diagnosis.** Packed by latentsynth.
+
+| | |
+|---|---|
+| volumes | {len(manifest.cases)} |
+| channels | {", ".join(manifest.channels)} |
+| labels | {labels} |
+| licence | {licence} |
+| made by | {", ".join(sorted({case.source.partition(":")[0] for case in manifest.cases}))} |
+| training set | {result.facts["train"]["fingerprint"] if result else "not stated"} |
+
+## Privacy
+{overruled}{masks}
+{privacy}"""
+
+
+def _privacy(result: Result) -> str:
+    facts: dict[str, Any] = result.facts
+    lines = [
+        f"Measured against {facts['train']['cases']} training cases, calibrated by {facts['calibration']['cases']} and checked by "
+        f"{facts['control']['cases']} unseen cases, before copies were dropped.",
+        "",
+        *_markdown(result.tables[0]),
+        "",
+        *(f"- {note}" for note in result.notes),
+        "",
+        f"Command: `{result.command}`",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(table: Table) -> list[str]:
+    head = f"| {' | '.join(table.columns)} |"
+    return [
+        head,
+        "|---" * len(table.columns) + "|",
+        *(f"| {' | '.join(text(c) for c in row)} |" for row in table.rows),
+        "",
+        table.note,
+    ]

@@ -1,0 +1,84 @@
+"""Dropping copies from a synthetic set, as a memorization report flagged them."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from latentsynth.data.manifest import Manifest
+from latentsynth.errors import DataError
+from latentsynth.evaluation.report_memorization import KIND, case_files
+from latentsynth.provenance import LEDGER
+from latentsynth.results import Result, write_csv
+
+
+def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = False) -> tuple[int, int]:
+    """Writes a manifest of the volumes that no trusted ruler flagged, and ``dropped.csv`` beside it.
+
+    Args:
+        samples: Manifest of the set.
+        report: ``memorization.json`` made for its files.
+        out: Manifest to write; the files stay where they are.
+        drop_mask_copies: Also drop volumes whose mask is a copy of a training patient's.
+
+    Returns:
+        How many volumes were kept and dropped.
+
+    Raises:
+        DataError: The report is of other files, or nothing would be left, or ``out`` is the set itself.
+    """
+    if out.resolve() == samples.resolve():
+        raise DataError(f"{out} is the set itself: give another --out")
+    manifest = Manifest.load(samples)
+    verdicts = verdicts_on(manifest, read_report(report), report)
+    reasons = {case.case_id: _reasons(verdicts[case.case_id], drop_mask_copies) for case in manifest.cases}
+    kept = tuple(case for case in manifest.cases if not reasons[case.case_id])
+    if not kept:
+        raise DataError(f"every volume of {samples} is flagged by {report}: train a model that copies less")
+    replace(manifest, name=out.parent.name, cases=kept).save(out)
+    ledger = samples.parent / LEDGER
+    if ledger.is_file() and out.parent.resolve() != samples.parent.resolve():
+        shutil.copyfile(ledger, out.parent / LEDGER)  # whoever trains on these volumes must know whom they come from
+    dropped = [(name, why) for name, why in reasons.items() if why]
+    write_csv(out.with_name("dropped.csv"), ("case", "reason"), dropped)
+    return len(kept), len(dropped)
+
+
+def read_report(path: Path) -> Result:
+    """A memorization report.
+
+    Raises:
+        DataError: Another file.
+    """
+    result = Result.load(path)
+    if result.kind != KIND:
+        raise DataError(
+            f"{path} is a result of kind {result.kind}, expected {KIND}: make one with `latentsynth memorization`"
+        )
+    return result
+
+
+def verdicts_on(manifest: Manifest, report: Result, path: Path) -> dict[str, dict[str, Any]]:
+    """What a report says of each case of a set, found by the contents of its files.
+
+    Raises:
+        DataError: Some case was not measured, or was changed since.
+    """
+    by_files = {facts["files"]: facts for cases in report.facts["sets"].values() for facts in cases.values()}
+    found = {case.case_id: by_files.get(case_files(case)) for case in manifest.cases}
+    missing = [name for name, facts in found.items() if facts is None]
+    if missing:
+        raise DataError(
+            f"{path} was not made for {len(missing)} of these {len(found)} volumes, as they are now ({', '.join(missing[:3])}): "
+            "run `latentsynth memorization` on exactly these files"
+        )
+    if not any(ruler["trusted"] for ruler in report.facts["rulers"].values()):
+        raise DataError(f"no ruler of {path} can be trusted, so it clears nobody: see its notes for why")
+    return {name: facts for name, facts in found.items() if facts is not None}
+
+
+def _reasons(facts: dict[str, Any], drop_mask_copies: bool) -> str:
+    rulers = [f"copy of {facts['nearest'][name]} by {name}" for name in facts["flagged"]]
+    return "; ".join([*rulers, *(["copy of a training mask"] if drop_mask_copies and facts["mask_copy"] else [])])
