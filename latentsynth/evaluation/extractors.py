@@ -33,7 +33,6 @@ class Extractor(ABC):
     """
 
     together = 1
-
     name: str
     fingerprint: str
     preprocessing: str
@@ -53,7 +52,12 @@ class Extractor(ABC):
         """
         if images.ndim != 5:
             raise DataError(f"images have shape {tuple(images.shape)}, expected (B, C, I, J, K): add what is missing")
-        return torch.cat([self._features(image) for image in images.detach().cpu().float().split(self.together)])
+        found = torch.cat([self._features(image) for image in images.detach().cpu().float().split(self.together)])
+        if found.ndim != 2 or len(found) != len(images):
+            raise DataError(
+                f"{self.name} gave {tuple(found.shape)} for {len(images)} images: one row for each is needed"
+            )
+        return found
 
     @abstractmethod
     def _features(self, image: Tensor) -> Tensor:
@@ -175,8 +179,7 @@ class TorchScriptNetwork(_DiskNetwork):
     """
 
     def __init__(self, path: Path | str):
-        path = existing(path)
-        self._network = load_script(path)
+        self._network = load_script(path := existing(path))
         self.name, self.fingerprint, self.preprocessing = f"torchscript:{path.name}", file_fingerprint(path), _TOGETHER
 
     def _run(self, image: Tensor) -> Any:
@@ -207,12 +210,10 @@ class OnnxNetwork(_DiskNetwork):
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no common base
             raise CheckpointError(f"{path} is not a readable ONNX file ({error}): export it again") from error
-        inputs = [value.name for value in self._session.get_inputs()]
-        if len(inputs) != 1:
+        if len(inputs := [value.name for value in self._session.get_inputs()]) != 1:
             raise CheckpointError(f"{path} has inputs {inputs}, expected one image: export the network alone")
         beside = path.with_name(f"{path.name}.data")  # where exporters put weights that are too large for the file
-        self._input = inputs[0]
-        self.name, self.preprocessing = f"onnx:{path.name}", _TOGETHER
+        self._input, self.name, self.preprocessing = inputs[0], f"onnx:{path.name}", _TOGETHER
         self.fingerprint = file_fingerprint(path, *([beside] if beside.is_file() else []))
 
     def _run(self, image: Tensor) -> Any:
@@ -236,14 +237,12 @@ class BundleNetwork(_DiskNetwork):
         folder = existing(path)
         scripted = folder / "models" / "model.ts"
         if scripted.is_file() and layer is None:
-            files = [scripted]
-            self._network = load_script(scripted)
+            files, self._network = [scripted], load_script(scripted)
         else:
             files = [folder / "models" / "model.pt", config_file(folder)]
             self._network = build_network(folder)
-        self.name = f"bundle:{folder.name}" + (f":{layer}" if layer else "")
+        self.name, self.preprocessing = f"bundle:{folder.name}" + (f":{layer}" if layer else ""), _TOGETHER
         self.fingerprint = fingerprint([file_fingerprint(*files), layer])
-        self.preprocessing = _TOGETHER
         self._captured: list[Any] | None = None
         if layer is not None:
             modules = dict(self._network.named_modules())
@@ -297,6 +296,5 @@ def _last_tensor(output: Any) -> Tensor | None:
     if isinstance(output, Tensor):
         return output
     values = list(output.values()) if isinstance(output, Mapping) else output
-    if not isinstance(values, list | tuple):
-        return None
-    return next((t for value in reversed(values) if (t := _last_tensor(value)) is not None), None)
+    found = (_last_tensor(value) for value in reversed(values)) if isinstance(values, list | tuple) else ()
+    return next((tensor for tensor in found if tensor is not None), None)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors.numpy import load_file, save_file
 
 from latentsynth import checkpoint
 from latentsynth.config import AugmentConfig, ExtractorRun, build
@@ -106,7 +107,10 @@ def extract(
         read: Image ``(C, I, J, K)`` of an entry of the cache.
     """
     stamp = [cache.path(n).name for n in range(len(cache))]
-    files = {one.name: cache.folder / "features" / f"{fingerprint([one.fingerprint, stamp])}.npy" for one in extractors}
+    files = {
+        one.name: cache.folder / "features" / f"{fingerprint([one.fingerprint, stamp])}.safetensors"
+        for one in extractors
+    }
     missing = [one for one in extractors if not files[one.name].is_file()]
     accelerator.wait_for_everyone()  # every process must have looked before any of them writes
     title = f"features of {cohort.name}"
@@ -115,9 +119,11 @@ def extract(
     for name, values in found.items():
         if accelerator.is_main_process:
             with atomic_path(files[name]) as temporary:
-                np.save(temporary, values, allow_pickle=False)
+                save_file({"features": values}, temporary)
     accelerator.wait_for_everyone()
-    rows = {one.name: found[one.name] if one.name in found else np.load(files[one.name]) for one in extractors}
+    rows = {
+        one.name: found[one.name] if one.name in found else load_file(files[one.name])["features"] for one in extractors
+    }
     return {name: Features(ids, tuple(cohort.patients), values) for name, values in rows.items()}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from latentsynth.data.volumes import VolumeCache
+from latentsynth.evaluation import memorization_tables as tables
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.memorization import CONTROL, Judged, Sides
 from latentsynth.evaluation.trust import text
@@ -19,10 +20,9 @@ from latentsynth.files import make_folder
 from latentsynth.metrics.membership import Membership
 from latentsynth.plots import strips
 from latentsynth.provenance import file_fingerprint, fingerprint
-from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
+from latentsynth.results import Picture, Result, write_csv
 
 KIND = "memorization"
-MASKS = "masks"
 _WORST = 5  # pairs per picture
 _COLUMNS = ("volumes", "case", "ruler", "distance", "p", "flagged", "discovered", "nearest training case")
 
@@ -54,19 +54,23 @@ def write_memorization(
         members: Membership inference, by name of the set.
     """
     names = [cohort.name for cohort in samples]
-    tables = [_verdicts(judged, names), *(one.trust.table() for one in judged)]
-    tables += [table for table in (_matched(judged, names), _without_nearest(judged, names)) if table]
-    tables += [_measures(judged, [CONTROL, *names])]
-    tables += [_published(judged, [CONTROL, *names])] if any(one.published for one in judged) else []
-    tables += [_members(members)] if members else []
-    tables += [_masks(masks, samples, sides)] if masks else []
+    found = [
+        tables.verdicts(judged, names),
+        *(one.trust.table() for one in judged),
+        tables.matched(judged, names),
+        tables.without_nearest(judged, names),
+        tables.measures(judged, names),
+        tables.published(judged, names),
+        tables.members(members or {}),
+        tables.masks(masks, samples, sides) if masks else None,
+    ]
     pictures = [Picture("memorization_distances.png", "distance to the nearest training patient: one point a case; left of most calibration patients means closer than unseen patients come")]  # fmt: skip
     pictures += [Picture(_pairs_file(name), _pairs_caption(name)) for name in names]
     result = Result(
         KIND,
         "Are synthetic volumes copies of the training patients?",
         _facts(sides, samples, judged, masks, level),
-        tuple(tables),
+        tuple(table for table in found if table is not None),
         tuple(pictures),
         (*conclusions(judged, masks, samples, sides, level), *notes),
     )
@@ -144,151 +148,6 @@ def mask_copies(masks: Judged, name: str) -> np.ndarray:
     return np.asarray(found.flagged | (found.distances[:, 0] <= 0.02))
 
 
-def _verdicts(judged: Sequence[Judged], names: Sequence[str]) -> Table:
-    rows: list[tuple[Cell, ...]] = []
-    for one in judged:
-        checked = one.trust.control
-        word = "passes" if not checked.copied else "FAILS"
-        rows.append(
-            (
-                CONTROL,
-                one.ruler.name,
-                len(checked.p),
-                checked.rate,
-                text(checked.expected),
-                int(checked.discovered.sum()),
-                word,
-            )
-        )
-        for name in names:
-            found = one.sets[name]
-            rows.append(
-                (
-                    name,
-                    one.ruler.name,
-                    len(found.p),
-                    found.rate,
-                    text(found.expected),
-                    int(found.discovered.sum()),
-                    one.verdict(name),
-                )
-            )
-    first = judged[0].yardstick
-    return Table(
-        "copies",
-        ("volumes", "ruler", "n", "copy rate", "expected", "certain copies", "verdict"),
-        tuple(rows),
-        f"copy rate: share at p <= {first.level:g} by {len(first.first)} calibration patients, with its bootstrap interval over "
-        "patients; expected: 95 % beta-binomial interval of that share for patients that nobody copied; certain copies: left "
-        "at that false discovery rate over the set (Benjamini and Hochberg)",
-    )  # fmt: skip
-
-
-def _without_nearest(judged: Sequence[Judged], names: Sequence[str]) -> Table | None:
-    rows = [
-        (name, one.ruler.name, found.rate.value, found.bound)
-        for one in judged
-        for name, found in {CONTROL: one.trust.control, **{n: one.sets[n] for n in names}}.items()
-        if np.isfinite(found.bound)
-    ]
-    return Table(
-        "copy rate if calibration patients have a relative among the training patients",
-        ("volumes", "ruler", "copy rate", "without each calibration patient's nearest"),
-        tuple(rows),
-        "a relative, or another scan of the same person, makes calibration distances too short and hides copies; leaving "
-        "each one's nearest out makes them too long. Compare a set with the control patients in the same column",
-    ) if rows else None  # fmt: skip
-
-
-def _matched(judged: Sequence[Judged], names: Sequence[str]) -> Table | None:
-    rows = [
-        (name, one.ruler.name, found.samples, found.null, found.rate, text(found.expected), found.control)
-        for one in judged
-        for name in names
-        if (found := one.matched[name]) is not None
-    ]
-    return Table(
-        "samples of training masks, against samples of unseen patients' masks",
-        ("volumes", "ruler", "from training masks", "null", "copy rate", "expected", "control"),
-        tuple(rows),
-        "the distance of a sample to the patient whose mask it shows; the null are samples of calibration patients' masks, "
-        "whose scans the generator never saw",
-    ) if rows else None  # fmt: skip
-
-
-def _measures(judged: Sequence[Judged], names: Sequence[str]) -> Table:
-    rows: list[tuple[Cell, ...]] = []
-    for one in judged:
-        for name in names:
-            m = one.measures[name]
-            near = [m.closeness.get(key) for key in ("precision", "recall", "density", "coverage")]
-            rows.append((name, one.ruler.name, m.reproduced, m.ratio, m.authentic, m.data_copying, *near))
-    return Table(
-        "measures that are not calibrated: read each beside control patients, who copied nobody",
-        ("volumes", "ruler", "training patients reproduced", "nearest / second < 1/3", "authentic", "C_T", "precision", "recall", "density", "coverage"),
-        tuple(rows),
-        "reproduced: share of training cases with a volume nearer than calibration patients come, at equal numbers; "
-        "authentic: Alaa et al. 2022; C_T: Meehan et al. 2020, far below 0 for copies; the last four against calibration patients",
-    )  # fmt: skip
-
-
-def _published(judged: Sequence[Judged], names: Sequence[str]) -> Table:
-    rows: list[tuple[Cell, ...]] = [
-        (name, one.ruler.name, *one.published[name]) for one in judged for name in names if name in one.published
-    ]
-    return Table(
-        "the published rule of 2024, for comparison with the literature alone",
-        ("volumes", "ruler", "threshold", "memorised", "its null", "copies", "its null"),
-        tuple(rows),
-        "Dar et al.: correlation above the 95th percentile of training cases with their nearest calibration case. Its null is "
-        "what independent Gaussian features of the same numbers and covariance score: the rule is not calibrated",
-    )
-
-
-def _members(members: Mapping[str, Membership]) -> Table:
-    rows: list[tuple[Cell, ...]] = [
-        (
-            name,
-            Estimate(one.auc, one.low, one.high),
-            "not estimable" if one.true_positives is None else one.true_positives,
-        )
-        for name, one in members.items()
-    ]
-    return Table(
-        "membership inference by loss",
-        ("model", "AUC", "found at 1 % false alarms"),
-        tuple(rows),
-        "0.5 tells members from others no better than chance; the last column needs 100 unseen patients",
-    )
-
-
-def _masks(masks: Judged, samples: Sequence[Cohort], sides: Sides) -> Table:
-    trainers = {case.patient_id for case in sides.train.cases}
-    checked = masks.trust.control
-    rows: list[tuple[Cell, ...]] = [
-        (CONTROL, len(checked.p), checked.rate, text(checked.expected), int((checked.distances[:, 0] == 0).sum()), 0)
-    ]
-    for cohort in samples:
-        found = masks.sets[cohort.name]
-        parents = sum(bool(trainers & set(case.parents)) for case in cohort.cases)
-        rows.append(
-            (
-                cohort.name,
-                len(found.p),
-                found.rate,
-                text(found.expected),
-                int((found.distances[:, 0] == 0).sum()),
-                parents,
-            )
-        )
-    return Table(
-        "masks are patients too",
-        ("volumes", "n", "masks flagged", "expected", "equal to a training mask", "made from a training patient"),
-        tuple(rows),
-        "flagged: overlaps a training mask more than 95 % of unseen patients' masks do. " + masks.trust.sight,
-    )  # fmt: skip
-
-
 def _facts(
     sides: Sides, samples: Sequence[Cohort], judged: Sequence[Judged], masks: Judged | None, level: float
 ) -> dict[str, Any]:
@@ -332,24 +191,13 @@ def training_fingerprint(cohort: Cohort) -> str:
 
 
 def _rows(judged: Sequence[Judged], names: Sequence[str]) -> list[tuple[Any, ...]]:
-    rows = []
-    for one in judged:
-        for name, found in {CONTROL: one.trust.control, **{n: one.sets[n] for n in names}}.items():
-            for n, case in enumerate(found.features.ids):
-                nearest = one.yardstick.train.ids[found.nearest[n]]
-                rows.append(
-                    (
-                        name,
-                        case,
-                        one.ruler.name,
-                        float(found.distances[n, 0]),
-                        float(found.p[n]),
-                        int(found.flagged[n]),
-                        int(found.discovered[n]),
-                        nearest,
-                    )
-                )
-    return rows  # fmt: skip
+    return [
+        (name, case, one.ruler.name, *found.distances[n, :1].tolist(), float(found.p[n]), int(found.flagged[n]),
+         int(found.discovered[n]), one.yardstick.train.ids[found.nearest[n]])
+        for one in judged
+        for name, found in tables.everything(one, names).items()
+        for n, case in enumerate(found.features.ids)
+    ]  # fmt: skip
 
 
 def _pairs_file(name: str) -> str:

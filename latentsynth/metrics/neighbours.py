@@ -91,8 +91,7 @@ class _Space:
     """
 
     def __init__(self, queries: np.ndarray, reference: np.ndarray, budget: int, device: str):
-        self.budget, self.device = budget, device
-        n = (reference.shape[1] + 8) * 2.0**-24
+        self.budget, self.device, n = budget, device, (reference.shape[1] + 8) * 2.0**-24
         self.share, self.tiny = n / (1 - 2 * n), reference.shape[1] * 2.0**-120
         self.centre = sum(part.sum(0) for _, part in _parts(reference, budget)) / len(reference)
         parts = itertools.chain(_parts(queries, budget), _parts(reference, budget))
@@ -105,11 +104,7 @@ class _Space:
         x = (x.astype(np.float64) - self.centre) * self.scale
         norm = np.sqrt(np.einsum("ij,ij->i", x, x))[:, None]
         mine = [x, norm**2 * (1 - self.share) - self.tiny, norm]
-        vectors = np.hstack(
-            mine if reference else [-2 * x, np.ones_like(norm), -2 * self.share * norm],
-            dtype=np.float32,
-            casting="same_kind",
-        )
+        vectors = np.hstack(mine if reference else [-2 * x, norm**0, -2 * self.share * norm]).astype(np.float32)
         return torch.from_numpy(vectors).to(self.device), torch.from_numpy(norm).to(self.device)
 
 
@@ -138,7 +133,7 @@ class _Slab:
             torch.amin(product.view(-1, _GROUP, self.width), 1, out=out)
         # Where there are many tiles, their bounds make a limit almost as good, much sooner.
         each = self.width if len(self.radii) >= 4 * k * self.width else 1
-        radii, inf = self.radii.view(-1, each).amax(1), torch.tensor(torch.inf, device=low.device)
+        radii, inf = self.radii.view(-1, each).amax(1), low.new_tensor(torch.inf)
         lowest, group = low.view(len(low), -1, each).amin(2).topk(min(k, len(radii)), largest=False)
         slack = self.space.share * (2 * norms + radii[group]) * radii[group] + self.space.tiny
         limit = (lowest + 2 * slack).amax(1, keepdim=True).float().nextafter(inf)  # never rounded down
@@ -156,13 +151,14 @@ class _Slab:
 
 
 def _merge(distances: np.ndarray, rows: np.ndarray, query: np.ndarray, distance: np.ndarray, row: np.ndarray) -> None:
-    """Keeps the k best of each query, in place; of equal distances the lower row."""
-    n, k = distances.shape
-    query = np.concatenate([np.repeat(np.arange(n), k), query])
-    distance, row = np.concatenate([distances.ravel(), distance]), np.concatenate([rows.ravel(), row])
+    """Keeps the k best of each query, in place; of equal distances the lower row. ``query`` is ascending."""
+    some = np.arange(query[0], query[-1] + 1) if len(query) else query
+    k = distances.shape[1]
+    query = np.concatenate([some.repeat(k), query])
+    distance, row = np.concatenate([distances[some].ravel(), distance]), np.concatenate([rows[some].ravel(), row])
     order = np.lexsort((row, distance, query))
-    best = order[np.searchsorted(query[order], np.arange(n))[:, None] + np.arange(k)]
-    distances[:], rows[:] = distance[best], row[best]
+    best = order[np.searchsorted(query[order], some)[:, None] + np.arange(k)]
+    distances[some], rows[some] = distance[best], row[best]
 
 
 @contextlib.contextmanager
@@ -192,9 +188,10 @@ def _checked(x: np.ndarray, name: str, budget: int) -> np.ndarray:
 
 def _parts(x: np.ndarray, budget: int) -> Iterator[tuple[slice, np.ndarray]]:
     """Rows as float64 and where they stand, few enough for a handful of copies."""
-    step = max(1, budget // 64 // x.shape[1])
-    for here in (slice(start, min(start + step, len(x))) for start in range(0, len(x), step)):
-        yield here, x[here].astype(np.float64)
+    step = max(1, budget // 256 // x.shape[1])
+    for start in range(0, len(x), step):
+        part = x[start : start + step].astype(np.float64)
+        yield slice(start, start + len(part)), part
 
 
 def _tensor(x: np.ndarray, device: str) -> torch.Tensor:

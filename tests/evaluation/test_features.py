@@ -17,7 +17,14 @@ from latentsynth.errors import CheckpointError, DataError
 from latentsynth.evaluation import features
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.extractors import NetworkExtractor, RandomNetwork
-from latentsynth.evaluation.features import Features, comparison_space, extract, load_extractors, volumes
+from latentsynth.evaluation.features import (
+    Features,
+    comparison_space,
+    extract,
+    extract_volumes,
+    load_extractors,
+    volumes,
+)
 
 
 @pytest.fixture
@@ -46,30 +53,63 @@ def test_every_case_has_its_own_features(tmp_path: Path, real: Cohort, cpu: Acce
         assert found["mean"].values[n, 0] == pytest.approx(image.mean(), abs=1e-6)
         expected = RandomNetwork(1).features(torch.from_numpy(image)[None])[0]
         np.testing.assert_allclose(found["random:0"].values[n], expected, rtol=1e-5)
-    assert found["random:0"].values.dtype == np.float64
+    assert found["random:0"].values.dtype == np.float32
     assert len(np.unique(found["mean"].values)) == len(real.cases)
 
 
-def test_processes_do_their_share_alone(tmp_path: Path, real: Cohort, cpu: Accelerator) -> None:
-    """The rows of two processes, each asked for its own part, are those of one."""
+def test_processes_do_their_share_alone(
+    tmp_path: Path, real: Cohort, cpu: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batches of two processes, each asked for its own part, are those of one."""
     grid, framing = comparison_space(None, real.manifest)
     cache = volumes(real, grid, framing, real.manifest.labels, tmp_path / "cache", cpu)
-    whole = extract([RandomNetwork(1)], real, cache, cpu)["random:0"]
+    monkeypatch.setattr(features, "_BATCH", 2)
+
+    def rows(accelerator: Any) -> np.ndarray:
+        image = lambda n: torch.from_numpy(cache.volume(n).image)  # noqa: E731
+        return extract_volumes([RandomNetwork(1)], image, len(real.cases), "features", accelerator)["random:0"]
+
+    whole = rows(cpu)
+    batches = [(n, [whole[2 * n : 2 * n + 2]]) for n in range(len(whole) // 2)]
     for rank in range(2):
         asked: list[int] = []
-        part = SimpleNamespace(process_index=rank, num_processes=2, is_main_process=False)
-        others = [(n, [whole.values[n]]) for n in range(1 - rank, len(real.cases), 2)]
 
-        def gather(rows: list[Any], asked: list[int] = asked, others: list[Any] = others) -> list[Any]:
-            asked.extend(row[0] for row in rows)
-            return [*others, *rows]
+        def gather(found: list[Any], asked: list[int] = asked, others: list[Any] = batches[1 - rank :: 2]) -> list[Any]:
+            asked.extend(row[0] for row in found)
+            return [*others, *found]
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("latentsynth.training.launch.gather_object", gather)
-            found = extract([RandomNetwork(1)], real, cache, part)["random:0"]  # type: ignore[arg-type]
-        assert asked == list(range(rank, len(real.cases), 2))
-        np.testing.assert_array_equal(found.values, whole.values)
-        assert found.ids == whole.ids
+            part = SimpleNamespace(process_index=rank, num_processes=2, is_main_process=False)
+            np.testing.assert_array_equal(rows(part), whole)
+        assert asked == list(range(rank, len(batches), 2))
+
+
+def test_features_are_made_once(tmp_path: Path, real: Cohort, cpu: Accelerator) -> None:
+    """A second measurement reads what the first one left; other weights do not."""
+    grid, framing = comparison_space(None, real.manifest)
+    cache = volumes(real, grid, framing, real.manifest.labels, tmp_path / "cache", cpu)
+    seen: list[int] = []
+
+    def network(image: torch.Tensor) -> torch.Tensor:
+        seen.append(len(image))
+        return image.flatten(1).mean(1, keepdim=True)
+
+    first = extract([NetworkExtractor("mean", "f", network)], real, cache, cpu)["mean"]
+    again = extract([NetworkExtractor("mean", "f", network)], real, cache, cpu)["mean"]
+    assert sum(seen) == len(real.cases)
+    np.testing.assert_array_equal(first.values, again.values)
+    assert (first.ids, first.patients) == (again.ids, again.patients)
+    extract([NetworkExtractor("mean", "g", network)], real, cache, cpu)
+    assert sum(seen) == 2 * len(real.cases)
+
+
+def test_a_network_gives_one_row_per_image(tmp_path: Path, real: Cohort, cpu: Accelerator) -> None:
+    """Else cases would be given each other's features."""
+    grid, framing = comparison_space(None, real.manifest)
+    cache = volumes(real, grid, framing, real.manifest.labels, tmp_path / "cache", cpu)
+    with pytest.raises(DataError, match="one row for each is needed"):
+        extract([NetworkExtractor("whole", "f", lambda image: image.mean().view(1, 1))], real, cache, cpu)
 
 
 def test_the_grid_nobody_chose_covers_the_scans(real: Cohort) -> None:

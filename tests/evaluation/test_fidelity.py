@@ -138,7 +138,9 @@ def test_volumes_of_one_mask_are_told_from_strangers(
 
 def test_what_is_written(tmp_path: Path, cpu: Accelerator, made: dict[str, Manifest]) -> None:
     out = tmp_path / "out"
-    mean = NetworkExtractor("mean", "print", lambda image: torch.stack([image.mean(), image.std()])[None])
+    mean = NetworkExtractor(
+        "mean", "print", lambda image: torch.stack([image.mean((1, 2, 3, 4)), image.std((1, 2, 3, 4))], 1)
+    )
     result, _ = evaluate(out, cpu, made["real"], ("good", made["good"]), extractors=[RandomNetwork(1, 4), mean])
     assert Result.load(out / "fidelity.json").notes == result.notes
     assert set(result.facts["extractors"]) == {"random:4", "mean"}

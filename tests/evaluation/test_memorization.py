@@ -1,0 +1,200 @@
+"""The whole measurement on small cohorts: planted copies are named, and strangers are not."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+
+from latentsynth.data.manifest import Manifest
+from latentsynth.data.phantom import write_cohort
+from latentsynth.data.prepare import prepare
+from latentsynth.errors import DataError
+from latentsynth.evaluation.measure_memorization import measure_memorization
+from latentsynth.evaluation.memorization import CONTROL
+from latentsynth.results import Estimate, Result, Table
+from latentsynth.types import Case
+
+RULERS = ("voxels", "ssim")
+SETS = ("fresh", "copies", "stolen")
+Measure = Callable[..., tuple[Result, float]]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Phantoms: 20 trained on, 40 held out, and 12 in each synthetic set."""
+    folder = tmp_path_factory.mktemp("memorization")
+    for name, count, seed, parts in (("real", 60, 1, (0.34, 0.33, 0.33)), ("other", 12, 2, (1.0, 0.0, 0.0))):
+        write_cohort(folder / name, count, seed=seed, shape=(24, 24, 24), spacing_mm=(8.0, 8.0, 8.0), channels=1)
+        prepare(folder / name, folder / f"{name}.json", fractions=parts, progress=False)
+    real, other = (Manifest.load(folder / f"{name}.json") for name in ("real", "other"))
+    train, unseen = real.select("train"), real.select("val", "test")
+
+    def synthetic(name: str, images: tuple[Case, ...], masks: tuple[Case, ...], parents: list[str]) -> None:
+        cases = [
+            replace(image, case_id=f"{name}-{n}", patient_id=f"{name}-{n}", split="train", source="model:0", mask=mask.mask,
+                    content="", parents=(parent,) if parent else ())
+            for n, (image, mask, parent) in enumerate(zip(images, masks, parents, strict=True))
+        ]  # fmt: skip
+        replace(real, cases=tuple(cases)).save(folder / f"{name}.json")
+
+    synthetic("fresh", other.cases, other.cases, [""] * 12)
+    synthetic("copies", train[:12], train[:12], [one.patient_id for one in train[:12]])
+    synthetic("stolen", other.cases, train[:12], [""] * 12)
+    # Copies, and beside them what the same model makes of held-out masks: scans of others.
+    people = [*train[:12], *unseen]
+    synthetic("both", (*train[:12], *unseen[1:], unseen[0]), tuple(people), [one.patient_id for one in people])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measure(place: Path, cpu: Accelerator) -> Measure:
+    def run(out: str, *names: str, **options: Any) -> tuple[Result, float]:
+        real, sets = place / "real.json", [(name, place / f"{name}.json") for name in names]
+        return measure_memorization(real, real, sets, place / out, cpu, cache=place / "cache", **options)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def measured(place: Path, measure: Measure) -> tuple[Result, float]:
+    return measure("out", *SETS, rulers=RULERS)
+
+
+def rows(result: Result, start: str) -> dict[tuple[Any, ...], tuple[Any, ...]]:
+    """Rows of a table by volumes and ruler."""
+    table: Table = next(one for one in result.tables if one.title.startswith(start))
+    return {row[:2]: row[2:] for row in table.rows}
+
+
+def test_copies_are_told_from_strangers(measured: tuple[Result, float]) -> None:
+    result, rate = measured
+    assert rate == 1
+    verdicts = rows(result, "copies")
+    assert set(verdicts) == {(name, ruler) for name in (CONTROL, *SETS) for ruler in RULERS}
+    for ruler in RULERS:
+        count, copied, _, certain, word = verdicts["copies", ruler]
+        assert (count, copied, certain, word) == (12, Estimate(1, 1, 1), 12, "COPIES")
+        assert verdicts[CONTROL, ruler][-1] == "passes"
+        assert verdicts[CONTROL, ruler][2] == "0% to 20%"
+        for name in ("fresh", "stolen"):
+            assert verdicts[name, ruler][-1] == "as unseen patients"
+            assert verdicts[name, ruler][1].value <= 0.25
+        assert f"copies: copies by {ruler}: 100% lie closer to a training patient" in " ".join(result.notes)
+        assert not any(note.startswith(f"fresh: copies by {ruler}") for note in result.notes)
+
+
+def test_measures_stand_beside_those_of_control_patients(measured: tuple[Result, float]) -> None:
+    scores = rows(measured[0], "measures that are not calibrated")
+    for ruler in RULERS:
+        reproduced, ratio, authentic, score = scores["copies", ruler][:4]
+        assert (reproduced.value, ratio, authentic) == (12 / 20, 1, 0)  # every copied patient, and no other
+        assert score < -3
+        for name in (CONTROL, "fresh"):
+            assert scores[name, ruler][0].value <= 0.15
+            assert scores[name, ruler][1] == 0
+            assert scores[name, ruler][2] > 0.4
+            assert abs(scores[name, ruler][3]) < 2.5
+
+
+def test_planted_copies_are_found_among_the_same_volumes(measured: tuple[Result, float]) -> None:
+    """The 0 % column is the copy rate of the first set, in every row."""
+    for ruler in RULERS:
+        table = next(one for one in measured[0].tables if one.title == f"planted copies, {ruler}")
+        base = rows(measured[0], "copies")["fresh", ruler][1].value
+        assert "fresh" in table.note
+        found = {str(row[0]): row[1:-1] for row in table.rows}
+        assert {values[1] for values in found.values()} == {base}
+        assert found["exact"][0] == found["exact"][-1] == 1
+        assert list(found["exact"][1:]) == sorted(found["exact"][1:])
+        assert found["flipped"][0] < 0.5 <= min(found["with noise"][0], found["smoothed"][0])
+
+
+def test_masks_are_patients_too(measured: tuple[Result, float]) -> None:
+    """Stolen masks beside fresh images: the images pass, the masks do not."""
+    (table,) = [one for one in measured[0].tables if one.title.startswith("masks are patients too")]
+    found = {row[0]: row[1:] for row in table.rows}
+    assert [found[name][3] for name in (CONTROL, *SETS)] == [0, 0, 12, 12]  # equal to a training mask
+    assert [found[name][4] for name in (CONTROL, *SETS)] == [0, 0, 12, 0]  # whose parents are known
+    assert found["stolen"][1].value == 1
+    assert found["fresh"][1].value <= 0.25
+    assert any(note.startswith("stolen: its masks are copies") for note in measured[0].notes)
+    assert not any(note.startswith("fresh: its masks") for note in measured[0].notes)
+    facts = measured[0].facts["sets"]
+    assert all(one["mask_copy"] for name in ("copies", "stolen") for one in facts[name].values())
+    assert np.mean([one["mask_copy"] for one in facts["fresh"].values()]) <= 0.25
+
+
+def test_facts_survive_the_file_and_copies_are_named(place: Path, measured: tuple[Result, float]) -> None:
+    result = measured[0]
+    loaded = Result.load(place / "out" / "memorization.json")
+    assert loaded.facts == json.loads(json.dumps(result.facts))
+    assert (loaded.notes, len(loaded.tables)) == (result.notes, len(result.tables))
+    train = Manifest.load(place / "real.json").select("train")
+    for n, one in enumerate(train[:12]):
+        fact = loaded.facts["sets"]["copies"][f"copies-{n}"]
+        assert fact["flagged"] == list(RULERS)
+        assert fact["nearest"] == dict.fromkeys(RULERS, one.case_id)
+        assert fact["voxels"] == one.voxels
+    assert loaded.facts["train"]["voxels"] == sorted(one.voxels for one in train)
+    assert 0 <= loaded.facts["false_alarms"] <= 0.4
+    with (place / "out" / "memorization.csv").open(newline="") as stream:
+        lines = list(csv.DictReader(stream))
+    assert len(lines) == len(RULERS) * (20 + 3 * 12)
+    copies = [line for line in lines if line["volumes"] == "copies"]
+    assert {(line["case"], line["nearest training case"]) for line in copies} == {
+        (f"copies-{n}", one.case_id) for n, one in enumerate(train[:12])
+    }
+    assert {(line["p"], line["flagged"], line["discovered"]) for line in copies} == {("0.047619", "1", "1")}
+    for picture in result.pictures:
+        assert (place / "out" / picture.file).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out pictures, which are looked at above."""
+    monkeypatch.setattr("latentsynth.evaluation.report_memorization.contact_sheet", lambda *given: None)
+
+
+@pytest.mark.usefixtures("quick")
+def test_samples_of_held_out_masks_make_the_matched_null(measure: Measure) -> None:
+    result, _ = measure("matched", "both", rulers=("voxels",))
+    (found,) = rows(result, "samples of training masks").values()
+    assert found[:3] == (12, 20, 1.0)
+    assert found[-1] <= 0.2  # control
+    assert not any("no mask-matched null" in note for note in result.notes)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_copy_rate_is_that_of_the_worst_set(measure: Measure) -> None:
+    """Which a limit in a command compares; the published rule stands beside it on request alone."""
+    alone, rate = measure("alone", "fresh", rulers=("voxels",))
+    assert rate == rows(alone, "copies")["fresh", "voxels"][1].value <= 0.25
+    worst, rate = measure("worst", "fresh", "copies", rulers=("voxels",), dar2024=True)
+    assert rate == rows(worst, "copies")["copies", "voxels"][1].value == 1
+    rule = rows(worst, "the published rule")
+    assert len({row[0] for row in rule.values()}) == 1  # the threshold knows of no set
+    assert rule["copies", "voxels"][3] == 1 > rule["fresh", "voxels"][3]
+    assert not any(table.title.startswith("the published rule") for table in alone.tables)
+
+
+def test_what_cannot_be_measured_is_refused(place: Path, measure: Measure, cpu: Accelerator) -> None:
+    with pytest.raises(DataError, match=r"20 calibration patients cannot give a p-value of 0\.01"):
+        measure("wrong", "fresh", level=0.01)
+    with pytest.raises(DataError, match="give every one a name of its own"):
+        measure("wrong", "fresh", "fresh")
+    other = Manifest.load(place / "fresh.json")
+    two = replace(other, channels=("CT", "MR"), cases=tuple(replace(c, images=c.images * 2) for c in other.cases))
+    two.save(place / "two.json")
+    with pytest.raises(DataError, match=r"two has channels \('CT', 'MR'\)"):
+        measure("wrong", "two")
+    with pytest.raises(DataError, match="held-out cases are training patients or the same scans"):
+        measure_memorization(place / "other.json", place / "other.json", [("fresh", place / "fresh.json")], place / "wrong", cpu, level=0.2)  # fmt: skip
+    assert not (place / "wrong").exists()

@@ -1,0 +1,140 @@
+"""The measurement on plain folders of volumes that no voxel aligns, with rulers that do not apply, or are broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from scipy import ndimage
+
+from latentsynth.data import nifti
+from latentsynth.errors import DataError
+from latentsynth.evaluation.measure_memorization import measure_memorization
+from latentsynth.results import Estimate, Result
+
+Measure = Callable[..., tuple[Result, float]]
+AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Texture anywhere: 7 trained on, 10 held out, 6 mirrored copies and 6 strangers."""
+    folder = tmp_path_factory.mktemp("folders")
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 7), ("held", 10), ("strangers", 6)):
+        for n in range(count):
+            image = 8000 * ndimage.gaussian_filter(rng.normal(size=(24, 24, 24)), 2)
+            nifti.write(folder / name / f"{name}_{n}_0000.nii.gz", image.astype(np.int16), AFFINE)
+            if name == "train" and n < 6:
+                nifti.write(folder / "mirrored" / f"mirrored_{n}.nii.gz", image.astype(np.int16)[::-1], AFFINE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measure(place: Path, cpu: Accelerator) -> Measure:
+    def run(out: str, sets: Sequence[str], rulers: Sequence[str], **options: Any) -> tuple[Result, float]:
+        made = [(name, place / name) for name in sets]
+        return measure_memorization(
+            place / "train", place / "held", made, place / out, cpu, rulers, level=0.2, cache=place / "cache", **options
+        )
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out pictures, which are looked at elsewhere."""
+    monkeypatch.setattr("latentsynth.evaluation.report_memorization.contact_sheet", lambda *given: None)
+
+
+def verdicts(result: Result) -> dict[Any, Any]:
+    """The last word on each set, by set and ruler."""
+    return {row[:2]: row[-1] for row in result.tables[0].rows}
+
+
+def test_copies_that_only_registration_sees(measure: Measure) -> None:
+    """And strangers beside them, whom no ruler flags."""
+    result, rate = measure("all", ("mirrored", "strangers"), ("voxels", "ssim", "registered"))
+    assert rate == 1
+    said = verdicts(result)
+    for name in ("mirrored", "strangers"):
+        assert said[name, "voxels"] == "not applicable"
+        assert said[name, "ssim"] == "as unseen patients"
+    assert said["mirrored", "registered"] == "COPIES"
+    assert said["strangers", "registered"] == "as unseen patients"
+    assert any(note.startswith("voxels is not applicable: volumes of different patients") for note in result.notes)
+    assert any(note.startswith("mirrored: copies by registered: 100%") for note in result.notes)
+    assert "mirrored: no more copies than among unseen patients by ssim" in result.notes
+    assert "strangers: no more copies than among unseen patients by ssim, registered" in result.notes
+    facts = result.facts["sets"]["mirrored"]
+    assert {name: one["nearest"]["registered"] for name, one in facts.items()} == {
+        f"mirrored_{n}": f"train_{n}" for n in range(6)
+    }
+    assert all("registered" in one["flagged"] for one in facts.values())
+    assert not any("voxels" in one["flagged"] or "voxels" in one["nearest"] for one in facts.values())
+    assert not any(table.title.startswith("masks") for table in result.tables)  # folders have none
+
+
+def test_nothing_is_said_where_no_ruler_applies(measure: Measure) -> None:
+    """Not a number, which no limit of the command lets through."""
+    result, rate = measure("nothing", ("mirrored",), ("voxels",))
+    assert np.isnan(rate)
+    assert not rate <= 1
+    assert "mirrored: nothing can be said, no ruler can be trusted here" in result.notes
+
+
+def test_losses_tell_members(place: Path, measure: Measure) -> None:
+    """Seven members of losses 0 to 6, ten others of 4 to 13: three pairs tie, and three are the other way round."""
+    path = place / "losses.csv"
+    lines = [*(f"train_{n},{n}" for n in range(7)), *(f"held_{n},{n + 4}" for n in range(10))]
+    path.write_text("\n".join(("case,loss", *lines)))
+    result, _ = measure("losses", ("strangers",), ("ssim",), losses={"model": path})
+    (row,) = next(table for table in result.tables if table.title.startswith("membership")).rows
+    assert (row[0], row[2]) == ("model", "not estimable")
+    assert isinstance(row[1], Estimate)
+    assert row[1].value == pytest.approx(1 - (3 + 3 / 2) / 70)
+    assert row[1].low <= row[1].value <= row[1].high
+    for text, words in (("case,loss\nnobody,1", "case nobody is neither"), ("a,b\n1,2", "is no table of losses")):
+        path.write_text(text)
+        with pytest.raises(DataError, match=words):
+            measure("wrong", ("strangers",), ("ssim",), losses={"model": path})
+
+
+class Constant(torch.nn.Module):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.ones(image.size(0), 8)
+
+
+class Random(torch.nn.Module):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return torch.randn(image.size(0), 8)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:One of the clusters", "ignore:.*deprecated")
+@pytest.mark.parametrize("network", [Constant, Random])
+def test_broken_rulers_say_nothing(place: Path, measure: Measure, network: type[torch.nn.Module]) -> None:
+    path = place / f"{network.__name__}.pt"
+    torch.jit.script(network()).save(path)
+    result, rate = measure(network.__name__, ("strangers",), (f"torchscript:{path}",))
+    assert np.isnan(rate)
+    assert verdicts(result)["strangers", f"torchscript:{path.name}"] == "not to be trusted"
+    assert any("cannot be trusted here" in note and "of exact copies are found" in note for note in result.notes)
+    assert result.facts["false_alarms"] is None
+    assert all(one["flagged"] == [] and one["nearest"] == {} for one in result.facts["sets"]["strangers"].values())
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+def test_a_sound_ruler_beside_a_broken_one_still_speaks(place: Path, measure: Measure) -> None:
+    """And the copy rate is its own alone."""
+    path = place / "Noise.pt"
+    torch.jit.script(Random()).save(path)
+    result, rate = measure("beside", ("mirrored",), (f"torchscript:{path}", "ssim"))
+    sound = next(row for row in result.tables[0].rows if row[:2] == ("mirrored", "ssim"))
+    assert rate == sound[3].value  # type: ignore[union-attr]
+    assert verdicts(result)["mirrored", "torchscript:Noise.pt"] == "not to be trusted"
+    assert "mirrored: no more copies than among unseen patients by ssim" in result.notes

@@ -1,0 +1,161 @@
+"""Planted copies: what disguises do, how the copy rate answers, and broken rulers, which must come out as broken."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from latentsynth.evaluation.extractors import NetworkExtractor
+from latentsynth.evaluation.features import Features
+from latentsynth.evaluation.planted import DISGUISES, MASK_DISGUISES, SHARES, plant, response
+from latentsynth.evaluation.rulers import Ruler, WholeVolume
+from latentsynth.evaluation.trust import Trust, control
+from latentsynth.evaluation.yardstick import Yardstick
+
+SHAPE = (1, 10, 11, 12)
+
+
+def images(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(-1, 1, (count, *SHAPE)).astype(np.float32)
+
+
+class Volumes(list[SimpleNamespace]):
+    """Stands for a cache."""
+
+    def volume(self, n: int) -> SimpleNamespace:
+        return self[n]
+
+
+def planted(training: np.ndarray, count: int, cpu: Accelerator, **disguises: Any) -> dict[str, np.ndarray]:
+    volumes: Any = Volumes(SimpleNamespace(image=image) for image in training)
+    one = WholeVolume()
+    return plant([one], volumes, count, disguises or DISGUISES, lambda c, n: c.volume(n).image, cpu)[one.name]
+
+
+def features(values: np.ndarray, name: str = "x") -> Features:
+    ids = tuple(f"{name}{n}" for n in range(len(values)))
+    return Features(ids, ids, values.reshape(len(values), -1).astype(np.float32))
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 100, 250])
+def test_all_training_cases_are_copied_before_any_again(count: int, cpu: Accelerator) -> None:
+    training = images(3)
+    rows = planted(training, count, cpu, exact=DISGUISES["exact"])["exact"]
+    whose = (rows[:, None] == training.reshape(3, -1)).all(2)
+    assert (whose.sum(1) == 1).all()  # every copy is one training case, to the bit
+    times = whose.sum(0)
+    assert times.sum() == min(count, 100)
+    assert np.ptp(times) <= 1
+
+
+def test_copies_are_the_same_every_time_and_of_the_same_cases_in_every_disguise(cpu: Accelerator) -> None:
+    training = images(6)
+    first, again = (planted(training, 9, cpu) for _ in range(2))
+    assert set(first) == set(DISGUISES)
+    for name, rows in first.items():
+        np.testing.assert_array_equal(rows, again[name])
+        mine, reference = rows.reshape(9, *SHAPE), first["exact"].reshape(9, *SHAPE)
+        assert mine.min() >= -1
+        assert mine.max() <= 1
+        mine = mine[:, :, ::-1] if name == "flipped" else mine
+        own = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in zip(mine, reference, strict=True)]
+        assert min(own) > 0.2  # of noise, hardly anything survives smoothing
+        assert (np.mean(own) < 1 - 1e-5) == (name not in ("exact", "flipped"))
+
+
+def test_disguises_do_what_they_say() -> None:
+    rng = np.random.default_rng(0)
+    grid = np.linspace(-0.6, 0.6, 24)
+    smooth = (np.sin(4 * grid[:, None, None]) * np.cos(3 * grid[:, None]) * np.ones(24) * 0.7)[None].astype(np.float32)
+    turned = DISGUISES["rotated by 5 degrees"](smooth, rng)
+    for image in (turned, DISGUISES["rotated by 5 degrees"](smooth[:, ::-1], rng)[:, ::-1]):
+        assert 0.01 < np.abs(image - smooth)[:, 5:-5, 5:-5].mean() < 0.1
+    back = DISGUISES["rotated by 5 degrees"](turned[:, ::-1], rng)[:, ::-1]  # mirrored, the turn goes back
+    assert np.abs(back - smooth)[:, 5:-5, 5:-5].mean() < 0.01
+    scales = {tuple(np.polyfit((smooth / 2).ravel(), DISGUISES["intensity rescaled"](smooth / 2, rng).ravel(), 1).round(3))
+              for _ in range(40)}  # fmt: skip
+    assert scales == {(1.2, 0.1), (1.2, -0.1), (0.833, 0.1), (0.833, -0.1)}
+    noise = DISGUISES["with noise"](smooth, rng) - smooth
+    assert noise.std() == pytest.approx(0.1, rel=0.1)
+    labels = (np.random.default_rng(1).random((1, 24, 24, 24)) * 4).astype(np.uint8)
+    assert all(set(np.unique(change(labels, rng))) == {0, 1, 2, 3} for change in MASK_DISGUISES.values())
+
+
+@pytest.mark.parametrize(("base", "copies"), [(60, 60), (40, 100), (130, 100), (3, 3)])
+def test_response_to_exact_copies_rises_from_the_base_rate(base: int, copies: int) -> None:
+    """At 0 % it is the rate of the samples that copies will replace; every sample is replaced once, or kept."""
+    flags = np.random.default_rng(base).random(base) < 0.2
+    count = min(base, copies)
+    rates = np.array(response(flags, np.ones(copies, bool)))
+    assert rates[0] == pytest.approx(flags[:count].mean())
+    assert rates[-1] == 1
+    assert (np.diff(rates) >= 0).all()
+    replaced = np.ceil(np.array(SHARES) * count) / count
+    assert (rates >= replaced - 1e-12).all()
+    assert (rates <= rates[0] + replaced + 1e-12).all()
+    blind = np.array(response(flags, np.zeros(copies, bool)))
+    assert (np.diff(blind) <= 0).all()
+    np.testing.assert_allclose(rates - blind, replaced)  # the same samples are replaced, whatever the copies
+
+
+def trust(calibration: np.ndarray, unseen: np.ndarray, train: np.ndarray, copies: dict[str, np.ndarray]) -> Trust:
+    yardstick = Yardstick(Ruler(WholeVolume()), features(train), features(calibration), 0.05)
+    base = yardstick.measure(features(images(40, 4).reshape(40, -1)[:, : train.shape[1]]))
+    return control(yardstick, yardstick.measure(features(unseen)), base, "samples", copies)
+
+
+def test_a_sound_ruler_is_trusted(cpu: Accelerator) -> None:
+    train, calibration, unseen = (images(40, seed).reshape(40, -1) for seed in (1, 2, 3))
+    copies = planted(images(40, 1), 40, cpu)
+    found = trust(calibration, unseen, train, copies)
+    assert found.trusted
+    assert found.reasons == []
+    assert found.found["exact"] == 1
+    assert found.responses["exact"][0] == pytest.approx(found.responses["flipped"][0])  # the same base in every row
+    assert found.found["flipped"] < 0.5
+    assert "finds copies exact" in found.sight
+    assert "is blind to copies flipped" in found.sight
+    row = next(row for row in found.table().rows if row[0] == "exact")
+    assert row[1:] == (1.0, *found.responses["exact"], "yes")
+
+
+def test_a_doubtful_ruler_is_not_trusted_however_well_it_does(cpu: Accelerator) -> None:
+    train, calibration, unseen = (features(images(30, seed)) for seed in (1, 2, 3))
+    yardstick = Yardstick(Ruler(WholeVolume(), doubt="of no use here"), train, calibration, 0.05)
+    measured = yardstick.measure(unseen)
+    found = control(yardstick, measured, measured, "samples", {"exact": train.values})
+    assert (found.reasons, found.trusted) == ([], False)
+
+
+@pytest.mark.parametrize("broken", ["constant", "random"])
+def test_rulers_that_see_nothing_are_not_trusted(broken: str) -> None:
+    """Extractors that return the same for every volume, or something else every time."""
+    rng = np.random.default_rng(0)
+
+    def network(image: torch.Tensor) -> torch.Tensor:
+        rows = np.ones((len(image), 8)) if broken == "constant" else rng.normal(size=(len(image), 8))
+        return torch.from_numpy(rows)
+
+    one = NetworkExtractor(broken, broken, network)
+    sets = [one.features(torch.from_numpy(images(40, seed))).numpy() for seed in (1, 2, 3)]
+    copies = {"exact": one.features(torch.from_numpy(images(40, 1))).numpy()}
+    found = trust(sets[1], sets[2], sets[0], copies)
+    assert not found.trusted
+    assert any("of exact copies are found" in reason for reason in found.reasons)
+
+
+def test_biased_calibration_fails_the_control() -> None:
+    """Calibration patients far from the training set make every unseen patient look like a copy."""
+    train, calibration, unseen = (images(40, seed).reshape(40, -1)[:, :20] for seed in (1, 2, 3))
+    fair = trust(calibration, unseen, train, {"exact": train})
+    biased = trust(calibration + 4, unseen, train, {"exact": train})
+    assert fair.trusted
+    assert not biased.trusted
+    assert biased.found["exact"] == 1
+    (reason,) = biased.reasons
+    assert reason.startswith("100% of unseen control patients are flagged, expected 0% to")

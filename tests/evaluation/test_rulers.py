@@ -1,0 +1,153 @@
+"""Rulers: correlation over the foreground, copies found by every one of them, and doubt where voxels do not correspond."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import ndimage
+
+from latentsynth.evaluation.rulers import OWN, ForegroundVoxels, Ruler, alignment, mask_ruler, own_ruler, voxel_ruler
+from latentsynth.metrics.structural import nearest_by_ssim
+
+SHAPE = (16, 16, 16)
+
+
+class Volumes(list[SimpleNamespace]):
+    """Stands for a cache."""
+
+    def volume(self, n: int) -> SimpleNamespace:
+        return self[n]
+
+
+def cache(images: np.ndarray) -> Any:
+    return Volumes(SimpleNamespace(image=image, mask=None) for image in images)
+
+
+def blobs(count: int, roam: float, channels: int = 1, seed: int = 0) -> np.ndarray:
+    """A round organ with texture of its own on black; its centre is within ``roam`` voxels of the middle, or beyond."""
+    rng = np.random.default_rng(seed)
+    grid = np.indices(SHAPE)
+    images = []
+    for _ in range(count):
+        centre = 7.5 + rng.uniform(-roam, roam, 3)
+        away = (grid - centre[:, None, None, None] + 8) % 16 - 8  # content wraps around, as if anatomy lay anywhere
+        texture = ndimage.gaussian_filter(rng.normal(size=(channels, *SHAPE)), (0, 1, 1, 1))
+        inside = (away**2).sum(0) < 5.0**2
+        images.append(np.where(inside, np.clip(texture, -0.5, 0.5), -1))
+    return np.stack(images).astype(np.float32)
+
+
+def rows(ruler: Ruler, images: np.ndarray) -> np.ndarray:
+    return ruler.extractor.features(torch.from_numpy(images)).numpy()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_half_the_squared_distance_of_voxels_is_one_minus_correlation(channels: int) -> None:
+    images, foreground = blobs(6, 1, channels), np.random.default_rng(1).random(SHAPE) < 0.3
+    images = images * np.linspace(0.2, 0.9, 6, dtype=np.float32)[:, None, None, None, None] + 0.05
+    features = ForegroundVoxels(foreground).features(torch.from_numpy(images)).double().numpy()
+    squared = ((features[:, None] - features) ** 2).sum(2) / 2
+    inside = images[..., foreground].astype(float)
+    expected = 1 - np.mean([np.corrcoef(inside[:, c]) for c in range(channels)], axis=0)
+    np.testing.assert_allclose(squared, expected, atol=1e-5)
+    assert np.ptp(expected) > 0.3
+
+
+def test_what_is_outside_the_foreground_does_not_count() -> None:
+    images, foreground = blobs(2, 1), np.zeros(SHAPE, bool)
+    foreground[4:12, 4:12, 4:12] = True
+    changed = np.where(foreground, images, -images)
+    one = ForegroundVoxels(foreground)
+    assert torch.equal(one.features(torch.from_numpy(images)), one.features(torch.from_numpy(changed)))
+    other = foreground.copy()
+    other[0, 0, 0] = True
+    assert one.fingerprint == ForegroundVoxels(foreground).fingerprint != ForegroundVoxels(other).fingerprint
+
+
+def test_a_constant_volume_correlates_with_nothing() -> None:
+    images = blobs(3, 1)
+    images[1] = 0.1
+    features = ForegroundVoxels(np.ones(SHAPE, bool)).features(torch.from_numpy(images)).numpy()
+    np.testing.assert_allclose(np.linalg.norm(features, axis=1), [1, 0, 1], atol=1e-4)
+
+
+def test_aligned_volumes_are_told_from_those_that_lie_anywhere() -> None:
+    """Half of those that lie anywhere happen to be more alike in place: 40 coins are within 0.25 of that."""
+    assert alignment(blobs(30, 1)) > 0.95
+    assert alignment(blobs(40, 8)) == pytest.approx(0.5, abs=0.25)
+    assert alignment(blobs(40, 8, seed=1)) < 0.8
+    assert alignment(np.random.default_rng(0).normal(size=(60, 1, *SHAPE))) == pytest.approx(0.5, abs=0.25)
+    assert alignment(blobs(1, 8)) == 1  # nobody to compare with
+
+
+def test_alignment_by_hand() -> None:
+    """Two volumes of one bright voxel each: at the same place they win, an eighth of the grid apart they lose."""
+    for step, expected in ((0, 1.0), (2, 0.0)):
+        images = np.zeros((2, 1, *SHAPE))
+        images[0, 0, 8, 8, 8] = images[1, 0, 8 + step, 8, 8] = 1
+        assert alignment(images) == expected
+
+
+def test_only_volumes_that_lie_anywhere_are_doubted() -> None:
+    assert voxel_ruler(cache(blobs(30, 1))).doubt == ""
+    doubtful = voxel_ruler(cache(blobs(60, 8))).doubt
+    assert "volumes of different patients are not aligned" in doubtful
+    assert "so voxels do not correspond" in doubtful
+    assert all(own_ruler(name, cache(blobs(60, 8))).doubt == "" for name in OWN if name != "voxels")
+
+
+def test_the_foreground_is_where_training_volumes_are_not_black() -> None:
+    images = blobs(20, 1)
+    foreground = voxel_ruler(cache(images)).extractor.foreground.numpy()  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(foreground, images.mean((0, 1)) > -0.95)
+    assert 0.05 < foreground.mean() < 0.5
+    nothing = voxel_ruler(cache(np.full((3, 1, *SHAPE), -1, np.float32)))
+    assert nothing.extractor.foreground.all()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_every_ruler_finds_the_training_case_that_was_copied(name: str) -> None:
+    training = blobs(8, 1, seed=3)
+    ruler = own_ruler(name, cache(training))
+    distances, found = ruler.search(rows(ruler, training[[5, 2]]), rows(ruler, training), 2)
+    np.testing.assert_array_equal(found[:, 0], [5, 2])
+    np.testing.assert_allclose(distances[:, 0], 0, atol=1e-3)
+    assert (distances[:, 1] > 0.1).all()
+    assert (ruler.name, ruler.wide) == (name, True)
+
+
+def test_only_registration_sees_through_mirroring() -> None:
+    training = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=(8, 1, 24, 24, 24)), (0, 0, 2, 2, 2))
+    training = np.clip(training / training.std() / 2, -1, 1).astype(np.float32)
+    near = {}
+    for name in OWN:
+        ruler = own_ruler(name, cache(training))
+        mirrored = np.ascontiguousarray(training[[5], :, ::-1])
+        distances, _ = ruler.search(rows(ruler, mirrored), rows(ruler, training), 2)
+        near[name] = distances[0, 0] / distances[0, 1]
+    assert near["registered"] < 0.2 < 0.8 < min(near["voxels"], near["ssim"])
+
+
+def test_ssim_is_measured_on_the_shape_of_the_volumes() -> None:
+    """Of two channels, say; taken for another shape it would be another number."""
+    training, queries = blobs(5, 1, 2), blobs(3, 1, 2, seed=1)
+    ruler = own_ruler("ssim", cache(training))
+    got = ruler.search(rows(ruler, queries), rows(ruler, training), 5)
+    wanted = nearest_by_ssim(queries.reshape(3, -1), training.reshape(5, -1), 5, (2, *SHAPE))
+    np.testing.assert_array_equal(got[0], wanted[0])
+    np.testing.assert_array_equal(got[1], wanted[1])
+
+
+def test_masks_are_compared_by_overlap() -> None:
+    masks = (blobs(6, 3) > -1).astype(np.float32)
+    ruler = mask_ruler()
+    distances, found = ruler.search(rows(ruler, masks), rows(ruler, masks), 2)
+    np.testing.assert_array_equal(found[:, 0], np.arange(6))
+    assert (distances[:, 0] == 0).all()
+    other = 2 * np.logical_and(masks[0], masks[1]).sum() / (masks[0].sum() + masks[1].sum())
+    alone = ruler.search(rows(ruler, masks[:1]), rows(ruler, masks[1:2]), 1)[0].item()
+    assert alone == pytest.approx(1 - other)

@@ -1,0 +1,193 @@
+"""The calibrated ruler on Gaussian rows: independent ones stay in their interval, copies do not, patients are the unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from scipy.spatial.distance import cdist
+
+from latentsynth.errors import DataError
+from latentsynth.evaluation.features import Features
+from latentsynth.evaluation.rulers import Ruler, WholeVolume
+from latentsynth.evaluation.yardstick import Yardstick, nearest_patients, one_per_patient
+from latentsynth.metrics.conformal import flagged_interval
+from latentsynth.metrics.copying import published
+from latentsynth.metrics.neighbours import nearest
+
+RULER = Ruler(WholeVolume())
+SETTINGS = [(904, 226, 904), (100, 25, 1000)]  # train, calibration, samples
+
+
+def normal(rows: int, columns: int = 32, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(rows, columns)).astype(np.float32)
+
+
+def features(values: np.ndarray, name: str, patients: Sequence[str] | None = None) -> Features:
+    ids = tuple(f"{name}{n:04d}" for n in range(len(values)))
+    return Features(ids, tuple(patients or ids), values)
+
+
+@pytest.mark.parametrize("sizes", SETTINGS)
+def test_independent_samples_stay_in_the_interval_and_copies_are_found(sizes: tuple[int, int, int]) -> None:
+    """At least 17 of 20 seeds within the 95 % interval (binomial, p = 0.02 to fail), where the published rule flags most."""
+    inside, flagged, rule = [], [], []
+    for seed in range(20):
+        train, calibration, samples = (normal(n, 32, 1000 * seed + i) for i, n in enumerate(sizes))
+        yardstick = Yardstick(RULER, features(train, "t"), features(calibration, "c"), 0.05)
+        found = yardstick.measure(features(samples, "s"))
+        assert found.expected == flagged_interval(sizes[1], sizes[2], 0.05)
+        assert found.rate.value == found.flagged.mean() == (found.p <= 0.05 + 1e-12).mean()
+        inside.append(found.expected[0] <= found.rate.value <= found.expected[1])
+        assert found.copied == (found.rate.value > found.expected[1])
+        flagged.append(found.rate.value)
+        assert yardstick.flags(train).all()
+        if seed < 3:
+            rule.append(published(train, calibration, samples).memorised)
+    assert np.mean(inside) >= 0.85
+    assert np.mean(flagged) < 0.08
+    assert np.mean(rule) > 0.15  # thrice its nominal 5 % in the first setting, most rows in the second
+
+
+def test_copies_among_strangers_are_found_and_named() -> None:
+    train, calibration, samples = normal(200), normal(100, seed=1), normal(60, seed=2)
+    samples[:20] = train[50:70] + 0.01 * normal(20, seed=3)
+    found = Yardstick(RULER, features(train, "t"), features(calibration, "c"), 0.05).measure(features(samples, "s"))
+    assert found.copied
+    assert found.flagged[:20].all()
+    assert found.discovered[:20].all()
+    assert found.discovered[20:].sum() <= 3
+    np.testing.assert_array_equal(found.nearest[:20], np.arange(50, 70))
+    every = np.sort(cdist(samples, train), 1)
+    np.testing.assert_allclose(found.distances, every[:, :2], rtol=1e-5)
+
+
+def test_a_larger_training_set_shrinks_thresholds_and_not_the_verdict() -> None:
+    """The same calibration patients: with thresholds kept from the small set, the large one would look copied."""
+    whole, calibration, samples = normal(3200), features(normal(60, seed=1), "c"), normal(300, seed=2)
+    limits = []
+    for count in (50, 200, 800, 3200):
+        yardstick = Yardstick(RULER, features(whole[:count], "t"), calibration, 0.05)
+        found = yardstick.measure(features(samples, "s"))
+        assert found.expected[0] <= found.rate.value <= found.expected[1]
+        limits.append(np.sort(yardstick.first)[2])  # 3 of 61 p-values lie below 0.05
+    assert (np.diff(limits) < -0.05).all()
+    stale = nearest(samples, whole)[0][:, 0] <= limits[0]
+    assert stale.mean() > 2 * found.expected[1]
+
+
+def test_patients_are_the_unit() -> None:
+    """Ten volumes of a patient widen no interval's base: expected and bootstrap are those of one volume each."""
+    train, calibration = features(normal(100, 4), "t"), features(normal(40, 4, 1), "c")
+    samples = normal(30, 4, 2)
+    yardstick = Yardstick(RULER, train, calibration, 0.2)
+    once = yardstick.measure(features(samples, "s"))
+    people = [f"p{n:02d}" for n in range(30) for _ in range(10)]
+    tenfold = yardstick.measure(features(samples.repeat(10, 0), "s", people))
+    assert tenfold.expected == once.expected != flagged_interval(40, 300, 0.2)
+    assert (tenfold.rate.value, tenfold.rate.low, tenfold.rate.high) == pytest.approx(
+        (once.rate.value, once.rate.low, once.rate.high)
+    )
+    assert once.rate.low < once.rate.value < once.rate.high
+    scrambled = Features(tuple("bdac"), ("p", "q", "p", "q"), normal(4))
+    assert one_per_patient(scrambled).ids == ("a", "c")
+    np.testing.assert_array_equal(one_per_patient(scrambled).values, normal(4)[[2, 3]])
+
+
+def test_the_second_nearest_patient_is_another_patient() -> None:
+    """Cases of one patient do not stand in for a second one, whatever their number."""
+    people = [f"p{n // 4}" if n < 40 else f"q{n}" for n in range(60)]
+    train = normal(60, 5)
+    train[:40] = train[:40:4].repeat(4, 0) + 0.05 * train[:40]
+    queries = normal(25, 5, 1)
+    distances, rows = nearest_patients(nearest, queries, features(train, "t", people))
+    for query, got, row in zip(queries, distances, rows, strict=True):
+        to = np.linalg.norm(train.astype(float) - query, axis=1)
+        others = to[np.array(people) != people[int(to.argmin())]]
+        assert (got[0], got[1], row) == (pytest.approx(to.min()), pytest.approx(others.min()), to.argmin())
+    assert np.isnan(nearest_patients(nearest, queries, features(train, "t", ["p"] * 60))[0][:, 1]).all()
+
+
+def test_relatives_among_the_training_patients_hide_copies_from_all_but_the_bound() -> None:
+    """Each calibration patient's double was trained on; leaving the nearest out makes rough copies visible again."""
+    train, samples = normal(100), normal(50, seed=2)
+    samples[:] = train[:50] + 0.3 * samples
+    calibration = features(train[:40] + 0.3 * normal(40, seed=3), "c")
+    found = Yardstick(RULER, features(train, "t"), calibration, 0.05).measure(features(samples, "s"))
+    assert found.rate.value < 0.2
+    assert found.bound > 0.95
+    alone = Yardstick(RULER, features(train, "t", ["p"] * 100), calibration, 0.05).measure(features(samples, "s"))
+    assert np.isnan(alone.bound)
+    unrelated = Yardstick(RULER, features(train, "t"), features(normal(40, seed=4), "c"), 0.05)
+    stranger = unrelated.measure(features(normal(50, seed=5), "s"))
+    assert stranger.rate.value <= stranger.bound  # a null that is too long flags no less
+
+
+class Masks:
+    """Patients are a mask beside a texture; a sample shows its parent's mask, and of the texture a share that it copies."""
+
+    def __init__(self, copied: float, people: tuple[int, int, int] = (60, 40, 40), times: int = 1):
+        self.sides = [
+            features(normal(n, 24, seed), side) for n, side, seed in zip(people, "tck", (1, 2, 3), strict=True)
+        ]
+        everyone = np.concatenate([side.values for side in self.sides]).repeat(times, 0)
+        self.parents = [one for side in self.sides for one in side.ids for _ in range(times)]
+        made = normal(len(everyone), 24, 4)
+        made[:, :18] = everyone[:, :18]
+        learned = slice(0, people[0] * times)  # its generator saw the scans of training patients alone
+        made[learned, 18:] = copied * everyone[learned, 18:] + (1 - copied) * made[learned, 18:]
+        self.samples = features(made, "s", self.parents)
+        self.yardstick = Yardstick(RULER, self.sides[0], self.sides[1], 0.05)
+
+
+def test_likeness_through_the_mask_alone_is_no_copy() -> None:
+    """Against unseen patients such samples look copied; against samples of unseen patients' masks they do not."""
+    world = Masks(0.0)
+    learned = Features(world.samples.ids[:60], world.samples.patients[:60], world.samples.values[:60])
+    assert world.yardstick.measure(learned).rate.value > 0.6
+    found = world.yardstick.matched(world.samples, world.parents, world.sides[2])
+    assert found is not None
+    assert (found.samples, found.null) == (60, 40)
+    assert found.expected == flagged_interval(40, 60, 0.05)
+    assert found.rate <= found.expected[1]
+    assert found.control <= flagged_interval(40, 40, 0.05)[1]
+    np.testing.assert_array_equal(found.rows[0], np.arange(60))
+    assert found.rate == (found.rows[1] <= 0.05 + 1e-12).mean()
+
+
+def test_a_copied_texture_beside_the_mask_is_a_copy() -> None:
+    world = Masks(0.9)
+    found = world.yardstick.matched(world.samples, world.parents, world.sides[2])
+    assert found is not None
+    assert found.rate > 0.95
+    assert found.control < 0.3
+
+
+def test_several_samples_of_one_mask_count_once() -> None:
+    once, thrice = Masks(0.0), Masks(0.0, times=3)
+    found = thrice.yardstick.matched(thrice.samples, thrice.parents, thrice.sides[2])
+    assert found is not None
+    assert (found.samples, found.null) == (180, 40)
+    assert found.expected == flagged_interval(40, 60, 0.05)
+    reference = once.yardstick.matched(once.samples, once.parents, once.sides[2])
+    assert reference is not None
+    assert reference.expected == found.expected
+
+
+def test_without_a_mask_matched_null_there_is_none() -> None:
+    world = Masks(0.0)
+    nobody = features(normal(0, 24).reshape(0, 24), "k")
+    for kept in (slice(0, 60), slice(0, 60 + 18), slice(60, 140)):  # no null, too short a null, no sample of training
+        some = Features(world.samples.ids[kept], world.samples.patients[kept], world.samples.values[kept])
+        assert world.yardstick.matched(some, world.parents[kept], world.sides[2]) is None
+    assert world.yardstick.matched(world.samples, [""] * 140, world.sides[2]) is None
+    found = world.yardstick.matched(world.samples, world.parents, nobody)
+    assert found is not None
+    assert np.isnan(found.control)
+
+
+def test_too_few_calibration_patients_are_refused() -> None:
+    yardstick = Yardstick(RULER, features(normal(50), "t"), features(normal(18, seed=1), "c"), 0.05)
+    with pytest.raises(DataError, match="hold back at least 19 for calibration"):
+        yardstick.measure(features(normal(20, seed=2), "s"))

@@ -1,0 +1,101 @@
+"""The study's configuration: nothing that cannot be run gets as far as a training."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers import run
+
+from latentsynth.config import GanRun, LdmRun, MemorizationStudy, load
+from latentsynth.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+DEBUG = ROOT / "configs" / "debug" / "memorization.yaml"
+NOTHING = Path("x")
+
+
+def study(*overrides: str) -> MemorizationStudy:
+    return load(MemorizationStudy, DEBUG, overrides)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("stages=[1.0, 0.5]", "stages (1.0, 0.5) must ascend"),
+        ("stages=[0.5, 0.5]", "stages (0.5, 0.5) must ascend"),
+        ("stages=[0, 1]", "greater than 0 (found 0)"),
+        ("stages=[0.5, 1.5]", "less than or equal to 1 (found 1.5)"),
+        ("stages=[]", "stages: Tuple should have at least 1 item"),
+        ("sizes=[0, all]", "greater than or equal to 1 (found 0)"),
+        ("sizes=[some]", "'all' (found 'some')"),
+        ("sizes=[]", "sizes: Tuple should have at least 1 item"),
+        ("seeds=[]", "seeds: Tuple should have at least 1 item"),
+        ("minutes=0", "minutes: Input should be greater than 0 (found 0)"),
+        ("roles.pool=0.4", "pool, outside and heldout add up to 1.1, not 1"),
+        ("roles.pool=0", "roles.pool: Input should be greater than 0 (found 0)"),
+        ("level=1", "level: Input should be less than 1 (found 1)"),
+        ("models={}", "models: Dictionary should have at least 1 item"),
+        ("overtrained=[{model: vae}]", "overtrained model 'vae' is none of diffusion, latent_gan"),
+        ("overtrained=[{model: diffusion, factor: 1}]", "greater than 1 (found 1)"),
+        ("overtraind=[]", "unknown key overtraind, did you mean overtrained?"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        study(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("models.diffusion.denoiser.chanels=[8]", "diffusion: unknown key denoiser.chanels, did you mean channels?"),
+        ("models.diffusion.train.lr=-1", "diffusion: train.lr: Input should be greater than 0 (found -1)"),
+        ("models.latent_gan.generator.stile=8", "latent_gan: unknown key generator.stile"),
+        ("models.latent_gan.generator.kind=latent_gun", "latent_gun"),
+        ("models.pix={generator: {kind: pix2pix, chanels: 4}}", "pix: unknown key generator.chanels, did you mean channels?"),
+        ("autoencoder.train.imagse=8", "autoencoder: unknown key train.imagse, did you mean images?"),
+        ("detector.views.rotate=8", "detector: unknown key views.rotate"),
+        ("augment.copy=3", "unknown key data.augment.copy, did you mean copies?"),
+        ("overtrained=[{model: diffusion, changes: {data: {augmnt: {}}}}]", "unknown key data.augmnt, did you mean augment?"),
+    ],
+)  # fmt: skip
+def test_a_wrong_key_inside_a_model_shows_before_anything_is_trained(
+    override: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "study"
+    words_of_command = ("experiment", "memorization", DEBUG, f"folder={folder}", "manifest=/nowhere.json", override)
+    assert run(monkeypatch, *words_of_command) == 1
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
+    assert words in line
+    assert not folder.exists()
+
+
+def test_runs_are_the_models_on_the_studys_data() -> None:
+    found = study("models.pix={generator: {kind: pix2pix}}", "augment.copies=2", "cache=here")
+    diffusion, latent, pixels = (found.run_of(name, Path("run"), Path("m"), 7) for name in found.models)
+    assert isinstance(diffusion, LdmRun)
+    assert isinstance(latent, GanRun)
+    assert isinstance(pixels, GanRun)
+    for one in (diffusion, latent, pixels):
+        assert (one.run, one.seed) == (Path("run"), 7)
+        assert one.data is not None
+        assert (one.data.cache, one.data.augment.copies) == (Path("here"), 2)
+    assert diffusion.autoencoder == latent.autoencoder == found.folder / "autoencoder"
+    assert pixels.data is not None
+    assert pixels.data.grid == found.grid
+    assert found.detector_run(NOTHING, NOTHING).data.augment.copies != 2  # it has views of its own
+
+
+def test_overtraining_changes_what_it_names_alone() -> None:
+    changes: dict[str, Any] = {"data": {"augment": {"copies": 0}}, "train": {"lr": 0.5}}
+    found = study("augment={copies: 3, flip_axes: [0]}")
+    plain, changed = (found.run_of("diffusion", NOTHING, NOTHING, 0, one) for one in (None, changes))
+    assert isinstance(plain, LdmRun)
+    assert isinstance(changed, LdmRun)
+    assert (changed.data.augment.copies, changed.train.lr) == (0, 0.5)
+    assert changed.data.augment.flip_axes == plain.data.augment.flip_axes == (0,)
+    assert changed.train.batch == plain.train.batch
+    assert changed.denoiser == plain.denoiser
