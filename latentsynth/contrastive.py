@@ -17,6 +17,8 @@ from latentsynth.config import ViewsConfig
 from latentsynth.metrics.registration import rotations
 from latentsynth.pretrained import Pretrained, register_to_config
 
+_PER_CELL, _HIDDEN = 16, 256  # widths of a head that keeps the layout
+
 
 class ContrastiveEncoder(Pretrained):
     """Convolutions of stride 2 with group norm; features are the mean and deviation of the last maps.
@@ -25,10 +27,14 @@ class ContrastiveEncoder(Pretrained):
         image_channels: ``C``.
         channels: Feature channels per halving of the resolution.
         projection: Size of the projection that the loss compares.
+        cells: The projection sees the last maps averaged over so many cells per axis, and so what lies where; None
+            gives it the features, which say what there is alone.
     """
 
     @register_to_config
-    def __init__(self, image_channels: int, channels: Sequence[int], projection: int):
+    def __init__(
+        self, image_channels: int, channels: Sequence[int], projection: int, cells: Sequence[int] | None = None
+    ):
         super().__init__()
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise((image_channels, *channels)):
@@ -39,8 +45,15 @@ class ContrastiveEncoder(Pretrained):
                 nn.LeakyReLU(0.1),
             ]
         self.network = nn.Sequential(*layers)
-        width = 2 * channels[-1]
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection))
+        if cells is None:
+            width = 2 * channels[-1]
+            self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, projection))
+        else:
+            width = _PER_CELL * math.prod(cells)
+            self.head = nn.Sequential(
+                nn.AdaptiveAvgPool3d(tuple(cells)), nn.Conv3d(channels[-1], _PER_CELL, 1), nn.Flatten(),
+                nn.Linear(width, _HIDDEN), nn.LeakyReLU(0.1), nn.Linear(_HIDDEN, projection),
+            )  # fmt: skip
 
     def features(self, image: Tensor) -> Tensor:
         """Images ``(B, C, I, J, K)`` in [-1, 1] to features ``(B, F)``."""
@@ -49,7 +62,8 @@ class ContrastiveEncoder(Pretrained):
 
     def forward(self, image: Tensor) -> Tensor:
         """Images ``(B, C, I, J, K)`` to unit vectors ``(B, P)`` that the loss compares."""
-        return functional.normalize(self.head(self.features(image)), dim=1)
+        seen = self.features(image) if self.config.cells is None else self.network(image)
+        return functional.normalize(self.head(seen), dim=1)
 
 
 def views(images: Tensor, config: ViewsConfig, generators: Sequence[torch.Generator]) -> Tensor:
@@ -79,12 +93,26 @@ def views(images: Tensor, config: ViewsConfig, generators: Sequence[torch.Genera
     grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
     moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     column = (-1, 1, 1, 1, 1)
+    if config.smooth:
+        moved = _smoothed(moved, (draws[:, 13] * config.smooth).view(column))
     gamma = torch.exp(sign[:, 10] * config.gamma).view(column)
     bright = (sign[:, 11] * config.brightness).view(column)
     level = (draws[:, 12] * config.noise).view(column)
     noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
     contrast = ((moved + 1) / 2).clamp(0, 1) ** gamma * 2 - 1
     return (contrast + bright + level * noise).clamp(-1, 1)
+
+
+def _smoothed(images: Tensor, share: Tensor) -> Tensor:
+    """Two binomial filters along every axis, that share of them: at 1 a deviation of one voxel."""
+    for axis in (2, 3, 4, 2, 3, 4):
+        n = images.shape[axis]
+        before = images.narrow(axis, 0, n - 1)
+        after = images.narrow(axis, 1, n - 1)
+        left = torch.cat([images.narrow(axis, 0, 1), before], axis)
+        right = torch.cat([after, images.narrow(axis, n - 1, 1)], axis)
+        images = images + share / 4 * (left + right - 2 * images)
+    return images
 
 
 def contrastive_loss(first: Tensor, second: Tensor, temperature: float, patients: Tensor | None = None) -> Tensor:

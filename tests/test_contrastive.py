@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +221,52 @@ def test_brightness_and_gamma_are_what_they_say() -> None:
     noisy = views(torch.zeros(64, 1, *SHAPE), config(noise=0.05), generators(*range(64))).std((1, 2, 3, 4))
     assert 0.04 < noisy.max() < 0.052
     assert noisy.min() < 0.01
+
+
+def test_smoothing_lies_between_the_image_and_its_binomial_mean() -> None:
+    """At most twice the filter 1, 2, 1 along every axis, edge voxels repeated; the share is the image's own."""
+    images = torch.rand(1, 1, *SHAPE, generator=torch.Generator().manual_seed(0)).repeat(40, 1, 1, 1, 1) * 1.8 - 0.9
+    most = images[0, 0].double().numpy()
+    for axis in (0, 1, 2, 0, 1, 2):
+        most = ndimage.convolve1d(most, [0.25, 0.5, 0.25], axis=axis, mode="nearest")
+    found = views(images, config(smooth=1.0), generators(*range(40)))[:, 0].double().numpy()
+    rough = [np.abs(np.diff(one, axis=0)).mean() for one in (images[0, 0].numpy(), *found, most)]
+    assert rough[0] >= max(rough[1:-1]) - 1e-6
+    assert min(rough[1:-1]) >= rough[-1] - 1e-6
+    nearly = int(np.argmin(rough[1:-1]))
+    np.testing.assert_allclose(found[nearly], most, atol=0.08)
+    assert len({round(float(r), 6) for r in rough[1:-1]}) == 40
+    level = torch.full((1, 1, *SHAPE), 0.3)
+    torch.testing.assert_close(views(level, config(smooth=1.0), generators(0)), level)
+
+
+def test_only_a_head_that_keeps_the_layout_knows_where_things_lie() -> None:
+    torch.manual_seed(0)
+    pooled = ContrastiveEncoder(1, (4, 8), 6).eval()
+    layout = ContrastiveEncoder(1, (4, 8), 6, cells=(2, 2, 2)).eval()
+    layout.network.load_state_dict(pooled.network.state_dict())
+    image = smooth(1)
+    torch.testing.assert_close(layout.features(image), pooled.features(image))
+
+    def exchanged(maps: Tensor) -> Tensor:
+        return maps.roll(maps.shape[2] // 2, 2)
+
+    before = [pooled(image), layout(image)]
+    for network in (pooled, layout):
+        network.network.append(Exchange(exchanged))
+    torch.testing.assert_close(pooled(image), before[0])
+    assert (layout(image) - before[1]).norm() > 0.05
+
+
+class Exchange(torch.nn.Module):
+    """Lays the last maps elsewhere."""
+
+    def __init__(self, move: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.move = move
+
+    def forward(self, maps: Tensor) -> Tensor:
+        return self.move(maps)
 
 
 def test_features_of_an_image_do_not_depend_on_its_batch() -> None:

@@ -39,7 +39,7 @@ def memorization(
         typer.Option(help="Exit with code 3 if a set has a higher copy rate, or no ruler can be trusted", min=0, max=1),
     ] = None,
     cache: Annotated[Path, typer.Option(help="Where volumes and trained detectors are kept")] = Path("runs/cache"),
-    extractor_images: Annotated[int, typer.Option(help="Images that a copy detector trains on", min=16)] = 6000,
+    extractor_images: Annotated[int, typer.Option(help="Images that a copy detector trains on", min=16)] = 16000,
 ) -> None:
     """Are synthetic volumes copies of the training patients? Calibrated by patients nobody saw, checked by planted copies."""
     from latentsynth.evaluation.cohorts import named

@@ -13,7 +13,7 @@ from latentsynth.config.autoencoder import (
     VQConfig,
 )
 from latentsynth.config.data import AugmentConfig, DataConfig
-from latentsynth.config.extractor import ExtractorRun, ViewsConfig
+from latentsynth.config.extractor import COPY_DETECTOR, ExtractorRun, ViewsConfig
 from latentsynth.config.gan import GameConfig, GanDataConfig, GanRun
 from latentsynth.config.gan_presets import PRESETS
 from latentsynth.config.generators import (
@@ -57,6 +57,7 @@ from latentsynth.config.training import Run, TrainConfig
 from latentsynth.strict import Strict, build, dump, load
 
 __all__ = [
+    "COPY_DETECTOR",
     "PRESETS",
     "AugmentConfig",
     "AutoencoderConfig",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -22,6 +22,7 @@ class ViewsConfig(Strict):
     gamma: NotNegative = Field(0.3, description="largest |log gamma| of contrast changes")
     brightness: NotNegative = Field(0.1, description="largest shift of intensities, the window being 2 wide")
     noise: NotNegative = Field(0.05, description="largest deviation of added noise")
+    smooth: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="most smoothing; 1 is a deviation of a voxel")
 
 
 class ExtractorRun(Run):
@@ -32,6 +33,18 @@ class ExtractorRun(Run):
         (32, 64, 128, 256), description="feature channels, one per halving of the resolution"
     )
     projection: Positive = Field(64, description="size of the projection that the loss compares; dropped afterwards")
+    head: Literal["pooled", "layout"] = Field(
+        "pooled", description="what the loss compares: what there is (to judge looks), or also where (to find copies)"
+    )
     temperature: Annotated[float, Field(gt=0)] = 0.1
     views: ViewsConfig = ViewsConfig()
     train: TrainConfig = TrainConfig(images=6000, batch=16, lr=1e-3, lr_warmup_images=300, ema_halflife_images=300)
+
+
+# What finds copies: it must know where things lie, and that a generator's copy is smoother than the scan.
+COPY_DETECTOR: dict[str, Any] = {
+    "channels": (24, 48, 96),
+    "head": "layout",
+    "views": {"smooth": 1.0, "noise": 0.1},
+    "train": {"batch": 32, "lr": 2e-3, "lr_warmup_images": 600, "ema_halflife_images": 300},
+}

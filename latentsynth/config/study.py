@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from latentsynth.config.autoencoder import AutoencoderRun
-from latentsynth.config.extractor import ExtractorRun
+from latentsynth.config.extractor import COPY_DETECTOR, ExtractorRun
 from latentsynth.config.gan import GanRun
 from latentsynth.config.ldm import LdmRun
 from latentsynth.strict import Positive, Strict, build
@@ -65,7 +65,7 @@ class MemorizationStudy(Strict):
     )
     overtrained: tuple[OvertrainedConfig, ...] = ()
     detector: dict[str, Any] = Field(
-        {}, description="settings of the ExtractorRun that judges; run and data are the study's"
+        {}, description="settings of the ExtractorRun that finds copies; run and data are the study's"
     )
     rulers: tuple[str, ...] = ("voxels", "registered", "contrastive")
     level: Share = Field(0.05, description="share of unseen patients that a ruler may flag")
@@ -99,7 +99,12 @@ class MemorizationStudy(Strict):
     def detector_run(self, run: Path, manifest: Path) -> ExtractorRun:
         """The copy detector."""
         values = {"run": run, "data": {**self.data, "augment": {}, "manifest": manifest}}
-        return build(ExtractorRun, merged(values, self.detector), "detector")
+        return build(ExtractorRun, {**values, **self.detector_settings}, "detector")
+
+    @property
+    def detector_settings(self) -> dict[str, Any]:
+        """What the detector's training depends on, besides the data."""
+        return merged(COPY_DETECTOR, self.detector)
 
     def run_of(
         self, model: str, folder: Path, manifest: Path, seed: int, changes: dict[str, Any] | None = None

@@ -213,7 +213,7 @@ class VolumeCache:
                 ]
                 return max(found, key=lambda p: p.stat().st_mtime, default=folder / f"{start}missing.safetensors")
             stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
-            facts = [case.content, stats, *([case.limits] if case.limits else [])]
+            facts = [case.content or case.voxels, stats, *([case.limits] if case.limits else [])]
             stamp = self._stamps[case.case_id] = fingerprint(facts)[:8]
         return folder / f"{case.case_id}.{copy}.{stamp}.safetensors"
 

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from safetensors.numpy import load_file, save_file
 
 from latentsynth import checkpoint
-from latentsynth.config import AugmentConfig, ExtractorRun, build
+from latentsynth.config import COPY_DETECTOR, AugmentConfig, ExtractorRun, build
 from latentsynth.contrastive import ContrastiveEncoder
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.survey import choose_grid, propose_window, survey
@@ -200,13 +200,25 @@ def contrastive_extractor(path: Path, grid: Grid, projected: bool = False) -> Ex
     return NetworkExtractor(name, header.fingerprint, network.features)
 
 
-def train_contrastive(real: Path, grid: Grid, framing: Framing, cache: Path, images: int) -> Path:
-    """The run folder of an extractor for these scans, trained once for all later measurements."""
+def train_contrastive(real: Path, grid: Grid, framing: Framing, cache: Path, images: int, copies: bool = False) -> Path:
+    """The run folder of an extractor for these scans, trained once for all later measurements.
+
+    Args:
+        real: Manifest of real cases.
+        grid: Grid of the volumes.
+        framing: Where it is laid.
+        cache: Where volumes and trained extractors are kept.
+        images: How long to train it.
+        copies: It is to find copies, not to judge looks.
+    """
+    ends = {"validate_every_images": images, "sample_every_images": images}
+    short = {"images": images, "batch": 16, "lr": 1e-3, "lr_warmup_images": images // 20, "ema_halflife_images": 300}
+    kind = COPY_DETECTOR if copies else {"train": short}
     values = {
+        **kind,
         "data": {"manifest": real, "grid": grid, "framing": framing, "cache": cache},
-        "train": {"images": images, "batch": 16, "lr": 1e-3, "lr_warmup_images": images // 20, "ema_halflife_images": 300,
-                  "validate_every_images": images, "sample_every_images": images},
-    }  # fmt: skip
+        "train": {**kind["train"], **ends, "images": images},
+    }
     manifest = Manifest.load(real)
     if not any(case.split == "train" for case in manifest.cases):
         raise DataError(

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from latentsynth.data import nifti
 from latentsynth.data.manifest import SPLITS, Manifest
 from latentsynth.data.scans import scans
 from latentsynth.data.splits import split_patients
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.provenance import fingerprint
 from latentsynth.types import Case, Labels, Split
 
 
@@ -105,9 +108,10 @@ def _folder(name: str, folder: Path, real: bool) -> Manifest:
         scans(folder, 1)  # says what is wrong
     made = []
     for case in found[-1]:
-        voxels, affine = nifti.read(case.images[0])
-        source = "real" if real else "external"
-        made.append(replace(case, voxels=nifti.canonical_hash(voxels, affine), source=source))
+        hashes = [nifti.canonical_hash(*nifti.read(image)) for image in case.images]
+        affine = nifti.geometry(case.images[0])[1]
+        content = fingerprint([hashes, np.round(affine, 4).tolist()])  # folders may hold files of equal names and times
+        made.append(replace(case, voxels=hashes[0], content=content, source="real" if real else "external"))
     return Manifest(name, tuple(f"channel {n}" for n in range(len(made[0].images))), Labels((0,)), tuple(made))
 
 

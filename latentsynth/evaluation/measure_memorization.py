@@ -40,7 +40,7 @@ def measure_memorization(
     losses: Mapping[str, Path] | None = None,
     dar2024: bool = False,
     cache: Path = Path("runs/cache"),
-    images: int = 6000,
+    images: int = 16000,
 ) -> tuple[Result, float]:
     """Measures synthetic sets of any origin against their training patients.
 
@@ -105,7 +105,9 @@ def _ruler(
         return own_ruler(word, training)
     if kind != "contrastive":
         return Ruler(extractor(word, grid.channels))
-    folder = Path(rest) if rest else train_contrastive(_fitting(train, cache), grid, framing, cache, images)
+    folder = (
+        Path(rest) if rest else train_contrastive(_fitting(train, cache), grid, framing, cache, images, copies=True)
+    )
     return Ruler(contrastive_extractor(folder, grid, projected=True))
 
 

@@ -14,7 +14,7 @@ from latentsynth.evaluation.features import Features, extract
 from latentsynth.evaluation.planted import DISGUISES, MASK_DISGUISES, plant
 from latentsynth.evaluation.rulers import Ruler, mask_ruler
 from latentsynth.evaluation.trust import Trust, control
-from latentsynth.evaluation.yardstick import Matched, Measured, Yardstick, one_per_patient
+from latentsynth.evaluation.yardstick import Matched, Measured, Yardstick, nearest_patients, one_per_patient
 from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.metrics.copying import authentic, data_copying, nearest_ratio, published, published_null, reproduced
 from latentsynth.metrics.distribution import prdc
@@ -145,7 +145,7 @@ def judge_masks(
         cohort.name: extract([ruler.extractor], cohort, caches[cohort.name], accelerator, _mask)[ruler.name]
         for cohort in (*sides.all, *samples)
     }
-    count = len(samples[0].cases)
+    count = len(samples[0].cases) if samples else len(sides.control.cases)
     copies = plant([ruler.extractor], caches[sides.train.name], count, MASK_DISGUISES, _mask, accelerator)
     return _judge(ruler, sides, samples, features, copies[ruler.name], level, False)
 
@@ -175,7 +175,9 @@ def _judge(
 
 def _measures(yardstick: Yardstick, calibration: Features, one: Measured) -> Measures:
     train, search = yardstick.train, yardstick.ruler.search
-    reached = reproduced(train.values, calibration.values, one.features.values, rng(), yardstick.level, search=search)
+    reached = reproduced(train.values, calibration.values, one.features.values, yardstick.level, search)
+    own = nearest_patients(search, train.values, train)[0][:, 1]  # each one's nearest other patient
+    genuine = authentic(train.values, one.features.values, search, own)
     k = min(_NEIGHBOURS, (min(len(calibration.ids), len(one.features.ids)) - 1) // 4)
     closeness = {}
     if k >= 1 and not yardstick.ruler.wide:
@@ -183,7 +185,7 @@ def _measures(yardstick: Yardstick, calibration: Features, one: Measured) -> Mea
     return Measures(
         Estimate(*mean_interval(reached, train.patients, rng())),
         float((nearest_ratio(one.distances) < _RATIO).mean()),
-        float(authentic(train.values, one.features.values, search).mean()),
+        float("nan") if np.isnan(own).any() else float(genuine.mean()),
         data_copying(train.values, calibration.values, one.features.values, rng(), 1 if yardstick.ruler.wide else 3, search=search),
         closeness,
     )  # fmt: skip

@@ -101,7 +101,8 @@ def published(judged: Sequence[Judged], names: Sequence[str]) -> Table | None:
         ("volumes", "ruler", "threshold", "memorised", "its null", "copies", "its null"),
         tuple(rows),
         "Dar et al.: correlation above the 95th percentile of training cases with their nearest calibration case. Its null is "
-        "what independent Gaussian features of the same numbers and covariance score: the rule is not calibrated",
+        "what independent Gaussian features of the same numbers and covariance score (too low where there are more features than "
+        "training cases): the rule is not calibrated",
     ) if rows else None  # fmt: skip
 
 

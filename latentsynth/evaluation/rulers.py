@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
 from latentsynth.data.volumes import VolumeCache
 from latentsynth.evaluation.extractors import Extractor
+from latentsynth.files import atomic_path
 from latentsynth.metrics.copying import Search
 from latentsynth.metrics.neighbours import nearest
 from latentsynth.metrics.registration import describe, nearest_by_registration
@@ -22,6 +26,7 @@ from latentsynth.provenance import fingerprint
 OWN = ("voxels", "ssim", "registered")  # rulers that need no network
 _ALIGNED = 0.8  # share of patients that must come nearer to the others where they lie than moved
 _COMPARED = 40  # patients whose alignment is looked at
+_ASKED = 2  # neighbours that are searched at least: the second is asked for soon after the first
 
 
 @dataclass(frozen=True)
@@ -115,14 +120,46 @@ def voxel_ruler(training: VolumeCache) -> Ruler:
 def ssim_ruler(training: VolumeCache) -> Ruler:
     """Structural similarity of whole volumes."""
     shape = training.volume(0).image.shape
-    return Ruler(WholeVolume(), partial(nearest_by_ssim, shape=shape), "1 - SSIM", "", True)
+    slow = partial(nearest_by_ssim, shape=shape)
+    search = remembered(slow, training.folder / "distances", WholeVolume.fingerprint)
+    return Ruler(WholeVolume(), search, "1 - SSIM", "", True)
 
 
 def registered_ruler(training: VolumeCache) -> Ruler:
     """Correlation after a small move, turn, scaling or mirroring of the training case: finds what augmentation hides."""
     shape = describe(training.volume(0).image).shape
-    search = partial(nearest_by_registration, shape=shape)
+    slow = partial(nearest_by_registration, shape=shape)
+    search = remembered(slow, training.folder / "distances", Smoothed.fingerprint)
     return Ruler(Smoothed(), search, "square root of 2 (1 - Pearson's r) after registration", "", True)
+
+
+def remembered(search: Search, folder: Path, name: str) -> Search:
+    """The same search, slow as it is, done once: what it found is kept in a folder by the contents of both sides.
+
+    Calibration, control and planted copies are the same for every set that is measured against one training set.
+
+    Args:
+        search: Nearest neighbours.
+        folder: Where results are kept.
+        name: Of the search, and its version.
+    """
+
+    def look(queries: np.ndarray, reference: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        asked = min(max(k, _ASKED), len(reference)) if k <= len(reference) else k
+        sides = [
+            [x.shape, str(x.dtype), sha256(np.ascontiguousarray(x).data).hexdigest()] for x in (queries, reference)
+        ]
+        file = folder / f"{fingerprint([name, asked, sides])}.safetensors"
+        if file.is_file():
+            kept = load_file(file)
+        else:
+            distances, rows = search(queries, reference, asked)
+            kept = {"distances": np.ascontiguousarray(distances), "rows": np.ascontiguousarray(rows)}
+            with atomic_path(file) as temporary:
+                save_file(kept, temporary)
+        return kept["distances"][:, :k], kept["rows"][:, :k]
+
+    return look
 
 
 def mask_ruler() -> Ruler:
@@ -149,8 +186,9 @@ def alignment(volumes: np.ndarray) -> float:
     wins = []
     for one in volumes:
         others = (total - one) / (len(volumes) - 1)
-        steps = [max(1, n // 8) for n in one.shape[1:]]
-        moved = [_inner(one, others, steps, axis, sign) for axis, sign in product(range(3), (-1, 1))]
+        steps = [max(1, n // 8) if n > 2 else 0 for n in one.shape[1:]]
+        axes = [axis for axis in range(3) if steps[axis]]
+        moved = [_inner(one, others, steps, axis, sign) for axis, sign in product(axes, (-1, 1))]
         wins.append(_inner(one, others, steps, 0, 0) > np.mean(moved))
     return float(np.mean(wins))
 

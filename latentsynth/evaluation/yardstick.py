@@ -11,7 +11,7 @@ from latentsynth.evaluation.cohorts import rng
 from latentsynth.evaluation.features import Features
 from latentsynth.evaluation.rulers import Ruler
 from latentsynth.metrics.bootstrap import mean_interval
-from latentsynth.metrics.conformal import discoveries, flagged_interval, p_values
+from latentsynth.metrics.conformal import discoveries, flagged_interval, least_calibration, p_values
 from latentsynth.metrics.copying import Search
 from latentsynth.results import Estimate
 
@@ -142,7 +142,7 @@ class Yardstick:
             self._one_each(theirs[1], parents),
             self._one_each(theirs[2], parents),
         )
-        if not len(rows) or len(null) < round(1 / self.level) - 1:
+        if not len(rows) or len(null) < least_calibration(self.level):
             return None
         p = p_values(distances, null)
         control_rate = float(self._low(p_values(checks, null)).mean()) if len(checks) else float("nan")

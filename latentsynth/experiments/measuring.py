@@ -49,6 +49,8 @@ def measure_stage(
         out: Folder for the results.
         accelerator: The processes that share the volumes.
     """
+    if (out / "measures.json").is_file():  # of a cell that was interrupted in a later stage
+        return
     trained = roles.write(f"n{size}-s{seed}", roles.subset(size, seed))
     train = Cohort.load("training patients", trained, ("train",))
     heldout = Cohort.load("held-out patients", roles.heldout_manifest(), ("test",))

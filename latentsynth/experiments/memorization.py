@@ -98,13 +98,13 @@ class Study:
             }  # fmt: skip
             hours = config.minutes / 60 * factor
             cells.append(Cell(arm.name, facts, hours, ("autoencoder", f"pilot-{arm.model}")))
-        cells.append(Cell("detector", {**shared, "detector": config.detector}, _FITTING_HOURS))
+        cells.append(Cell("detector", {**shared, "detector": config.detector_settings}, _FITTING_HOURS))
         for arm in self.arms:
             facts = {
                 **shared,
                 "rulers": config.rulers,
                 "level": config.level,
-                "detector": config.detector,
+                "detector": config.detector_settings,
                 "of": arm.name,
             }
             cells.append(Cell(f"measure-{arm.name}", facts, _MEASURING_HOURS, (arm.name, "detector")))

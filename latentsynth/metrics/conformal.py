@@ -86,10 +86,15 @@ def smallest_rank(calibration: int, level: float) -> int:
         raise DataError(f"level {level} is no probability: give one between 0 and 1, for example 0.05")
     rank = math.floor(level * (calibration + 1) * (1 + 1e-12))
     if rank < 1:
-        needed = math.ceil(1 / level) - 1
+        needed = least_calibration(level)
         raise DataError(
             f"{calibration} calibration patients cannot give a p-value of {level:g} (the smallest is "
-            f"1/{calibration + 1}): hold back at least {needed} for calibration and as many for control, or raise the "
-            f"level to {math.ceil(100 / (calibration + 1)) / 100:g}"
+            f"1/{calibration + 1}): hold back at least {needed} for calibration and as many for control"
+            + (f", or raise the level to {math.ceil(100 / (calibration + 1)) / 100:g}" if calibration else "")
         )
     return rank
+
+
+def least_calibration(level: float) -> int:
+    """The fewest calibration patients of which a p-value can reach the level."""
+    return math.ceil(1 / level * (1 - 1e-12)) - 1

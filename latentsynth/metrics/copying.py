@@ -6,57 +6,49 @@ dimension alone. Read each beside the same measure of real patients who pose as 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.cluster.vq import kmeans2, vq
-from scipy.stats import mannwhitneyu
+from scipy.stats import hypergeom, mannwhitneyu
 
 from latentsynth.errors import DataError
 from latentsynth.metrics.neighbours import nearest
 
 Search = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]  # (queries, reference, k)
+_FIRST = 4  # neighbours that are asked for at first
 
 
 def reproduced(
-    train: np.ndarray,
-    calibration: np.ndarray,
-    samples: np.ndarray,
-    rng: np.random.Generator,
-    level: float = 0.05,
-    repeats: int = 50,
-    search: Search = nearest,
+    train: np.ndarray, calibration: np.ndarray, samples: np.ndarray, level: float = 0.05, search: Search = nearest
 ) -> np.ndarray:
-    """How often each training row has a sample nearer than calibration rows come to training rows.
+    """How likely each training row has a sample nearer than calibration rows come to training rows.
 
     The threshold is the ``level`` quantile of the distances from training rows to their nearest calibration row. A
-    minimum over more rows is shorter, so samples are drawn down to the number of calibration rows, again and again.
+    minimum over more rows is shorter, so samples are drawn down to the number of calibration rows. The share of draws
+    with a sample below the threshold is hypergeometric, so nothing needs to be drawn.
 
     Args:
         train: Features, shape ``(T, F)``.
         calibration: Of held-out patients, ``(n, F)``.
         samples: Of synthetic cases, ``(N, F)``.
-        rng: Source of the draws.
         level: Share of training rows that independent samples would reach.
-        repeats: Number of draws.
         search: Nearest neighbours by the distance to use.
 
     Returns:
-        Per training row the share of draws in which it was reached, shape ``(T,)``; its mean is the fraction of the
-        training set that is reproduced, and ``level`` or little more for samples that know nothing of it.
+        Probability per training row, shape ``(T,)``; its mean is the fraction of the training set that is reproduced,
+        and ``level`` or little more for samples that know nothing of it.
     """
     threshold = np.quantile(search(train, calibration, 1)[0][:, 0], level)
-    count = min(len(calibration), len(samples))
-    # All distances that any draw can need, once: columns are the nearest samples of each training row.
-    distances, rows = search(train, samples, len(samples))
-    reached = np.zeros(len(train))
-    for _ in range(repeats if count < len(samples) else 1):
-        chosen = np.zeros(len(samples), dtype=bool)
-        chosen[rng.permutation(len(samples))[:count]] = True
-        first = chosen[rows].argmax(1)
-        reached += distances[np.arange(len(train)), first] < threshold
-    return reached / (repeats if count < len(samples) else 1)
+    k, below, rows = 0, np.zeros(len(train), dtype=int), np.arange(len(train))
+    while len(rows) and k < len(samples):  # more neighbours only of rows whose neighbours so far are all below
+        k = min(max(2 * k, _FIRST), len(samples))
+        below[rows] = (search(train[rows], samples, k)[0] < threshold).sum(1)
+        rows = rows[below[rows] == k]
+    drawn = min(len(calibration), len(samples))
+    return np.asarray(hypergeom.sf(0, len(samples), below, drawn))
 
 
 @dataclass(frozen=True)
@@ -104,7 +96,8 @@ def published_null(
 ) -> Published:
     """What :func:`published` says of samples that are independent of the training set, by simulation.
 
-    All three sets are drawn from a Gaussian with the mean and covariance of the training rows.
+    All three sets are drawn from a Gaussian with the mean and covariance of the training rows. Where rows have more
+    features than there are rows, that covariance has too few directions, and the null comes out too low.
 
     Args:
         train: Features, shape ``(T, F)``.
@@ -184,7 +177,9 @@ def data_copying(
     """
     homes = [np.zeros(len(x), dtype=int) for x in (train, test, samples)]
     if cells > 1:
-        centres, _ = kmeans2(train.astype(np.float64), cells, minit="++", rng=rng, missing="warn")
+        with warnings.catch_warnings():  # fewer distinct rows than cells leave a cell empty, which is not counted below
+            warnings.simplefilter("ignore")
+            centres, _ = kmeans2(train.astype(np.float64), cells, minit="++", rng=rng, missing="warn")
         homes = [vq(x.astype(np.float64), centres)[0] for x in (train, test, samples)]
     scores, weights = [], []
     for cell in range(cells):

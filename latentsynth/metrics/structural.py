@@ -37,8 +37,7 @@ def nearest_by_ssim(
     window = [min(_WINDOW, n) for n in shape[1:]]
     unbias = float(np.prod(window)) / max(float(np.prod(window)) - 1, 1)
     c1, c2 = (0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2
-    x = torch.from_numpy(np.asarray(queries, np.float32)).view(-1, *shape)
-    y = torch.from_numpy(np.asarray(reference, np.float32)).view(-1, *shape)
+    x, y = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).view(-1, *shape) for a in (queries, reference))
     step = max(1, _CHUNK // y[0].numel())
     found = torch.empty(len(x), len(y), dtype=torch.float64)
     for start in range(0, len(y), step):
@@ -68,7 +67,7 @@ def nearest_by_dice(queries: np.ndarray, reference: np.ndarray, k: int) -> tuple
         (two empty maps have Dice 1), ascending, and rows of the reference, both ``(N, k)``.
     """
     _check(queries, reference, k)
-    x, y = (torch.from_numpy(np.asarray(a, np.uint8)) for a in (queries, reference))
+    x, y = (torch.from_numpy(np.ascontiguousarray(a, np.uint8)) for a in (queries, reference))
     labels = sorted((set(x.unique().tolist()) | set(y.unique().tolist())) - {0})
     step = max(1, _CHUNK // y.shape[1])
     found = torch.empty(len(x), len(y), dtype=torch.float64)

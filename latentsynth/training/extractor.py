@@ -25,6 +25,7 @@ from latentsynth.types import Domain
 KIND = "extractor"
 _FIRST, _SECOND = 6, 7  # streams of randomness, apart from those of other recipes
 _SHOWN = 4
+_CELLS = 6  # per axis, at most, that a head which keeps the layout tells apart
 _MOST = 128  # validation scans that are told apart
 
 
@@ -52,8 +53,11 @@ def train_extractor(config: ExtractorRun) -> dict[str, float]:
     fill(validation, "preparing validation volumes", accelerator)
     run = RunFolder(config, accelerator)
     torch.manual_seed(config.seed)
+    cells = (
+        [min(_CELLS, max(1, n >> len(config.channels))) for n in data.grid.shape] if config.head == "layout" else None
+    )
     network = ContrastiveEncoder(
-        image_channels=data.grid.channels, channels=config.channels, projection=config.projection
+        image_channels=data.grid.channels, channels=config.channels, projection=config.projection, cells=cells
     )
     domain = Domain(data.grid, data.framing, manifest.labels, manifest.channels, training.median_limits())
     numbers = {patient: n for n, patient in enumerate(dict.fromkeys(case.patient_id for case in cases))}

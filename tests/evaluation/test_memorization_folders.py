@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -138,3 +139,20 @@ def test_a_sound_ruler_beside_a_broken_one_still_speaks(place: Path, measure: Me
     assert rate == sound[3].value  # type: ignore[union-attr]
     assert verdicts(result)["mirrored", "torchscript:Noise.pt"] == "not to be trusted"
     assert "mirrored: no more copies than among unseen patients by ssim" in result.notes
+
+
+def test_files_of_one_name_size_and_time_are_told_apart(tmp_path: Path, cpu: Accelerator) -> None:
+    """An archive may unpack two folders of equal names and times; one must not be read from the cache of the other."""
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 7), ("made", 7), ("held", 10)):
+        for n in range(count):
+            case = f"case_{n}" if name != "held" else f"held_{n}"
+            path = tmp_path / name / f"{case}_0000.nii"
+            image = 8000 * ndimage.gaussian_filter(rng.normal(size=(24, 24, 24)), 2)
+            nifti.write(path, image.astype(np.int16), AFFINE)
+            os.utime(path, (1_000_000_000, 1_000_000_000))
+    _, rate = measure_memorization(
+        tmp_path / "train", tmp_path / "held", [("made", tmp_path / "made")], tmp_path / "out", cpu, ("ssim",),
+        level=0.2, cache=tmp_path / "cache",
+    )  # fmt: skip
+    assert rate < 0.8

@@ -187,6 +187,14 @@ def test_without_a_mask_matched_null_there_is_none() -> None:
     assert np.isnan(found.control)
 
 
+@pytest.mark.parametrize(("level", "calibration"), [(0.07, 13), (0.3, 2), (0.03, 32)])
+def test_a_null_just_too_short_for_its_level_is_none(level: float, calibration: int) -> None:
+    train, null = features(normal(20), "t"), features(normal(calibration, seed=1), "c")
+    both = features(np.concatenate([train.values, null.values]), "s")
+    yardstick = Yardstick(RULER, train, null, level)
+    assert yardstick.matched(both, [*train.patients, *null.patients], features(normal(5, seed=2), "k")) is None
+
+
 def test_too_few_calibration_patients_are_refused() -> None:
     yardstick = Yardstick(RULER, features(normal(50), "t"), features(normal(18, seed=1), "c"), 0.05)
     with pytest.raises(DataError, match="hold back at least 19 for calibration"):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from latentsynth.errors import DataError
-from latentsynth.metrics.conformal import discoveries, flagged_interval, p_values, smallest_rank
+from latentsynth.metrics.conformal import discoveries, flagged_interval, least_calibration, p_values, smallest_rank
 
 
 @pytest.mark.parametrize("digits", [1, 8])
@@ -144,3 +144,12 @@ def test_what_has_no_value_is_refused() -> None:
     for level in (0.0, 1.0, 5.0, float("nan")):
         with pytest.raises(DataError, match="is no probability"):
             flagged_interval(20, 20, level)
+
+
+@pytest.mark.parametrize("level", [0.01, 0.03, 0.05, 0.07, 0.1, 0.2, 0.3, 1 / 3, 0.5, 0.9])
+def test_the_fewest_calibration_patients_are_just_enough(level: float) -> None:
+    least = least_calibration(level)
+    assert smallest_rank(max(least, 1), level) >= 1
+    if least:
+        with pytest.raises(DataError, match=f"hold back at least {least} for"):
+            smallest_rank(least - 1, level)

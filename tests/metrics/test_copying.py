@@ -38,8 +38,8 @@ def test_reproduced_without_draws_is_a_count() -> None:
     expected = cdist(train, samples).min(1) < limit
     assert 0 < expected.mean() < 1
     for order in (samples, samples[::-1]):
-        got = reproduced(train, calibration, order, np.random.default_rng(0), 0.2)
-        np.testing.assert_array_equal(got, expected)
+        got = reproduced(train, calibration, order, 0.2)
+        np.testing.assert_allclose(got, expected, atol=1e-9)
 
 
 def test_reproduced_is_the_mean_over_draws() -> None:
@@ -48,16 +48,19 @@ def test_reproduced_is_the_mean_over_draws() -> None:
     limit = np.quantile(cdist(train, calibration).min(1), 0.3)
     near = (cdist(train, samples) < limit).sum(1)
     missed = np.prod([np.clip(40 - near - i, 0, None) / (40 - i) for i in range(10)], axis=0)
-    got = reproduced(train, calibration, samples, np.random.default_rng(0), 0.3, repeats=4000)
-    np.testing.assert_allclose(got, 1 - missed, atol=4 * 0.5 / np.sqrt(4000))
+    got = reproduced(train, calibration, samples, 0.3)
+    np.testing.assert_allclose(got, 1 - missed, atol=1e-9)
     assert len({*near.tolist()}) > 3
+    rng = np.random.default_rng(0)
+    drawn = [cdist(train, samples[rng.permutation(40)[:10]]).min(1) < limit for _ in range(2000)]
+    np.testing.assert_allclose(np.mean(drawn, axis=0), got, atol=4 * 0.5 / np.sqrt(2000))
 
 
 def test_reproduced_does_not_depend_on_where_duplicates_stand() -> None:
     train, calibration, samples = normal(80, 6), normal(20, 6, 1), normal(30, 6, 2)
     orders = (samples.repeat(4, 0), np.tile(samples, (4, 1)))
-    found = [reproduced(train, calibration, s, np.random.default_rng(0), 0.2, repeats=2000) for s in orders]
-    np.testing.assert_allclose(*found, atol=4 * np.sqrt(2) * 0.5 / np.sqrt(2000))
+    found = [reproduced(train, calibration, s, 0.2) for s in orders]
+    np.testing.assert_allclose(*found, atol=1e-9)
     assert found[0].max() > 0.1
 
 
@@ -67,14 +70,14 @@ def test_reproduced_of_independent_samples_is_near_the_level(sizes: tuple[int, i
     found = []
     for seed in range(8):
         train, calibration, samples = (normal(n, 32, 3 * seed + i) for i, n in enumerate(sizes))
-        found.append(reproduced(train, calibration, samples, np.random.default_rng(seed), repeats=20).mean())
+        found.append(reproduced(train, calibration, samples).mean())
     assert np.mean(found) == pytest.approx(0.05, abs=0.025)
 
 
 def test_reproduced_finds_the_copied_half() -> None:
     train, calibration = normal(100), normal(50, 32, 1)
-    got = reproduced(train, calibration, jittered(train[:50], 400), np.random.default_rng(0))
-    assert got[:50].mean() > 0.4  # 50 draws of 400 hit about 1 - exp(-1) of 50 rows
+    got = reproduced(train, calibration, jittered(train[:50], 400))
+    assert got[:50].mean() > 0.4  # 50 of 400 drawn hit about 1 - exp(-1) of 50 rows
     assert got[50:].mean() < 0.1
 
 
