@@ -66,7 +66,7 @@ def filter_copies(
     report: Annotated[Path, typer.Option(help="memorization.json made for these files")],
     out: Annotated[Path, typer.Option(help="Manifest to write, a .json file")],
     drop_mask_copies: Annotated[
-        bool, typer.Option("--drop-mask-copies", help="Also drop volumes whose mask is a training patient's")
+        bool, typer.Option("--drop-mask-copies", help="Also drop volumes whose mask is a patient's")
     ] = False,
 ) -> None:
     """Drop flagged copies from a synthetic set, and say which. Files stay; a new manifest and dropped.csv are written."""
@@ -84,9 +84,7 @@ def export(
     report: Annotated[Optional[Path], typer.Option(help="memorization.json made for these files")] = None,  # noqa: UP045
     mask_copies: Annotated[
         bool,
-        typer.Option(
-            "--publish-mask-copies", help="You may publish the training patients' annotations; the card says so"
-        ),
+        typer.Option("--publish-mask-copies", help="You may publish patients' annotations; the card says so"),
     ] = False,
     without_privacy_report: Annotated[
         Optional[str],  # noqa: UP045

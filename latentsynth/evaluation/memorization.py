@@ -44,6 +44,11 @@ class Sides:
         """The three of them."""
         return self.train, self.calibration, self.control
 
+    @property
+    def patients(self) -> frozenset[str]:
+        """Everybody, whose masks are theirs."""
+        return frozenset(case.patient_id for cohort in self.all for case in cohort.cases)
+
 
 @dataclass(frozen=True)
 class Measures:
@@ -120,7 +125,7 @@ def judge(
     features = {
         cohort.name: extract(extractors, cohort, caches[cohort.name], accelerator) for cohort in (*sides.all, *samples)
     }
-    count = len(samples[0].cases) if samples else len(sides.control.cases)
+    count = min(len(cohort.cases) for cohort in samples or [sides.control])
     copies = plant(extractors, caches[sides.train.name], count, DISGUISES, _image, accelerator)
     return [
         _judge(one, sides, samples, {n: f[one.name] for n, f in features.items()}, copies[one.name], level, dar2024)
@@ -145,7 +150,7 @@ def judge_masks(
         cohort.name: extract([ruler.extractor], cohort, caches[cohort.name], accelerator, _mask)[ruler.name]
         for cohort in (*sides.all, *samples)
     }
-    count = len(samples[0].cases) if samples else len(sides.control.cases)
+    count = min(len(cohort.cases) for cohort in samples or [sides.control])
     copies = plant([ruler.extractor], caches[sides.train.name], count, MASK_DISGUISES, _mask, accelerator)
     return _judge(ruler, sides, samples, features, copies[ruler.name], level, False)
 
@@ -164,7 +169,8 @@ def _judge(
     yardstick = Yardstick(ruler, train, calibration, level)
     checked = yardstick.measure(unseen)
     sets = {cohort.name: yardstick.measure(features[cohort.name]) for cohort in samples}
-    base = next(iter(sets), CONTROL)
+    # Copies are planted in the set with the fewest of its own, which tells most of what a ruler sees.
+    base = min(sets, key=lambda name: sets[name].rate.value, default=CONTROL)
     trust = control(yardstick, checked, sets.get(base, checked), base, copies)
     matched = {c.name: yardstick.matched(features[c.name], _parents(c), unseen) for c in samples}
     everything = {CONTROL: checked, **sets}

@@ -76,18 +76,19 @@ def matched(judged: Sequence[Judged], names: Sequence[str]) -> Table | None:
 
 def measures(judged: Sequence[Judged], names: Sequence[str]) -> Table:
     """What other papers report, beside control patients."""
+    known = [key for key in _CLOSENESS if any(key in m.closeness for one in judged for m in one.measures.values())]
     rows: list[tuple[Cell, ...]] = []
     for one in judged:
         for name in (CONTROL, *names):
             m = one.measures[name]
-            near = [m.closeness.get(key) for key in _CLOSENESS]
+            near = [m.closeness.get(key) for key in known]
             rows.append((name, one.ruler.name, m.reproduced, m.ratio, m.authentic, m.data_copying, *near))
     return Table(
         "measures that are not calibrated: read each beside control patients, who copied nobody",
-        ("volumes", "ruler", "training patients reproduced", "nearest / second < 1/3", "authentic", "C_T", *_CLOSENESS),
+        ("volumes", "ruler", "training patients reproduced", "nearest / second < 1/3", "authentic", "C_T", *known),
         tuple(rows),
         "reproduced: share of training cases with a volume nearer than calibration patients come, at equal numbers; "
-        "authentic: Alaa et al. 2022; C_T: Meehan et al. 2020, far below 0 for copies; the last four against calibration patients",
+        "authentic: Alaa et al. 2022; C_T: Meehan et al. 2020, far below 0 for copies" + ("; the others against calibration patients" if known else ""),
     )  # fmt: skip
 
 
@@ -123,14 +124,23 @@ def members(found: Mapping[str, Membership]) -> Table | None:
 def masks(judged: Judged, samples: Sequence[Cohort], sides: Sides) -> Table:
     """Copies of annotations."""
     trainers = {case.patient_id for case in sides.train.cases}
-    of = {cohort.name: sum(bool(trainers & set(case.parents)) for case in cohort.cases) for cohort in samples}
+    lenders = (trainers, sides.patients - trainers)
+    of = {c.name: [sum(bool(them & set(case.parents)) for case in c.cases) for them in lenders] for c in samples}
     rows: list[tuple[Cell, ...]] = []
     for name, found in everything(judged, list(of)).items():
         equal = int((found.distances[:, 0] == 0).sum())
-        rows.append((name, len(found.p), found.rate, text(found.expected), equal, of.get(name, 0)))
+        rows.append((name, len(found.p), found.rate, text(found.expected), equal, *of.get(name, (0, 0))))
     return Table(
         "masks are patients too",
-        ("volumes", "n", "masks flagged", "expected", "equal to a training mask", "made from a training patient"),
+        (
+            "volumes",
+            "n",
+            "masks flagged",
+            "expected",
+            "equal to a training mask",
+            "of a training patient",
+            "of a held-out patient",
+        ),
         tuple(rows),
         f"flagged: overlaps a training mask more than {1 - judged.yardstick.level:.0%} of unseen patients' masks do. "
         + judged.trust.sight,

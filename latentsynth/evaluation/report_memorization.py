@@ -135,6 +135,12 @@ def conclusions(
                     f"{cohort.name}: no mask-matched null: sample masks of the held-out patients too, with the same model, and "
                     "give both as one set"
                 )
+        lent = sum(bool(sides.patients & set(case.parents)) for case in cohort.cases) - own
+        if lent:
+            lines.append(
+                f"{cohort.name}: {lent} of {len(cohort.cases)} volumes were made from held-out patients' masks: exported beside "
+                "their masks they publish these annotations"
+            )
         if masks is not None and masks.sets[cohort.name].copied:
             lines.append(
                 f"{cohort.name}: its masks are copies of training masks ({masks.sets[cohort.name].rate.value:.0%} flagged)"
@@ -153,7 +159,7 @@ def _facts(
 ) -> dict[str, Any]:
     """What the report was made for; ``filter`` and ``export`` read it."""
     trusted = [one for one in judged if one.trust.trusted]
-    sets = {}
+    patients, sets = sides.patients, {}
     for cohort in samples:
         copied = mask_copies(masks, cohort.name) if masks else np.zeros(len(cohort.cases), bool)
         sets[cohort.name] = {
@@ -161,7 +167,7 @@ def _facts(
                 "files": case_files(case),
                 "voxels": case.voxels,
                 "flagged": [one.ruler.name for one in trusted if one.sets[cohort.name].flagged[n]],
-                "mask_copy": bool(copied[n]) or bool({c.patient_id for c in sides.train.cases} & set(case.parents)),
+                "mask_copy": bool(copied[n]) or bool(patients & set(case.parents)),
                 "nearest": {
                     one.ruler.name: one.yardstick.train.ids[one.sets[cohort.name].nearest[n]] for one in trusted
                 },

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
+from latentsynth.evaluation.report_memorization import case_files
 from latentsynth.experiments.filter import read_report, verdicts_on
 from latentsynth.files import atomic_path, write_json, write_text
 from latentsynth.progress import bar
@@ -32,7 +34,7 @@ def export_set(
         out: Folder to write; must not exist.
         licence: Printed in the card.
         report: ``memorization.json`` made for exactly these files and the generator's training set.
-        publish_mask_copies: Masks of training patients may be published; the card says how many.
+        publish_mask_copies: Masks of patients may be published; the card says so.
         without_report: Why there is no report, or why one that refuses is overruled; printed in the card.
 
     Returns:
@@ -95,7 +97,7 @@ def _check(manifest: Manifest, samples: Path, result: Result, report: Path, publ
     masks = [name for name, facts in verdicts.items() if facts["mask_copy"]]
     if masks and not publish_mask_copies:
         raise DataError(
-            f"{len(masks)} of {len(verdicts)} masks are training patients' or copies of them ({', '.join(masks[:3])}): drop "
+            f"{len(masks)} of {len(verdicts)} masks are patients' own or copies of theirs ({', '.join(masks[:3])}): drop "
             "them with `latentsynth filter --drop-mask-copies`, or give --publish-mask-copies if you may publish them"
         )
 
@@ -137,17 +139,14 @@ def _ending(path: Path) -> str:
 
 def _card(manifest: Manifest, name: str, licence: str, result: Result | None, reason: str | None, publish: bool) -> str:
     """The data card, for people."""
-    privacy = _privacy(result) if result else "No privacy report was made.\n"
+    privacy = _privacy(manifest, result) if result else "No privacy report was made.\n"
+    makers = sorted({case.source.partition(":")[0] for case in manifest.cases})
     overruled = (
         f"\n**Exported without a privacy report that clears it. Reason given: {reason}**\n"
         if reason is not None
         else ""
     )
-    masks = (
-        "\nMasks of training patients, or copies of them, may be among these, as the exporter declared.\n"
-        if publish
-        else ""
-    )
+    masks = "\nMasks of patients, or copies of them, may be among these, as the exporter declared.\n" if publish else ""
     labels = ", ".join(f"{v} = {n}" for v, n in zip(manifest.labels.values, manifest.labels.names, strict=True))
     return f"""# {name}: synthetic volumes
 
@@ -159,7 +158,7 @@ def _card(manifest: Manifest, name: str, licence: str, result: Result | None, re
 | channels | {", ".join(manifest.channels)} |
 | labels | {labels} |
 | licence | {licence} |
-| made by | {", ".join(sorted({case.source.partition(":")[0] for case in manifest.cases}))} |
+| made by | {", ".join("another program" if maker == "external" else f"model {maker}" for maker in makers)} |
 | training set | {result.facts["train"]["fingerprint"] if result else "not stated"} |
 
 ## Privacy
@@ -167,17 +166,22 @@ def _card(manifest: Manifest, name: str, licence: str, result: Result | None, re
 {privacy}"""
 
 
-def _privacy(result: Result) -> str:
+def _privacy(manifest: Manifest, result: Result) -> str:
+    """What the report says of the sets that these volumes come from; its paths and other sets are nobody's business."""
     facts: dict[str, Any] = result.facts
+    files = {case_files(case) for case in manifest.cases}
+    sets = {name: cases for name, cases in facts["sets"].items() if files & {one["files"] for one in cases.values()}}
+    others = set(facts["sets"]) - set(sets)
+    table = replace(result.tables[0], rows=tuple(row for row in result.tables[0].rows if row[0] not in others))
+    measured = sum(len(cases) for cases in sets.values())
+    fewer = f"; {len(files)} of the {measured} volumes measured are here" if measured > len(files) else ""
     lines = [
         f"Measured against {facts['train']['cases']} training cases, calibrated by {facts['calibration']['cases']} and checked by "
-        f"{facts['control']['cases']} unseen cases, before copies were dropped.",
+        f"{facts['control']['cases']} unseen cases{fewer}.",
         "",
-        *_markdown(result.tables[0]),
+        *_markdown(table),
         "",
-        *(f"- {note}" for note in result.notes),
-        "",
-        f"Command: `{result.command}`",
+        *(f"- {note}" for note in result.notes if note.partition(":")[0] not in others),
     ]
     return "\n".join(lines) + "\n"
 

@@ -21,7 +21,7 @@ def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = 
         samples: Manifest of the set.
         report: ``memorization.json`` made for its files.
         out: Manifest to write; the files stay where they are.
-        drop_mask_copies: Also drop volumes whose mask is a copy of a training patient's.
+        drop_mask_copies: Also drop volumes whose mask is a patient's, or a copy of a training patient's.
 
     Returns:
         How many volumes were kept and dropped.
@@ -81,4 +81,4 @@ def verdicts_on(manifest: Manifest, report: Result, path: Path) -> dict[str, dic
 
 def _reasons(facts: dict[str, Any], drop_mask_copies: bool) -> str:
     rulers = [f"copy of {facts['nearest'][name]} by {name}" for name in facts["flagged"]]
-    return "; ".join([*rulers, *(["copy of a training mask"] if drop_mask_copies and facts["mask_copy"] else [])])
+    return "; ".join([*rulers, *(["a patient's mask"] if drop_mask_copies and facts["mask_copy"] else [])])
