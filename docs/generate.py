@@ -54,6 +54,9 @@ MODELS = (
     config.SegmentationLossConfig,
     config.InferenceConfig,
     config.ViewsConfig,
+    config.MemorizationStudy,
+    config.RolesConfig,
+    config.OvertrainedConfig,
     config.TrainConfig,
 )
 

@@ -20,9 +20,10 @@ from latentsynth.plots import curves
 from latentsynth.results import Result, Table, command_line, is_result, text
 from latentsynth.training.run import read_metrics
 
-_ORDER = ("obedience", "fidelity", "segmenter", "reconstruction")
+_ORDER = ("study", "memorization", "obedience", "fidelity", "segmenter", "reconstruction")
 _SKIPPED = (
     "cache",
+    "cells",
     "state",
     "latents",
     "imagesTr",
