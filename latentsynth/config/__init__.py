@@ -40,6 +40,7 @@ from latentsynth.config.ldm import (
     LdmRun,
     SamplingConfig,
 )
+from latentsynth.config.memorization import MemorizationStudy, OvertrainedConfig
 from latentsynth.config.segmenter import (
     DynUNetConfig,
     InferenceConfig,
@@ -52,7 +53,7 @@ from latentsynth.config.segmenter import (
     UNetConfig,
     ValidationConfig,
 )
-from latentsynth.config.study import MemorizationStudy, OvertrainedConfig, RolesConfig
+from latentsynth.config.study import RolesConfig, StudyConfig
 from latentsynth.config.training import Run, TrainConfig
 from latentsynth.strict import Strict, build, dump, load
 
@@ -99,6 +100,7 @@ __all__ = [
     "SegmenterRun",
     "SourceConfig",
     "Strict",
+    "StudyConfig",
     "StyleGAN1Config",
     "StyleGAN2Config",
     "StyleGAN3Config",

@@ -1,4 +1,4 @@
-"""The memorization study: models trained on nested subsets of patients, at equal compute."""
+"""What every study shares: patients with roles, sizes and seeds, and the models that are trained on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from latentsynth.config.autoencoder import AutoencoderRun
-from latentsynth.config.extractor import COPY_DETECTOR, ExtractorRun
 from latentsynth.config.gan import GanRun
 from latentsynth.config.ldm import LdmRun
 from latentsynth.strict import Positive, Strict, build
@@ -31,18 +30,8 @@ class RolesConfig(Strict):
         return self
 
 
-class OvertrainedConfig(Strict):
-    """A run that is meant to memorize and must be caught: models too young to memorize prove nothing."""
-
-    model: str = Field(description="name of one of the models")
-    size: Positive = Field(10, description="training patients")
-    seed: int = Field(0, ge=0)
-    factor: Annotated[float, Field(gt=1)] = Field(6.0, description="times the compute of the other cells")
-    changes: dict[str, Any] = Field({}, description="settings of the model that differ, for example its augmentation")
-
-
-class MemorizationStudy(Strict):
-    """Models x sizes x seeds, each at several times of its training, against controls."""
+class StudyConfig(Strict):
+    """Models trained on nested subsets of patients, several seeds each."""
 
     folder: Path = Field(description="folder of the study; the same command again resumes it, also on another machine")
     manifest: Path = Field(description="real annotated cases")
@@ -55,33 +44,16 @@ class MemorizationStudy(Strict):
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
         (0, 1), description="each draws nested subsets and trains anew"
     )
-    minutes: Annotated[float, Field(gt=0)] = Field(5.0, description="CPU minutes of training per cell")
-    stages: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = Field(
-        (0.25, 0.5, 1.0), description="shares of the training at which volumes are sampled"
-    )
+    augment: dict[str, Any] = Field({}, description="augmentation of every model's training, as in data.augment")
     autoencoder: dict[str, Any] = Field({}, description="settings of an AutoencoderRun; run and data are the study's")
-    models: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = Field(
+    models: dict[str, dict[str, Any]] = Field(
         description="by name, settings of an LdmRun or, with a generator, of a GanRun; run and data are the study's"
     )
-    overtrained: tuple[OvertrainedConfig, ...] = ()
-    detector: dict[str, Any] = Field(
-        {}, description="settings of the ExtractorRun that finds copies; run and data are the study's"
-    )
-    rulers: tuple[str, ...] = ("voxels", "registered", "contrastive")
-    level: Share = Field(0.05, description="share of unseen patients that a ruler may flag")
-    augment: dict[str, Any] = Field({}, description="augmentation of every model's training, as in data.augment")
 
     @model_validator(mode="after")
-    def _buildable(self) -> MemorizationStudy:
+    def _models_can_be_built(self) -> StudyConfig:
         """Every run of the study, built once, so that a wrong key shows before anything is trained."""
-        if any(a >= b for a, b in zip(self.stages, self.stages[1:], strict=False)):
-            raise ValueError(f"stages {self.stages} must ascend")
-        for one in self.overtrained:
-            if one.model not in self.models:
-                raise ValueError(f"overtrained model {one.model!r} is none of {', '.join(self.models)}")
-            self.run_of(one.model, Path("x"), Path("x"), 0, one.changes)
         self.autoencoder_run(Path("x"), Path("x"))
-        self.detector_run(Path("x"), Path("x"))
         for name in self.models:
             self.run_of(name, Path("x"), Path("x"), 0)
         return self
@@ -95,16 +67,6 @@ class MemorizationStudy(Strict):
         """The autoencoder under all latent models."""
         values = merged({"run": run, "data": {**self.data, "manifest": manifest}}, self.autoencoder)
         return build(AutoencoderRun, values, "autoencoder")
-
-    def detector_run(self, run: Path, manifest: Path) -> ExtractorRun:
-        """The copy detector."""
-        values = {"run": run, "data": {**self.data, "augment": {}, "manifest": manifest}}
-        return build(ExtractorRun, {**values, **self.detector_settings}, "detector")
-
-    @property
-    def detector_settings(self) -> dict[str, Any]:
-        """What the detector's training depends on, besides the data."""
-        return merged(COPY_DETECTOR, self.detector)
 
     def run_of(
         self, model: str, folder: Path, manifest: Path, seed: int, changes: dict[str, Any] | None = None

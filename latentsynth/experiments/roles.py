@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from latentsynth.config import MemorizationStudy
+from latentsynth.config import StudyConfig
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.splits import shuffled, split_patients
 from latentsynth.errors import DataError
@@ -34,7 +34,7 @@ class Roles:
     heldout: tuple[str, ...]
 
     @classmethod
-    def draw(cls, study: MemorizationStudy) -> Roles:
+    def draw(cls, study: StudyConfig) -> Roles:
         """Draws the roles.
 
         Raises:

@@ -1,0 +1,61 @@
+"""The memorization study: models trained on nested subsets of patients, at equal compute."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from latentsynth.config.extractor import COPY_DETECTOR, ExtractorRun
+from latentsynth.config.study import Share, StudyConfig, merged
+from latentsynth.strict import Positive, Strict, build
+
+
+class OvertrainedConfig(Strict):
+    """A run that is meant to memorize and must be caught: models too young to memorize prove nothing."""
+
+    model: str = Field(description="name of one of the models")
+    size: Positive = Field(10, description="training patients")
+    seed: int = Field(0, ge=0)
+    factor: Annotated[float, Field(gt=1)] = Field(6.0, description="times the compute of the other cells")
+    changes: dict[str, Any] = Field({}, description="settings of the model that differ, for example its augmentation")
+
+
+class MemorizationStudy(StudyConfig):
+    """Models x sizes x seeds, each at several times of its training, against controls."""
+
+    minutes: Annotated[float, Field(gt=0)] = Field(5.0, description="CPU minutes of training per cell")
+    stages: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = Field(
+        (0.25, 0.5, 1.0), description="shares of the training at which volumes are sampled"
+    )
+    models: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = Field(
+        description="by name, settings of an LdmRun or, with a generator, of a GanRun; run and data are the study's"
+    )
+    overtrained: tuple[OvertrainedConfig, ...] = ()
+    detector: dict[str, Any] = Field(
+        {}, description="settings of the ExtractorRun that finds copies; run and data are the study's"
+    )
+    rulers: tuple[str, ...] = ("voxels", "registered", "contrastive")
+    level: Share = Field(0.05, description="share of unseen patients that a ruler may flag")
+
+    @model_validator(mode="after")
+    def _buildable(self) -> MemorizationStudy:
+        if any(a >= b for a, b in zip(self.stages, self.stages[1:], strict=False)):
+            raise ValueError(f"stages {self.stages} must ascend")
+        for one in self.overtrained:
+            if one.model not in self.models:
+                raise ValueError(f"overtrained model {one.model!r} is none of {', '.join(self.models)}")
+            self.run_of(one.model, Path("x"), Path("x"), 0, one.changes)
+        self.detector_run(Path("x"), Path("x"))
+        return self
+
+    def detector_run(self, run: Path, manifest: Path) -> ExtractorRun:
+        """The copy detector."""
+        values = {"run": run, "data": {**self.data, "augment": {}, "manifest": manifest}}
+        return build(ExtractorRun, {**values, **self.detector_settings}, "detector")
+
+    @property
+    def detector_settings(self) -> dict[str, Any]:
+        """What the detector's training depends on, besides the data."""
+        return merged(COPY_DETECTOR, self.detector)
