@@ -23,6 +23,11 @@ SEGMENTER_DATA: dict[str, Any] = {"train": [{"manifest": "m.json"}], "validation
 SEGMENTER: dict[str, Any] = {"run": "runs/s", "data": SEGMENTER_DATA}
 
 # For every section, values that all differ from the defaults.
+STUDY: dict[str, Any] = {
+    "folder": "f", "manifest": "m", "grid": GRID, "framing": {"crop": "lesion"}, "cache": "c", "seed": 5,
+    "roles": {"pool": 0.5, "outside": 0.25, "heldout": 0.25}, "sizes": [3, "all"], "seeds": [7],
+    "augment": {"copies": 2}, "autoencoder": {"train": {"images": 5}}, "models": {"ldm": {"seed": 1}},
+}  # fmt: skip
 CHANGED: dict[str, dict[str, Any]] = {
     "AugmentConfig": {"copies": 3, "rotate_deg": 1, "scale": 0.2, "shift_mm": 0, "flip_axes": [0, 2],
                       "elastic_mm": 2.5, "gamma": 0.1, "noise": 0.01, "bias": 0.2},
@@ -87,7 +92,12 @@ CHANGED: dict[str, dict[str, Any]] = {
     "ViewsConfig": {"rotate_deg": 1, "scale": 0, "shift": 0.2, "flip_axes": [1, 2], "gamma": 0, "brightness": 0.2,
                     "noise": 0},
     "ExtractorRun": {"run": "runs/e", "data": {"manifest": "m", "grid": GRID}, "channels": [8, 16], "projection": 8,
-                     "temperature": 0.5, "views": {"noise": 0.1}, "train": {"images": 5}},
+                     "head": "layout", "temperature": 0.5, "views": {"noise": 0.1, "smooth": 0.5}, "train": {"images": 5}},
+    "RolesConfig": {"pool": 0.5, "outside": 0.25, "heldout": 0.25},
+    "StudyConfig": STUDY,
+    "OvertrainedConfig": {"model": "ldm", "size": 5, "seed": 3, "factor": 2, "changes": {"seed": 4}},
+    "MemorizationStudy": {**STUDY, "minutes": 2, "stages": [0.5, 1], "rulers": ["ssim"], "level": 0.1,
+                          "detector": {"projection": 8}, "overtrained": [{"model": "ldm", "size": 3}]},
 }  # fmt: skip
 
 
