@@ -97,7 +97,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "StudyConfig": STUDY,
     "OvertrainedConfig": {"model": "ldm", "size": 5, "seed": 3, "factor": 2, "changes": {"seed": 4}},
     "MemorizationStudy": {**STUDY, "minutes": 2, "stages": [0.5, 1], "rulers": ["ssim"], "level": 0.1,
-                          "detector": {"projection": 8}, "overtrained": [{"model": "ldm", "size": 3}]},
+                          "detector": {"projection": 8}, "overtrained": [{"model": "ldm", "size": 3, "seed": 0, "factor": 2.0, "changes": {}}]},
 }  # fmt: skip
 
 

@@ -96,12 +96,14 @@ def test_the_reference_is_what_the_code_says() -> None:
 
 
 def test_committed_configurations_load() -> None:
-    from latentsynth.config import AutoencoderRun, GanRun, LdmRun, Run, SegmenterRun, load
+    from latentsynth.config import AutoencoderRun, GanRun, LdmRun, MemorizationStudy, SegmenterRun, Strict, load
 
     found = [path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("accelerate", "planned")]
     assert len(found) >= 18
 
-    def kind(path: Path) -> type[Run]:
+    def kind(path: Path) -> type[Strict]:
+        if path.stem.endswith("memorization"):
+            return MemorizationStudy
         if "ldm" in path.stem:
             return LdmRun
         if any(word in path.stem for word in ("gan", "spade", "pix2pix")):

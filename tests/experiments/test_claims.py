@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -104,8 +105,8 @@ def test_a_process_number_given_anew_holds_nothing(path: Path) -> None:
     assert claim is not None
     assert take(path) is None  # this very process, but it is alive
     claim.release()
-    facts = {"host": os.uname().nodename, "pid": os.getpid()}
-    claimed(path, **facts, started=psutil.Process().create_time() - 1000)
+    began = psutil.Process().create_time() - 1000
+    claimed(path, host=socket.gethostname(), pid=os.getpid(), started=began)
     assert holder(path, HOUR) is None
 
 

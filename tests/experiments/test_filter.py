@@ -1,9 +1,153 @@
-from pathlib import Path
-from conftest import *
+"""Dropping copies: those that the report flagged and no others, and only by a report on exactly these files."""
+
+from __future__ import annotations
+
+import csv
 import json
-def test_x(reported):
-    for r in (reported.report, reported.clean):
-        v = json.loads(r.read_text())
-        print(v["notes"]); print(v["facts"]["rulers"]["voxels"]["trusted"], v["facts"]["masks"])
-        for s in v["facts"]["sets"].values():
-            for k,f in s.items(): print(k,f)
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reported_set import COPIES, FRESH, MASK_COPY, Reported
+
+from latentsynth.data import nifti
+from latentsynth.data.manifest import Manifest
+from latentsynth.errors import DataError
+from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.experiments.filter import filter_set
+from latentsynth.provenance import LEDGER, Ledger, file_fingerprint
+
+
+def names(manifest: Path) -> list[str]:
+    return [case.case_id for case in Manifest.load(manifest).cases]
+
+
+def dropped(manifest: Path) -> dict[str, str]:
+    with (manifest.parent / "dropped.csv").open(newline="") as stream:
+        return {line["case"]: line["reason"] for line in csv.DictReader(stream)}
+
+
+def files(folder: Path) -> dict[Path, tuple[str, int]]:
+    """Contents and times of all files below a folder."""
+    return {path: (file_fingerprint(path), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def altered(report: Path, out: Path, **changes: Any) -> Path:
+    """A report that says something else."""
+    value = json.loads(report.read_text())
+    value["facts"] |= changes
+    out.write_text(json.dumps(value))
+    return out
+
+
+def test_the_planted_copies_are_dropped_and_nothing_else(reported: Reported, tmp_path: Path) -> None:
+    before = files(reported.folder / "samples")
+    out = tmp_path / "kept" / "manifest.json"
+    assert filter_set(reported.samples, reported.report, out) == (6, 3)
+    assert names(out) == [*FRESH, MASK_COPY]
+    assert dropped(out) == {name: f"copy of scan-{name.split('-')[1]} by voxels" for name in COPIES}
+    assert files(reported.folder / "samples") == before
+    whole, kept = Manifest.load(reported.samples), Manifest.load(out)
+    theirs = {case.case_id: case for case in whole.cases}
+    for case in kept.cases:
+        one = theirs[case.case_id]
+        assert case.mask is not None
+        assert one.mask is not None
+        assert [p.resolve() for p in (*case.images, case.mask)] == [p.resolve() for p in (*one.images, one.mask)]
+        assert replace(case, images=(), mask=None) == replace(one, images=(), mask=None)
+
+
+def test_mask_copies_are_dropped_on_request(reported: Reported, tmp_path: Path) -> None:
+    out = tmp_path / "kept" / "manifest.json"
+    assert filter_set(reported.samples, reported.report, out, drop_mask_copies=True) == (5, 4)
+    assert names(out) == list(FRESH)
+    assert set(dropped(out)) == {*COPIES, MASK_COPY}
+    assert dropped(out)[MASK_COPY] == "a patient's mask"
+
+
+def test_the_ledger_travels(reported: Reported, tmp_path: Path) -> None:
+    """Whoever trains on what was kept has seen the patients all the same."""
+    out = tmp_path / "kept" / "manifest.json"
+    filter_set(reported.samples, reported.report, out)
+    ledger = Cohort.load("kept", out).ledger
+    assert ledger == Ledger.load(reported.samples.parent / LEDGER)
+    patients = Manifest.load(reported.real).select("train")
+    assert len(ledger.seen(patients)[0]) == len(patients)
+    beside = reported.copy(tmp_path / "beside")
+    filter_set(beside, reported.report, beside.with_name("kept.json"))
+    assert Cohort.load("beside", beside.with_name("kept.json")).ledger == ledger
+
+
+def test_a_clean_set_is_kept_whole(reported: Reported, tmp_path: Path) -> None:
+    out = tmp_path / "kept.json"
+    assert filter_set(reported.fresh, reported.clean, out) == (5, 0)
+    assert names(out) == list(FRESH)
+    assert dropped(out) == {}
+    assert filter_set(out, reported.clean, tmp_path / "again" / "kept.json") == (5, 0)  # what was filtered can be again
+
+
+def test_a_part_of_a_measured_set_can_be_filtered_wherever_its_files_lie(reported: Reported, tmp_path: Path) -> None:
+    moved = reported.copy(tmp_path / "moved")
+    whole = Manifest.load(moved)
+    replace(whole, cases=whole.cases[4:6]).save(moved)
+    assert filter_set(moved, reported.report, tmp_path / "kept.json") == (1, 1)
+    assert names(tmp_path / "kept.json") == [FRESH[4]]
+
+
+@pytest.mark.parametrize("part", ["image", "mask"])
+def test_one_voxel_makes_another_file(reported: Reported, tmp_path: Path, part: str) -> None:
+    """A report clears what it measured; neither name nor time says what is in a file."""
+    moved = reported.copy(tmp_path / "moved")
+    case = Manifest.load(moved).cases[2]
+    file = case.images[0] if part == "image" else case.mask
+    assert file is not None
+    time = file.stat().st_mtime_ns
+    voxels, affine = nifti.read(file)
+    voxels = voxels.copy()
+    voxels[3, 3, 3] += 1
+    nifti.write(file, voxels, affine)
+    os.utime(file, ns=(time, time))
+    with pytest.raises(DataError, match=rf"was not made for 1 of these 9 volumes, as they are now \({FRESH[2]}\)"):
+        filter_set(moved, reported.report, tmp_path / "kept.json")
+    assert not (tmp_path / "kept.json").exists()
+
+
+def test_a_report_on_other_volumes_is_refused(reported: Reported, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="was not made for 4 of these 9 volumes"):
+        filter_set(reported.samples, reported.clean, tmp_path / "kept.json")
+
+
+def test_a_report_that_trusts_no_ruler_clears_nobody(reported: Reported, tmp_path: Path) -> None:
+    rulers = json.loads(reported.clean.read_text())["facts"]["rulers"]
+    blind = {name: {**facts, "trusted": False} for name, facts in rulers.items()}
+    report = altered(reported.clean, tmp_path / "memorization.json", rulers=blind)
+    with pytest.raises(DataError, match=r"no ruler of .* can be trusted"):
+        filter_set(reported.fresh, report, tmp_path / "kept.json")
+    assert not (tmp_path / "kept.json").exists()
+
+
+def test_a_set_of_copies_leaves_nothing(reported: Reported, tmp_path: Path) -> None:
+    moved = reported.copy(tmp_path / "moved")
+    whole = Manifest.load(moved)
+    replace(whole, cases=tuple(case for case in whole.cases if case.case_id in COPIES)).save(moved)
+    with pytest.raises(DataError, match=r"every volume of .* is flagged"):
+        filter_set(moved, reported.report, tmp_path / "kept.json")
+
+
+def test_the_set_itself_is_not_overwritten(reported: Reported, tmp_path: Path) -> None:
+    moved = reported.copy(tmp_path / "moved")
+    before = moved.read_bytes()
+    (tmp_path / "link").symlink_to(moved.parent)
+    for out in (moved, tmp_path / "moved" / ".." / "moved" / moved.name, tmp_path / "link" / moved.name):
+        with pytest.raises(DataError, match="is the set itself: give another --out"):
+            filter_set(moved, reported.report, out)
+    assert moved.read_bytes() == before
+
+
+def test_another_result_is_no_memorization_report(reported: Reported, tmp_path: Path) -> None:
+    value = json.loads(reported.report.read_text())
+    (tmp_path / "fidelity.json").write_text(json.dumps({**value, "kind": "fidelity"}))
+    with pytest.raises(DataError, match="of kind fidelity, expected memorization"):
+        filter_set(reported.samples, tmp_path / "fidelity.json", tmp_path / "kept.json")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def test_subsets_of_a_seed_are_nested(tmp_path: Path, seed: int) -> None:
     sizes: list[int | str] = [*range(1, 17), "all"]
     subsets = [set(roles.subset(size, seed)) for size in sizes]
     assert [len(subset) for subset in subsets] == [*range(1, 17), 16]
-    assert all(small <= large for small, large in zip(subsets, subsets[1:], strict=False))
+    assert all(small <= large for small, large in pairwise(subsets))
     assert subsets[-1] == set(roles.pool)
     assert set(roles.subset(5, seed)) != set(roles.subset(5, seed + 1))
 

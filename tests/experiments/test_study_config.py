@@ -34,7 +34,7 @@ def study(*overrides: str) -> MemorizationStudy:
         ("sizes=[]", "sizes: Tuple should have at least 1 item"),
         ("seeds=[]", "seeds: Tuple should have at least 1 item"),
         ("minutes=0", "minutes: Input should be greater than 0 (found 0)"),
-        ("roles.pool=0.4", "pool, outside and heldout add up to 1.1, not 1"),
+        ("roles.pool=0.5", "pool, outside and heldout add up to 1.1, not 1"),
         ("roles.pool=0", "roles.pool: Input should be greater than 0 (found 0)"),
         ("level=1", "level: Input should be less than 1 (found 1)"),
         ("models={}", "models: Dictionary should have at least 1 item"),
@@ -82,6 +82,7 @@ def test_runs_are_the_models_on_the_studys_data() -> None:
     for one in (diffusion, latent, pixels):
         assert (one.run, one.seed) == (Path("run"), 7)
         assert one.data is not None
+        assert one.data.augment is not None
         assert (one.data.cache, one.data.augment.copies) == (Path("here"), 2)
     assert diffusion.autoencoder == latent.autoencoder == found.folder / "autoencoder"
     assert pixels.data is not None
@@ -95,7 +96,9 @@ def test_overtraining_changes_what_it_names_alone() -> None:
     plain, changed = (found.run_of("diffusion", NOTHING, NOTHING, 0, one) for one in (None, changes))
     assert isinstance(plain, LdmRun)
     assert isinstance(changed, LdmRun)
-    assert (changed.data.augment.copies, changed.train.lr) == (0, 0.5)
+    assert changed.data.augment is not None
+    assert plain.data.augment is not None
+    assert (plain.data.augment.copies, changed.data.augment.copies, changed.train.lr) == (3, 0, 0.5)
     assert changed.data.augment.flip_axes == plain.data.augment.flip_axes == (0,)
     assert changed.train.batch == plain.train.batch
     assert changed.denoiser == plain.denoiser
