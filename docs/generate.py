@@ -57,6 +57,8 @@ MODELS = (
     config.MemorizationStudy,
     config.RolesConfig,
     config.OvertrainedConfig,
+    config.UtilityStudy,
+    config.ArmConfig,
     config.TrainConfig,
 )
 

@@ -155,8 +155,9 @@ def panels(
                 linewidth=1,
                 capsize=2,
             )
-            if line.ticks:
-                axes.set_xticks(list(line.x), list(line.ticks))
+        ticks = {x: tick for line in lines for x, tick in zip(line.x, line.ticks, strict=False)}
+        if ticks:
+            axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xlabel(label, fontsize=7)
         if n % columns == 0:
             axes.legend(fontsize=5.5, frameon=False)

@@ -26,7 +26,7 @@ SEGMENTER: dict[str, Any] = {"run": "runs/s", "data": SEGMENTER_DATA}
 STUDY: dict[str, Any] = {
     "folder": "f", "manifest": "m", "grid": GRID, "framing": {"crop": "lesion"}, "cache": "c", "seed": 5,
     "roles": {"pool": 0.5, "outside": 0.25, "heldout": 0.25}, "sizes": [3, "all"], "seeds": [7],
-    "augment": {"copies": 2}, "autoencoder": {"train": {"images": 5}}, "models": {"ldm": {"seed": 1}},
+    "augment": {"copies": 2}, "autoencoder": {"train": {"images": 5}}, "models": {"ldm": {"train": {"images": 5}}},
 }  # fmt: skip
 CHANGED: dict[str, dict[str, Any]] = {
     "AugmentConfig": {"copies": 3, "rotate_deg": 1, "scale": 0.2, "shift_mm": 0, "flip_axes": [0, 2],
@@ -95,7 +95,10 @@ CHANGED: dict[str, dict[str, Any]] = {
                      "head": "layout", "temperature": 0.5, "views": {"noise": 0.1, "smooth": 0.5}, "train": {"images": 5}},
     "RolesConfig": {"pool": 0.5, "outside": 0.25, "heldout": 0.25},
     "StudyConfig": STUDY,
-    "OvertrainedConfig": {"model": "ldm", "size": 5, "seed": 3, "factor": 2, "changes": {"seed": 4}},
+    "ArmConfig": {"real": 0.5, "model": "ldm", "dose": 2, "augment": False, "bridge": True, "sizes": [3]},
+    "UtilityStudy": {**STUDY, "pretrained_autoencoder": "a", "baseline": "real", "validation": 0.25, "margin": 0.02,
+                     "arms": {"real": {}, "more": {"model": "ldm", "dose": 1}}, "segmenters": {"unet": {}}},
+    "OvertrainedConfig": {"model": "ldm", "size": 5, "seed": 3, "factor": 2, "changes": {"train": {"batch": 4}}},
     "MemorizationStudy": {**STUDY, "minutes": 2, "stages": [0.5, 1], "rulers": ["ssim"], "level": 0.1,
                           "detector": {"projection": 8}, "overtrained": [{"model": "ldm", "size": 3, "seed": 0, "factor": 2.0, "changes": {}}]},
 }  # fmt: skip

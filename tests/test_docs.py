@@ -96,7 +96,16 @@ def test_the_reference_is_what_the_code_says() -> None:
 
 
 def test_committed_configurations_load() -> None:
-    from latentsynth.config import AutoencoderRun, GanRun, LdmRun, MemorizationStudy, SegmenterRun, Strict, load
+    from latentsynth.config import (
+        AutoencoderRun,
+        GanRun,
+        LdmRun,
+        MemorizationStudy,
+        SegmenterRun,
+        Strict,
+        UtilityStudy,
+        load,
+    )
 
     found = [path for path in (ROOT / "configs").rglob("*.yaml") if path.parent.name not in ("accelerate", "planned")]
     assert len(found) >= 18
@@ -104,6 +113,8 @@ def test_committed_configurations_load() -> None:
     def kind(path: Path) -> type[Strict]:
         if path.stem.endswith("memorization"):
             return MemorizationStudy
+        if path.stem.endswith("utility"):
+            return UtilityStudy
         if "ldm" in path.stem:
             return LdmRun
         if any(word in path.stem for word in ("gan", "spade", "pix2pix")):

@@ -55,11 +55,13 @@ from latentsynth.config.segmenter import (
 )
 from latentsynth.config.study import RolesConfig, StudyConfig
 from latentsynth.config.training import Run, TrainConfig
+from latentsynth.config.utility import ArmConfig, UtilityStudy
 from latentsynth.strict import Strict, build, dump, load
 
 __all__ = [
     "COPY_DETECTOR",
     "PRESETS",
+    "ArmConfig",
     "AugmentConfig",
     "AutoencoderConfig",
     "AutoencoderRun",
@@ -107,6 +109,7 @@ __all__ = [
     "SwinUNETRConfig",
     "TrainConfig",
     "UNetConfig",
+    "UtilityStudy",
     "VQConfig",
     "ValidationConfig",
     "ViewsConfig",

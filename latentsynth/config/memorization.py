@@ -8,8 +8,10 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from latentsynth.config.extractor import COPY_DETECTOR, ExtractorRun
-from latentsynth.config.study import Share, StudyConfig, merged
+from latentsynth.config.study import Share, StudyConfig, merged, once, refuse
 from latentsynth.strict import Positive, Strict, build
+
+RULERS = ("voxels", "ssim", "registered", "contrastive")
 
 
 class OvertrainedConfig(Strict):
@@ -41,6 +43,11 @@ class MemorizationStudy(StudyConfig):
 
     @model_validator(mode="after")
     def _buildable(self) -> MemorizationStudy:
+        once("rulers", self.rulers)
+        strange = [ruler for ruler in self.rulers if ruler not in RULERS]
+        if strange or not self.rulers:
+            raise ValueError(f"rulers {list(self.rulers)}: choose one or more of {', '.join(RULERS)}")
+        refuse(self.detector, ("run", "seed", "data"), "detector")
         if any(a >= b for a, b in zip(self.stages, self.stages[1:], strict=False)):
             raise ValueError(f"stages {self.stages} must ascend")
         for one in self.overtrained:

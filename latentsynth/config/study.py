@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,6 +15,7 @@ from latentsynth.config.ldm import LdmRun
 from latentsynth.strict import Positive, Strict, build
 from latentsynth.types import Framing, Grid
 
+_MODEL = re.compile(r"[A-Za-z0-9_+.]+")  # without a hyphen, which parts the names of cells
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -41,7 +44,7 @@ class StudyConfig(Strict):
     seed: int = Field(0, ge=0, description="draws the roles of the patients")
     roles: RolesConfig = RolesConfig()
     sizes: Annotated[tuple[Positive | Literal["all"], ...], Field(min_length=1)] = (10, 40, "all")
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = Field(
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = Field(
         (0, 1), description="each draws nested subsets and trains anew"
     )
     augment: dict[str, Any] = Field({}, description="augmentation of every model's training, as in data.augment")
@@ -53,8 +56,13 @@ class StudyConfig(Strict):
     @model_validator(mode="after")
     def _models_can_be_built(self) -> StudyConfig:
         """Every run of the study, built once, so that a wrong key shows before anything is trained."""
+        once("sizes", self.sizes)
+        once("seeds", self.seeds)
+        refuse(self.autoencoder, ("run", "seed", "data"), "autoencoder")
         self.autoencoder_run(Path("x"), Path("x"))
         for name in self.models:
+            if not _MODEL.fullmatch(name):
+                raise ValueError(f"model {name!r} names cells: give letters, digits, _ + and . alone")
             self.run_of(name, Path("x"), Path("x"), 0)
         return self
 
@@ -62,6 +70,11 @@ class StudyConfig(Strict):
     def data(self) -> dict[str, Any]:
         """The section ``data`` of runs on volumes, without the manifest."""
         return {"grid": self.grid, "framing": self.framing, "cache": self.cache, "augment": self.augment}
+
+    @property
+    def autoencoder_folder(self) -> Path:
+        """Run of the autoencoder under all latent models."""
+        return self.folder / "autoencoder"
 
     def autoencoder_run(self, run: Path, manifest: Path) -> AutoencoderRun:
         """The autoencoder under all latent models."""
@@ -81,14 +94,37 @@ class StudyConfig(Strict):
             changes: Settings that differ.
         """
         wanted = merged(self.models[model], changes or {})
+        refuse(wanted, ("run", "seed", "autoencoder"), f"models.{model}")
+        refuse(wanted.get("data") or {}, ("manifest", "grid", "framing", "cache"), f"models.{model}.data")
+        generator = wanted.get("generator", {})
+        if not isinstance(generator, dict):
+            raise ValueError(f"models.{model}.generator is {generator!r}, expected keys and values: kind: {generator}")
+        if generator.get("form") in ("joint", "mask_only"):
+            raise ValueError(
+                f"models.{model}: form {generator['form']} makes masks of its own; a study paints given masks"
+            )
         latent = {"manifest": manifest, "cache": self.cache, "augment": self.augment}
         start: dict[str, Any] = {"run": folder, "seed": seed}
-        autoencoder = self.folder / "autoencoder"
+        on_latents = {**start, "autoencoder": self.autoencoder_folder, "data": latent}
         if "generator" not in wanted:
-            return build(LdmRun, merged({**start, "autoencoder": autoencoder, "data": latent}, wanted), model)
-        if wanted["generator"].get("kind") == "latent_gan":
-            return build(GanRun, merged({**start, "autoencoder": autoencoder, "data": latent}, wanted), model)
+            return build(LdmRun, merged(on_latents, wanted), model)
+        if generator.get("kind") == "latent_gan":
+            return build(GanRun, merged(on_latents, wanted), model)
         return build(GanRun, merged({**start, "data": {**self.data, "manifest": manifest}}, wanted), model)
+
+
+def once(key: str, values: Sequence[Any]) -> None:
+    """Refuses values that repeat."""
+    repeated = [value for n, value in enumerate(values) if value in values[:n]]
+    if repeated:
+        raise ValueError(f"{key} holds {repeated[0]} twice: list each once")
+
+
+def refuse(settings: dict[str, Any], keys: Sequence[str], where: str) -> None:
+    """Refuses settings that the study decides."""
+    found = [key for key in keys if key in settings]
+    if found:
+        raise ValueError(f"{where}.{found[0]} is decided by the study: remove it")
 
 
 def merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from latentsynth.data.volumes import VolumeCache
+from latentsynth.errors import DataError
 from latentsynth.evaluation import memorization_tables as tables
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.memorization import CONTROL, Judged, Sides
@@ -187,8 +188,16 @@ def _facts(
 
 
 def case_files(case: Any) -> str:
-    """Fingerprint of the files of a case, images and mask."""
-    return file_fingerprint(*case.images, *([case.mask] if case.mask else []))
+    """Fingerprint of the files of a case, images and mask.
+
+    Raises:
+        DataError: One is missing.
+    """
+    files = (*case.images, *([case.mask] if case.mask else []))
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise DataError(f"{missing[0]} of case {case.case_id} does not exist: restore it, or measure what is left")
+    return file_fingerprint(*files)
 
 
 def training_fingerprint(cohort: Cohort) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.report_memorization import case_files
@@ -125,16 +125,17 @@ def _copy(manifest: Manifest, folder: Path) -> list[str]:
         for n, case in enumerate(manifest.cases):
             name = f"synthetic_{n:05d}"  # case names may name patients
             for channel, image in enumerate(case.images):
-                shutil.copyfile(image, folder / "imagesTr" / f"{name}_{channel:04d}{_ending(image)}")
+                _copy_voxels(image, folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz")
             if case.mask:
-                shutil.copyfile(case.mask, folder / "labelsTr" / f"{name}{_ending(case.mask)}")
+                _copy_voxels(case.mask, folder / "labelsTr" / f"{name}.nii.gz")
             names.append(name)
             shown.advance()
     return names
 
 
-def _ending(path: Path) -> str:
-    return ".nii.gz" if path.name.endswith(".nii.gz") else ".nii"
+def _copy_voxels(source: Path, target: Path) -> None:
+    """The same voxels and geometry under a header of ours: the file's own has room for names and comments."""
+    nifti.write(target, *nifti.read(source))
 
 
 def _card(manifest: Manifest, name: str, licence: str, result: Result | None, reason: str | None, publish: bool) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.report_memorization import KIND, case_files
-from latentsynth.provenance import LEDGER
+from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.results import Result, write_csv
 
 
@@ -31,6 +30,10 @@ def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = 
     """
     if out.resolve() == samples.resolve():
         raise DataError(f"{out} is the set itself: give another --out")
+    if out.is_dir() or out.suffix != ".json":
+        raise DataError(
+            f"{out} is no name for a manifest: give a .json file, for example {out.with_suffix('') / 'kept.json'}"
+        )
     manifest = Manifest.load(samples)
     verdicts = verdicts_on(manifest, read_report(report), report)
     reasons = {case.case_id: _reasons(verdicts[case.case_id], drop_mask_copies) for case in manifest.cases}
@@ -40,7 +43,8 @@ def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = 
     replace(manifest, name=out.parent.name, cases=kept).save(out)
     ledger = samples.parent / LEDGER
     if ledger.is_file() and out.parent.resolve() != samples.parent.resolve():
-        shutil.copyfile(ledger, out.parent / LEDGER)  # whoever trains on these volumes must know whom they come from
+        # Whoever trains on these volumes must know whom they come from; another set there keeps its own entries.
+        (Ledger.beside(samples) | Ledger.beside(out)).save(out.parent / LEDGER)
     dropped = [(name, why) for name, why in reasons.items() if why]
     write_csv(out.with_name("dropped.csv"), ("case", "reason"), dropped)
     return len(kept), len(dropped)

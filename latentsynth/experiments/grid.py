@@ -24,7 +24,7 @@ from latentsynth.files import read_json, write_json
 from latentsynth.provenance import fingerprint
 
 Work = Callable[["Cell", Path], None]
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ def check_cells(cells: Sequence[Cell]) -> None:
     bad = [name for name in names if not _NAME.fullmatch(name)]
     bad += [name for name, count in Counter(names).items() if count > 1]
     if bad:
-        raise ConfigError(f"cell {bad[0]!r} appears twice or cannot name a folder: give letters, digits, - . _")
+        raise ConfigError(f"cell {bad[0]!r} appears twice or cannot name a folder: give letters, digits, + - . _")
     unknown = [(cell.name, need) for cell in cells for need in cell.needs if need not in names]
     if unknown:
         raise ConfigError(f"cell {unknown[0][0]} needs {unknown[0][1]!r}, which is no cell")

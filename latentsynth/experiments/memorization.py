@@ -5,29 +5,24 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
 from latentsynth.config import GanRun, LdmRun, MemorizationStudy, OvertrainedConfig
 from latentsynth.data.requests import requests
-from latentsynth.experiments.grid import Cell, Grid
-from latentsynth.experiments.roles import Roles
+from latentsynth.experiments.grid import Cell
+from latentsynth.experiments.measuring import measure_stage
+from latentsynth.experiments.memorization_summary import summarise
+from latentsynth.experiments.study import FITTING_HOURS, Study, plain, train_generator
 from latentsynth.files import atomic_path, read_json, write_json
+from latentsynth.metrics.conformal import smallest_rank
 from latentsynth.results import Result
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import load_synthesizer
-from latentsynth.training.autoencoder import train_autoencoder
 from latentsynth.training.extractor import train_extractor
-from latentsynth.training.gan import train_gan
-from latentsynth.training.launch import start
-from latentsynth.training.ldm import train_ldm
 from latentsynth.training.run import read_metrics
 
 _PILOT_BATCHES = 24  # enough to tell images per second
-_FITTING_HOURS = 0.4  # rough estimate for autoencoder and detector
 _MEASURING_HOURS = 0.05
 
 
@@ -53,24 +48,22 @@ class Arm:
         return f"{self.model}-n{self.size}-s{self.seed}" + ("-overtrained" if self.overtrained else "")
 
 
-class Study:
-    """A study on disk: manifests, cells, results.
+class Memorization(Study):
+    """The study on disk.
 
     Args:
         config: What to do.
 
     Raises:
-        DataError: Patients do not suffice, or cases are no annotated patients.
+        DataError: Patients do not suffice, for the sizes or for the level, or cases are no annotated patients.
     """
 
     def __init__(self, config: MemorizationStudy):
-        self.config, self.folder = config, config.folder
-        self.roles = Roles.draw(config)
-
-    @cached_property
-    def accelerator(self) -> Accelerator:
-        """The processes that share the work."""
-        return start()
+        super().__init__(config)
+        self.config = config
+        smallest_rank(len(self.roles.heldout) // 2, config.level)
+        for arm in self.arms:
+            self.roles.subset(arm.size, arm.seed)
 
     @property
     def arms(self) -> list[Arm]:
@@ -81,24 +74,20 @@ class Study:
 
     def cells(self) -> list[Cell]:
         """All cells, in the order in which they should be done."""
-        config = self.config
-        shared = {"grid": config.grid, "framing": config.framing, "roles": config.roles, "seed": config.seed}
-        shared = {key: _plain(value) for key, value in shared.items()} | {"cohort": self.roles.cohort.fingerprint}
+        config, shared = self.config, self.shared
         cells = [
-            Cell(
-                "autoencoder", {**shared, "autoencoder": config.autoencoder, "augment": config.augment}, _FITTING_HOURS
-            ),
+            self.autoencoder_cell(config),
             *(Cell(f"pilot-{m}", {**shared, "model": config.models[m]}, 0.02, ("autoencoder",)) for m in config.models),
         ]
         for arm in self.arms:
             factor = arm.overtrained.factor if arm.overtrained else 1.0
             facts = {
                 **shared, "model": config.models[arm.model], "minutes": config.minutes, "stages": config.stages,
-                "augment": config.augment, "overtrained": _plain(arm.overtrained),
+                "augment": config.augment, "overtrained": plain(arm.overtrained),
             }  # fmt: skip
             hours = config.minutes / 60 * factor
             cells.append(Cell(arm.name, facts, hours, ("autoencoder", f"pilot-{arm.model}")))
-        cells.append(Cell("detector", {**shared, "detector": config.detector_settings}, _FITTING_HOURS))
+        cells.append(Cell("detector", {**shared, "detector": config.detector_settings}, FITTING_HOURS))
         for arm in self.arms:
             facts = {
                 **shared,
@@ -110,36 +99,19 @@ class Study:
             cells.append(Cell(f"measure-{arm.name}", facts, _MEASURING_HOURS, (arm.name, "detector")))
         return cells
 
-    def grid(self) -> Grid:
-        """The cells on disk.
-
-        Raises:
-            TrainingError: The folder holds cells of other settings.
-        """
-        return Grid(self.folder, self.cells())
-
-    def run(self) -> Result:
-        """Does what is not done yet and summarises everything.
-
-        Raises:
-            TrainingError: Some cells failed.
-        """
-        self.grid().run(self.work, self.accelerator)
-        from latentsynth.experiments.summary import summarise
-
+    def summarise(self) -> Result:
+        """Table and figure of all cells."""
         return summarise(self.config, self.folder, self.arms, self.accelerator)
 
     def work(self, cell: Cell, folder: Path) -> None:
         """Does one cell."""
         if cell.name == "autoencoder":
-            train_autoencoder(self.config.autoencoder_run(self.folder / "autoencoder", self.roles.outside_manifest()))
+            self.fit_autoencoder(self.config)
         elif cell.name == "detector":
             train_extractor(self.config.detector_run(self.folder / "detector", self.roles.detector_manifest()))
         elif cell.name.startswith("pilot-"):
             self._pilot(cell.name.removeprefix("pilot-"), folder)
         elif cell.name.startswith("measure-"):
-            from latentsynth.experiments.measuring import measure_stage
-
             arm = self._arm(cell.name.removeprefix("measure-"))
             for stage in self._stages(arm):
                 measure_stage(
@@ -170,7 +142,7 @@ class Study:
         config = self._run_config(Arm(model, self.config.sizes[-1], self.config.seeds[0]), folder / "run", 1)
         batch = config.train.batch
         config = _lengthened(config, _PILOT_BATCHES * batch, batch)
-        _train(config)
+        train_generator(config)
         lines = [line for line in read_metrics(config.run) if "cpu_seconds" in line]
         first, last = lines[len(lines) // 4], lines[-1]  # the first steps also set things up
         rate = (last["images_seen"] - first["images_seen"]) / (last["cpu_seconds"] - first["cpu_seconds"])
@@ -185,12 +157,12 @@ class Study:
             kept = self._stage(arm, stage)
             config = self._run_config(arm, folder / "run", max(1, round(whole * stage)))
             if not (kept / "checkpoint").is_dir():
-                _train(config)
-                if self.accelerator.is_main_process:
-                    with atomic_path(kept / "checkpoint") as temporary:
-                        shutil.copytree(config.run / "checkpoint", temporary)
+                train_generator(config)
+                if self.accelerator.is_main_process:  # the checkpoint last: it says that all is here
                     last = [line for line in read_metrics(config.run) if "cpu_seconds" in line][-1]
                     write_json(kept / "cost.json", {key: last[key] for key in ("images_seen", "cpu_seconds")})
+                    with atomic_path(kept / "checkpoint") as temporary:
+                        shutil.copytree(config.run / "checkpoint", temporary)
                 self.accelerator.wait_for_everyone()
             if not (kept / "samples" / "manifest.json").is_file():
                 model = load_synthesizer(kept / "checkpoint")
@@ -209,16 +181,3 @@ def _lengthened(config: Any, images: int, every: int) -> Any:
     log = min(config.train.log_every_images, max(every, 1))
     train = config.train.model_copy(update={"images": images, "log_every_images": log, **dict.fromkeys(ends, 1 << 40)})
     return config.model_copy(update={"train": train})
-
-
-def _train(config: LdmRun | GanRun) -> None:
-    train_ldm(config) if isinstance(config, LdmRun) else train_gan(config)
-
-
-def _plain(value: Any) -> Any:
-    """As JSON can hold it."""
-    from dataclasses import asdict, is_dataclass
-
-    if value is None or not hasattr(value, "model_dump"):
-        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    return value.model_dump(mode="json")

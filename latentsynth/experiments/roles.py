@@ -47,22 +47,30 @@ class Roles:
         shares = (study.roles.pool, study.roles.outside, study.roles.heldout)
         role = split_patients([case.patient_id for case in cohort.cases], shares, study.seed)
         by = {split: [p for p, found in role.items() if found == split] for split in ("train", "val", "test")}
-        most = max((size for size in study.sizes if isinstance(size, int)), default=0)
-        if most > len(by["train"]):
-            raise DataError(
-                f"sizes ask for {most} patients, the pool has {len(by['train'])}: raise roles.pool, or use all"
-            )
+        cohort.labels.lesions(study.framing)  # says which labels there are
         outside = split_patients(by["val"], _FITTED, study.seed)
-        return cls(study.folder, cohort, tuple(by["train"]), outside, tuple(by["test"]))
+        roles = cls(study.folder, cohort, tuple(by["train"]), outside, tuple(by["test"]))
+        for size in study.sizes:
+            roles.subset(size, study.seed)
+        return roles
 
     def subset(self, size: int | str, seed: int) -> tuple[str, ...]:
-        """The first patients of the pool in the order of a seed: subsets of one seed are nested."""
+        """The first patients of the pool in the order of a seed: subsets of one seed are nested.
+
+        Raises:
+            DataError: More than the pool has.
+        """
         order = shuffled(self.pool, seed)
+        if size != "all" and int(size) > len(order):
+            raise DataError(f"sizes ask for {size} patients, the pool has {len(order)}: raise roles.pool, or use all")
         return tuple(order if size == "all" else order[: int(size)])
 
-    def write(self, name: str, train: Sequence[str] = (), test: Sequence[str] = ()) -> Path:
-        """Writes a manifest of some training and test patients and the outside validation patients, once."""
-        split: dict[str, Split] = {p: "val" for p, part in self.outside.items() if part == "val"}
+    def write(
+        self, name: str, train: Sequence[str] = (), test: Sequence[str] = (), val: Sequence[str] | None = None
+    ) -> Path:
+        """Writes a manifest of some patients, once; those of the outside validate unless others are given."""
+        watching = [p for p, part in self.outside.items() if part == "val"] if val is None else val
+        split: dict[str, Split] = dict.fromkeys(watching, "val")
         split |= dict.fromkeys(train, "train")
         split |= dict.fromkeys(test, "test")
         cases: list[Case] = [replace(c, split=split[c.patient_id]) for c in self.cohort.cases if c.patient_id in split]

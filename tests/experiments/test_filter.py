@@ -151,3 +151,30 @@ def test_another_result_is_no_memorization_report(reported: Reported, tmp_path: 
     (tmp_path / "fidelity.json").write_text(json.dumps({**value, "kind": "fidelity"}))
     with pytest.raises(DataError, match="of kind fidelity, expected memorization"):
         filter_set(reported.samples, tmp_path / "fidelity.json", tmp_path / "kept.json")
+
+
+def test_a_folder_is_no_place_for_a_manifest(reported: Reported, tmp_path: Path) -> None:
+    """Least of all the folder of the set itself, which would be replaced."""
+    samples = reported.copy(tmp_path / "copy")
+    before = files(samples.parent)
+    for out in (samples.parent, tmp_path / "kept", tmp_path / "kept.txt"):
+        with pytest.raises(DataError, match=r"is no name for a manifest: give a \.json file"):
+            filter_set(samples, reported.report, out)
+    assert files(samples.parent) == before
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_volume_that_is_gone_is_named(reported: Reported, tmp_path: Path) -> None:
+    samples = reported.copy(tmp_path / "copy")
+    gone = Manifest.load(samples).cases[0]
+    gone.images[0].unlink()
+    with pytest.raises(DataError, match=f"case {gone.case_id} does not exist"):
+        filter_set(samples, reported.report, tmp_path / "kept" / "manifest.json")
+
+
+def test_another_set_in_the_folder_keeps_its_ledger(reported: Reported, tmp_path: Path) -> None:
+    """Whoever trains on either must not meet the patients of the other one's generator either."""
+    other = Ledger(frozenset({"a patient"}), frozenset({"a scan"}))
+    other.save(tmp_path / LEDGER)
+    filter_set(reported.samples, reported.report, tmp_path / "kept.json")
+    assert Ledger.load(tmp_path / LEDGER) == other | Ledger.beside(reported.samples)

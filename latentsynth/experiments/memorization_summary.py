@@ -30,7 +30,7 @@ def summarise(config: MemorizationStudy, folder: Path, arms: Sequence[Arm], acce
         "study",
         "Does diffusion memorize more than a GAN?",
         {"sizes": list(config.sizes), "seeds": list(config.seeds), "minutes": config.minutes, "models": list(config.models)},
-        (_copies(rows, rulers), _controls(rows, rulers), _looks(rows)),
+        (_copies(rows, rulers, config.level), _controls(rows, rulers), _looks(rows)),
         (Picture("study.png", "copy rate, fidelity and diversity by training patients (at the end of training) and by CPU seconds"),),
         tuple(_sentences(rows, rulers)),
     )  # fmt: skip
@@ -76,7 +76,7 @@ def _last(rows: Sequence[dict[str, Any]], **facts: Any) -> list[dict[str, Any]]:
     return list(chosen.values())
 
 
-def _copies(rows: Sequence[dict[str, Any]], rulers: Sequence[str]) -> Table:
+def _copies(rows: Sequence[dict[str, Any]], rulers: Sequence[str], level: float) -> Table:
     made: list[tuple[Cell, ...]] = []
     for row in _last(rows, ruler=rulers[0]):
         same = {
@@ -101,7 +101,7 @@ def _copies(rows: Sequence[dict[str, Any]], rulers: Sequence[str]) -> Table:
         "copy rate at the end of training",
         ("model", "patients", "seed", "images", "CPU s", *(f"by {r}" for r in rulers), "expected", "membership AUC"),
         tuple(made),
-        "share of volumes nearer to a training patient than 95 % of unseen patients are, with bootstrap intervals over masks; "
+        f"share of volumes nearer to a training patient than {1 - level:.0%} of unseen patients are, with bootstrap intervals over masks; "
         "expected: 95 % interval of that share without copying",
     )  # fmt: skip
 

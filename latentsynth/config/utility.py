@@ -1,0 +1,109 @@
+"""The utility study: segmenters trained with and without synthetic patients, judged on real ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from latentsynth.config.numbers import NotNegative
+from latentsynth.config.segmenter import SegmenterRun
+from latentsynth.config.study import Share, StudyConfig, merged, refuse
+from latentsynth.strict import Positive, Strict, build
+
+Part = Annotated[float, Field(ge=0, le=1)]
+
+
+class ArmConfig(Strict):
+    """What a segmenter is trained on."""
+
+    real: Part = Field(1.0, description="share of the subset's training patients; below 1 the others are left out")
+    model: str | None = Field(None, description="which of the study's models makes synthetic volumes")
+    dose: NotNegative = Field(0.0, description="synthetic volumes per training patient of the whole subset")
+    augment: bool = Field(True, description="classical augmentation, the study's section augment")
+    bridge: bool = Field(
+        False, description="first half of the steps on synthetic volumes alone, then on real ones alone"
+    )
+    sizes: tuple[Positive | Literal["all"], ...] | None = Field(None, description="at these sizes only; null is all")
+
+    @model_validator(mode="after")
+    def _something(self) -> ArmConfig:
+        if bool(self.model) != bool(self.dose):
+            raise ValueError(f"model {self.model} and dose {self.dose:g}: an arm with synthetic volumes needs both")
+        if not self.real and not self.dose:
+            raise ValueError("real and dose are both 0: nothing to train on")
+        if self.bridge and not (self.real and self.dose):
+            raise ValueError("bridge needs real patients and a dose of synthetic ones")
+        return self
+
+
+class UtilityStudy(StudyConfig):
+    """Arms x segmenters x sizes x seeds. Every arm takes equally many steps; a seed redraws the subset and trains anew."""
+
+    pretrained_autoencoder: Path | None = Field(
+        None, description="a finished run that saw no pool or held-out patient; null trains one on the outside patients"
+    )
+    arms: Annotated[dict[str, ArmConfig], Field(min_length=2)]
+    baseline: str = Field(description="the arm that all others are compared with, declared before anything is seen")
+    segmenters: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = Field(
+        description="by name, settings of a SegmenterRun; run and data are the study's"
+    )
+    validation: Share = Field(0.2, description="share of a subset's own patients that chooses checkpoints")
+    margin: Annotated[float, Field(gt=0)] = Field(0.01, description="difference of Dice that counts as none")
+
+    @model_validator(mode="after")
+    def _arms_can_be_built(self) -> UtilityStudy:
+        if self.baseline not in self.arms:
+            raise ValueError(f"baseline {self.baseline!r} is none of the arms {', '.join(self.arms)}")
+        for name, arm in self.arms.items():
+            if arm.model is not None and arm.model not in self.models:
+                raise ValueError(f"arm {name}: model {arm.model!r} is none of {', '.join(self.models) or 'no models'}")
+            strange = [size for size in arm.sizes or () if size not in self.sizes]
+            if strange:
+                raise ValueError(f"arm {name}: size {strange[0]} is none of the study's sizes {self.sizes}")
+        for size in self.sizes:
+            if self.baseline not in self.arms_of(size):
+                raise ValueError(
+                    f"the baseline {self.baseline!r} is not trained at size {size}: nothing to compare with"
+                )
+        sources = [{"manifest": "x"}]
+        for name in self.segmenters:
+            refuse(self.segmenters[name], ("run", "seed", "data"), f"segmenters.{name}")
+            self.segmenter_run(name, Path("x"), Path("x"), sources, 0, True)
+        return self
+
+    @property
+    def autoencoder_folder(self) -> Path:
+        """Run of the autoencoder under all latent models."""
+        return self.pretrained_autoencoder or super().autoencoder_folder
+
+    def arms_of(self, size: int | str) -> dict[str, ArmConfig]:
+        """The arms that are trained at a size."""
+        return {name: arm for name, arm in self.arms.items() if arm.sizes is None or size in arm.sizes}
+
+    def segmenter_run(
+        self,
+        name: str,
+        run: Path,
+        validation: Path,
+        sources: Sequence[dict[str, Any]],
+        seed: int,
+        augment: bool,
+        changes: dict[str, Any] | None = None,
+    ) -> SegmenterRun:
+        """Training one segmenter.
+
+        Args:
+            name: Of the segmenter.
+            run: Folder of the run.
+            validation: Manifest whose ``val`` cases choose the checkpoint.
+            sources: What to train on, as in ``data.train``.
+            seed: Of weights and order.
+            augment: With classical augmentation.
+            changes: Settings that differ.
+        """
+        data = {**self.data, "augment": self.augment if augment else {}, "validation": {"manifest": validation}}
+        values = {"run": run, "seed": seed, "data": {**data, "train": list(sources)}}
+        return build(SegmenterRun, merged(merged(values, self.segmenters[name]), changes or {}), f"segmenters.{name}")

@@ -1,0 +1,94 @@
+"""What every study does: draw roles, name cells, run them, summarise."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, is_dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from latentsynth.config import GanRun, LdmRun, StudyConfig
+from latentsynth.experiments.grid import Cell, Grid
+from latentsynth.experiments.roles import Roles
+from latentsynth.results import Result
+from latentsynth.training.autoencoder import train_autoencoder
+from latentsynth.training.gan import train_gan
+from latentsynth.training.launch import start
+from latentsynth.training.ldm import train_ldm
+
+FITTING_HOURS = 0.4  # rough estimate for whatever is fitted once
+
+
+class Study(ABC):
+    """A study on disk: manifests, cells, results.
+
+    Args:
+        config: What to do.
+
+    Raises:
+        DataError: Patients do not suffice, or cases are no annotated patients.
+    """
+
+    def __init__(self, config: StudyConfig):
+        self.folder = config.folder
+        self.roles = Roles.draw(config)
+        facts = {"grid": config.grid, "framing": config.framing, "roles": config.roles, "seed": config.seed}
+        self.shared = {key: plain(value) for key, value in facts.items()} | {"cohort": self.roles.cohort.fingerprint}
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """The processes that share the work."""
+        return start()
+
+    @abstractmethod
+    def cells(self) -> list[Cell]:
+        """All cells, in the order in which they should be done."""
+
+    @abstractmethod
+    def work(self, cell: Cell, folder: Path) -> None:
+        """Does one cell."""
+
+    @abstractmethod
+    def summarise(self) -> Result:
+        """Says what all cells found."""
+
+    def grid(self) -> Grid:
+        """The cells on disk.
+
+        Raises:
+            TrainingError: The folder holds cells of other settings.
+        """
+        return Grid(self.folder, self.cells())
+
+    def run(self) -> Result:
+        """Does what is not done yet and summarises everything.
+
+        Raises:
+            TrainingError: Some cells failed.
+        """
+        self.grid().run(self.work, self.accelerator)
+        return self.summarise()
+
+    def autoencoder_cell(self, config: StudyConfig) -> Cell:
+        """Fits the autoencoder on the outside patients."""
+        facts = {**self.shared, "autoencoder": config.autoencoder, "augment": config.augment}
+        return Cell("autoencoder", facts, FITTING_HOURS)
+
+    def fit_autoencoder(self, config: StudyConfig) -> None:
+        """Does that cell."""
+        train_autoencoder(config.autoencoder_run(config.autoencoder_folder, self.roles.outside_manifest()))
+
+
+def train_generator(config: LdmRun | GanRun) -> None:
+    """Trains a generator of either kind; the same call again resumes it."""
+    train_ldm(config) if isinstance(config, LdmRun) else train_gan(config)
+
+
+def plain(value: Any) -> Any:
+    """As JSON can hold it."""
+    if value is None or not hasattr(value, "model_dump"):
+        return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    return value.model_dump(mode="json")

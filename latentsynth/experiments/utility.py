@@ -1,0 +1,230 @@
+"""Does training on synthetic patients help? Arms x segmenters x sizes x seeds, each cell seeing its own patients alone."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from latentsynth import checkpoint
+from latentsynth.config import ArmConfig, UtilityStudy
+from latentsynth.data.manifest import Manifest
+from latentsynth.data.requests import requests
+from latentsynth.errors import DataError
+from latentsynth.evaluation.segmentation import evaluate_segmenter
+from latentsynth.experiments.grid import Cell
+from latentsynth.experiments.study import Study, plain, train_generator
+from latentsynth.experiments.utility_summary import summarise
+from latentsynth.provenance import LEDGER, Ledger
+from latentsynth.results import Result
+from latentsynth.synthesis import synthesize
+from latentsynth.synthesizers import load_synthesizer
+from latentsynth.training.segmenter import train_segmenter
+
+_IMAGES_PER_HOUR = 50_000  # of one process on two CPU cores, rough
+
+
+@dataclass(frozen=True)
+class Job:
+    """One segmenter, trained on one arm's mixture of one subset.
+
+    Attributes:
+        arm: Name of the arm.
+        segmenter: Name of the segmenter.
+        size: Patients of the subset, or "all".
+        seed: Of the subset, the generator and the segmenter.
+    """
+
+    arm: str
+    segmenter: str
+    size: int | str
+    seed: int
+
+    @property
+    def subset(self) -> str:
+        """Names its patients."""
+        return f"n{self.size}-s{self.seed}"
+
+    @property
+    def name(self) -> str:
+        """Names its cell."""
+        return f"{self.segmenter}-{self.arm}-{self.subset}"
+
+
+class Utility(Study):
+    """The study on disk.
+
+    Args:
+        config: What to do.
+
+    Raises:
+        DataError: Patients do not suffice, cases are no annotated patients, or the autoencoder that was given has seen
+            patients of the pool or held-out ones.
+    """
+
+    def __init__(self, config: UtilityStudy):
+        super().__init__(config)
+        self.config = config
+        if config.pretrained_autoencoder is not None:
+            self._check_autoencoder(config.pretrained_autoencoder)
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every segmenter to train: the same seeds in every arm."""
+        config = self.config
+        return [
+            Job(arm, segmenter, size, seed)
+            for seed in config.seeds
+            for size in config.sizes
+            for arm in config.arms_of(size)
+            for segmenter in config.segmenters
+        ]
+
+    def cells(self) -> list[Cell]:
+        """All cells, in the order in which they should be done."""
+        config = self.config
+        facts = {**self.shared, "augment": config.augment, "validation": config.validation}
+        first = [] if config.pretrained_autoencoder else [self.autoencoder_cell(config)]
+        if config.pretrained_autoencoder:
+            facts["autoencoder"] = checkpoint.read_header(checkpoint.locate(config.autoencoder_folder)).fingerprint
+        painters: dict[str, Cell] = {}
+        segmenters: list[Cell] = []
+        for job in self.jobs:
+            arm = config.arms[job.arm]
+            needs: tuple[str, ...] = ()
+            if arm.model is not None:
+                name = f"paint-{arm.model}-{job.subset}"
+                model = {"model": config.models[arm.model], "per_mask": self._per_mask(arm.model, job.size)}
+                hours = config.models[arm.model].get("train", {}).get("images", 0) / _IMAGES_PER_HOUR
+                painters[name] = Cell(name, {**facts, **model}, hours, tuple(cell.name for cell in first))
+                needs = (name,)
+            settings = {"segmenter": config.segmenters[job.segmenter], "arm": plain(arm) | {"sizes": None}}
+            hours = config.segmenters[job.segmenter].get("train", {}).get("images", 0) / _IMAGES_PER_HOUR
+            segmenters.append(Cell(job.name, {**facts, **settings}, hours, needs))
+        return [*first, *painters.values(), *segmenters]
+
+    def work(self, cell: Cell, folder: Path) -> None:
+        """Does one cell."""
+        if cell.name == "autoencoder":
+            self.fit_autoencoder(self.config)
+        elif cell.name.startswith("paint-"):
+            job, model = next(
+                (job, model)
+                for job in self.jobs
+                if (model := self.config.arms[job.arm].model) and f"paint-{model}-{job.subset}" == cell.name
+            )
+            self._paint(model, job, folder)
+        else:
+            self._segment(next(job for job in self.jobs if job.name == cell.name), folder)
+
+    def summarise(self) -> Result:
+        """Tables, verdicts, figures and the page."""
+        return summarise(self.config, self.folder, self.jobs, self.test_manifest(), self.accelerator)
+
+    def test_manifest(self) -> Path:
+        """Whom no model sees, and every segmenter is judged on."""
+        return self.roles.write("test", test=self.roles.heldout, val=())
+
+    def subset_manifest(self, job: Job) -> Path:
+        """The arm's own patients: those it trains on, and those that choose its checkpoints."""
+        train, val = own(self.roles.subset(job.size, job.seed), self.config.validation)
+        return self.roles.write(job.subset, train, val=val)
+
+    def _per_mask(self, model: str, size: int | str) -> int:
+        """Volumes per mask, enough for every arm."""
+        doses = [arm.dose for arm in self.config.arms_of(size).values() if arm.model == model]
+        return max(1, math.ceil(max(doses)))
+
+    def _paint(self, model: str, job: Job, folder: Path) -> None:
+        """Trains a generator on the subset and paints the masks of its training patients, nobody else's."""
+        manifest = self.subset_manifest(job)
+        run = self.config.run_of(model, folder / "run", manifest, job.seed)
+        train_generator(run)
+        synthesize(
+            load_synthesizer(folder / "run"),
+            requests(manifest, "train"),
+            folder / "samples",
+            self.accelerator,
+            per_mask=self._per_mask(model, job.size),
+            seed=job.seed * 1000,
+            batch=4,
+        )
+
+    def _segment(self, job: Job, folder: Path) -> None:
+        """Trains a segmenter on the arm's mixture and scores it on the test patients."""
+        arm = self.config.arms[job.arm]
+        subset = self.subset_manifest(job)
+        patients = sorted({case.patient_id for case in Manifest.load(subset).select("train")})
+        real = {"manifest": subset, "split": "train", "patients": max(1, round(arm.real * len(patients)))}
+        sources = [real] if arm.real else []
+        if arm.model is not None:
+            painted = self.folder / "cells" / f"paint-{arm.model}-{job.subset}" / "samples"
+            synthetic = dosed(painted, round(arm.dose * len(patients)), folder, self.accelerator.is_main_process)
+            self.accelerator.wait_for_everyone()
+            sources.append({"manifest": synthetic, "split": "train"})
+        run = folder / "run"
+        if arm.bridge:
+            images = self._run(job, run, sources, arm).train.images
+            half = {"train": {"images": images // 2}}
+            train_segmenter(self._run(job, folder / "bridge", sources[1:], arm, half))
+            rest = {"train": {"images": images - images // 2}, "init_from": folder / "bridge" / "checkpoint"}
+            train_segmenter(self._run(job, run, sources[:1], arm, rest))
+        else:
+            train_segmenter(self._run(job, run, sources, arm))
+        evaluate_segmenter(run, self.test_manifest(), folder / "test", self.accelerator, "test")
+
+    def _run(
+        self,
+        job: Job,
+        run: Path,
+        sources: Sequence[dict[str, Any]],
+        arm: ArmConfig,
+        changes: dict[str, Any] | None = None,
+    ) -> Any:
+        validation = self.subset_manifest(job)
+        return self.config.segmenter_run(job.segmenter, run, validation, sources, job.seed, arm.augment, changes)
+
+    def _check_autoencoder(self, run: Path) -> None:
+        """An autoencoder that has seen a patient of the pool would carry it into every arm."""
+        ledger = checkpoint.read_ledger(checkpoint.locate(run))
+        mine = {*self.roles.pool, *self.roles.heldout}
+        seen, _ = ledger.seen([case for case in self.roles.cohort.cases if case.patient_id in mine])
+        if seen:
+            raise DataError(
+                f"the autoencoder of {run} was trained on {len(seen)} patients of this study's pool or held-out patients "
+                f"({', '.join(case.patient_id for case in seen[:3])}): train one on other patients, or let the study do it"
+            )
+
+
+def own(subset: Sequence[str], share: float) -> tuple[list[str], list[str]]:
+    """A subset's training and validation patients: every so-manieth validates, so that those of nested subsets are nested.
+
+    Raises:
+        DataError: A subset that leaves nobody to train on, or to validate on.
+    """
+    every = max(2, round(1 / share))
+    val = [patient for n, patient in enumerate(subset) if n % every == every - 1] or list(subset[-1:])
+    train = [patient for patient in subset if patient not in set(val)]
+    if not train:
+        raise DataError(f"a subset of {len(subset)} patients cannot both train and validate: give at least 2")
+    return train, val
+
+
+def dosed(painted: Path, count: int, folder: Path, write: bool) -> Path:
+    """A manifest of the first so many volumes, every mask once before any twice, with the ledger beside it."""
+    manifest = Manifest.load(painted / "manifest.json")
+    turns: dict[tuple[str, ...], int] = {}
+    ordered = []
+    for case in sorted(manifest.cases, key=lambda case: case.case_id):
+        turn = turns[case.parents] = turns.get(case.parents, -1) + 1
+        ordered.append((turn, case.case_id, case))
+    chosen = [case for *_, case in sorted(ordered, key=lambda row: row[:2])[: max(1, count)]]
+    path = folder / "synthetic" / "manifest.json"
+    if write:
+        replace(manifest, name=folder.name, cases=tuple(replace(case, split="train") for case in chosen)).save(path)
+        shutil.copyfile(painted / LEDGER, path.parent / LEDGER)
+        Ledger.beside(path)  # unreadable ones show here
+    return path

@@ -1,0 +1,207 @@
+"""Packing for sharing: nothing leaves without a report that clears it, and nothing that leaves names a patient."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+from reported_set import COPIES, FRESH, Reported
+
+from latentsynth.data import nifti
+from latentsynth.data.manifest import Manifest
+from latentsynth.errors import DataError
+from latentsynth.experiments.export import export_set
+from latentsynth.experiments.filter import filter_set
+from latentsynth.provenance import LEDGER, Ledger
+from latentsynth.types import Case
+
+LICENCE = "CC-BY-4.0"
+
+
+def export(samples: Path, out: Path, report: Path | None, **options: Any) -> str:
+    """The card of an exported set."""
+    return export_set(samples, out, LICENCE, report, **options).read_text()
+
+
+def refuses(words: str, samples: Path, out: Path, report: Path | None, **options: Any) -> None:
+    with pytest.raises(DataError, match=words):
+        export_set(samples, out, LICENCE, report, **options)
+    assert not out.exists()
+    assert not list(out.parent.glob(".partial*"))
+
+
+def voxels(case: Case) -> list[bytes]:
+    assert case.mask is not None
+    return [nifti.read(file)[0].tobytes() + nifti.read(file)[1].tobytes() for file in (*case.images, case.mask)]
+
+
+def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Every name and byte below a folder, compressed and plain: texts, headers, voxels."""
+    for path in sorted(folder.rglob("*")):
+        yield path, str(path.relative_to(folder)).encode()
+        if path.is_file():
+            yield path, path.read_bytes()
+            if path.suffix == ".gz":
+                yield path, gzip.decompress(path.read_bytes())
+
+
+@pytest.fixture
+def filtered(reported: Reported, tmp_path: Path) -> Path:
+    """The set without image and mask copies."""
+    out = tmp_path / "filtered" / "manifest.json"
+    filter_set(reported.samples, reported.report, out, drop_mask_copies=True)
+    return out
+
+
+def test_what_was_filtered_is_exported_voxel_by_voxel(reported: Reported, filtered: Path, tmp_path: Path) -> None:
+    """Every volume beside its own mask, as any program for nnU-Net's layout finds them."""
+    out = tmp_path / "shared"
+    card = export(filtered, out, reported.report)
+    assert (out / "README.md").read_text() == card
+    cases = Manifest.load(filtered).cases
+    assert [c.case_id for c in cases] == list(FRESH)
+    images, masks = (sorted((out / folder).iterdir()) for folder in ("imagesTr", "labelsTr"))
+    assert [path.name.replace("_0000.nii", ".nii") for path in images] == [path.name for path in masks]
+    assert [voxels(Case("", "", (image,), mask)) for image, mask in zip(images, masks, strict=True)] == [
+        voxels(case) for case in cases
+    ]
+    description = json.loads((out / "dataset.json").read_text())
+    assert (description["SYNTHETIC"], description["numTraining"], description["licence"]) == (True, 5, LICENCE)
+    assert description["channel_names"] == {"0": "CT"}
+    assert description["labels"]["background"] == 0
+
+
+def test_the_card_says_what_was_measured(reported: Reported, filtered: Path, tmp_path: Path) -> None:
+    card = export(filtered, tmp_path / "shared", reported.report)
+    facts = json.loads(reported.report.read_text())["facts"]
+    assert "Not patients; not for diagnosis" in card
+    assert re.search(r"\| volumes \| 5 \|", card)
+    assert LICENCE in card
+    assert facts["train"]["fingerprint"] in card
+    assert re.search("12 training cases, calibrated by 9 and checked by 9 unseen", card)
+    assert "| made | voxels | 9 | 0.333" in card  # the copy rate before
+    assert "Exported without" not in card
+    assert "Masks of patients" not in card
+
+
+@pytest.mark.parametrize("way", ["clean", "overruled", "masks"])
+def test_nothing_that_leaves_names_a_patient(reported: Reported, filtered: Path, tmp_path: Path, way: str) -> None:
+    if way == "clean":
+        export(filtered, tmp_path / "shared", reported.report)
+    elif way == "overruled":
+        export(reported.samples, tmp_path / "shared", reported.report, without_report="asked for")
+    else:
+        filter_set(reported.samples, reported.report, tmp_path / "some.json")
+        export(tmp_path / "some.json", tmp_path / "shared", reported.report, publish_mask_copies=True)
+    cases = (*Manifest.load(reported.real).cases, *Manifest.load(reported.samples).cases)
+    names = {name for case in cases for name in (case.case_id, case.patient_id, *case.parents, case.voxels)}
+    names |= {"Meier", "Huber", "phantom", "archive-of-patients", str(tmp_path.parent), "filtered", "samples"}
+    ledger = Ledger.load(reported.samples.parent / LEDGER)
+    wanted = re.compile("|".join(re.escape(name) for name in sorted(names | ledger.patients)).encode())
+    found = {(path.name, match[0]) for path, data in contents(tmp_path / "shared") if (match := wanted.search(data))}
+    assert not found
+    assert len(list(contents(tmp_path / "shared"))) > 20  # and there was something to search
+
+
+def test_copies_stay(reported: Reported, tmp_path: Path) -> None:
+    words = rf"3 of 9 volumes are flagged as copies \({', '.join(COPIES)}\): drop them with `latentsynth filter`"
+    refuses(words, reported.samples, tmp_path / "shared", reported.report)
+    refuses(words, reported.samples, tmp_path / "shared", reported.report, publish_mask_copies=True)
+
+
+def test_masks_of_patients_leave_on_request_alone(reported: Reported, tmp_path: Path) -> None:
+    filter_set(reported.samples, reported.report, tmp_path / "kept.json")
+    kept, out = tmp_path / "kept.json", tmp_path / "shared"
+    refuses("1 of 6 masks are patients' own or copies of theirs", kept, out, reported.report)
+    card = export(kept, out, reported.report, publish_mask_copies=True)
+    assert "Masks of patients, or copies of them, may be among these" in card
+
+
+def test_masks_that_nobody_compared_stay(reported: Reported, tmp_path: Path) -> None:
+    value = json.loads(reported.clean.read_text())
+    value["facts"]["masks"] = False
+    (tmp_path / "report.json").write_text(json.dumps(value))
+    refuses("did not compare masks", reported.fresh, tmp_path / "shared", tmp_path / "report.json")
+    export(reported.fresh, tmp_path / "shared", tmp_path / "report.json", publish_mask_copies=True)
+
+
+def test_nothing_leaves_without_a_report_or_a_reason(reported: Reported, tmp_path: Path) -> None:
+    out = tmp_path / "shared"
+    refuses("no memorization report: run `latentsynth memorization`", reported.fresh, out, None)
+    refuses("needs a reason", reported.fresh, out, None, without_report=" ")
+    card = export(reported.fresh, out, None, without_report="the patients agreed")
+    assert "Exported without a privacy report that clears it. Reason given: the patients agreed" in card
+    assert "No privacy report was made" in card
+    card = export(reported.samples, tmp_path / "all", reported.report, without_report="a test of detectors")
+    assert "Reason given: a test of detectors" in card
+    assert "| made | voxels | 9 | 0.333" in card  # what overrules the report does not hide it
+
+
+def test_a_report_on_other_files_clears_nothing(reported: Reported, tmp_path: Path) -> None:
+    out = tmp_path / "shared"
+    refuses("was not made for 4 of these 9 volumes", reported.samples, out, reported.clean)
+    moved = reported.copy(tmp_path / "moved", fresh=True)
+    case = Manifest.load(moved).cases[0]
+    image, affine = nifti.read(case.images[0])
+    changed = np.array(image)
+    changed[0, 0, 0] += 1
+    nifti.write(case.images[0], changed, affine)
+    refuses(rf"was not made for 1 of these 5 volumes, as they are now \({FRESH[0]}\)", moved, out, reported.clean)
+
+
+def test_everybody_the_generator_saw_must_have_been_looked_for(reported: Reported, tmp_path: Path) -> None:
+    """The ledger names two scans more, say of the autoencoder's patients, than the report compared with."""
+    moved = reported.copy(tmp_path / "moved", fresh=True)
+    unseen = Manifest.load(reported.real).select("test")[:2]
+    (Ledger.load(moved.parent / LEDGER) | Ledger.of(unseen)).save(moved.parent / LEDGER)
+    words = "looked for 12 training scans, and the generator, or the autoencoder under it, saw 2 others"
+    refuses(words, moved, tmp_path / "shared", reported.clean)
+
+
+def test_real_cases_and_existing_folders_are_refused(reported: Reported, tmp_path: Path) -> None:
+    out, words = tmp_path / "shared", r"holds 1 real cases \(Huber-3-s0000\)"
+    moved = reported.copy(tmp_path / "moved", fresh=True)
+    whole = Manifest.load(moved)
+    real = tuple(replace(c, source="real") if n == 3 else c for n, c in enumerate(whole.cases))
+    replace(whole, cases=real).save(moved)
+    refuses(words, moved, out, reported.clean)
+    refuses(words, moved, out, None, without_report="all the same")
+    out.mkdir()
+    (out / "mine").write_text("kept")
+    for reason in (None, "all the same"):
+        with pytest.raises(DataError, match="exists: give a folder that does not"):
+            export_set(reported.fresh, out, LICENCE, reported.clean, without_report=reason)
+    assert [path.name for path in out.iterdir()] == ["mine"]
+
+
+def test_headers_and_endings_are_ours(reported: Reported, tmp_path: Path) -> None:
+    """Another program's files may carry a name in their headers, and need not be compressed."""
+    samples = reported.copy(tmp_path / "copy", fresh=True)
+    manifest = Manifest.load(samples)
+    cases = []
+    for case in manifest.cases:
+        images = []
+        for image in case.images:
+            one = nib.load(image)
+            one.header["descrip"] = b"Meier-3 ward 7"
+            one.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"Meier-3 born 1950"))
+            plain = image.with_name(image.name.removesuffix(".gz"))
+            nib.save(nib.Nifti1Image(np.asanyarray(one.dataobj), one.affine, one.header), plain)
+            images.append(plain)
+        cases.append(replace(case, images=tuple(images)))
+    replace(manifest, cases=tuple(cases)).save(samples)
+    out = tmp_path / "shared"
+    export(samples, out, None, without_report="a test")
+    assert [where for where, found in contents(out) if b"Meier" in found] == []
+    assert json.loads((out / "dataset.json").read_text())["file_ending"] == ".nii.gz"
+    assert all(path.name.endswith(".nii.gz") for path in (out / "imagesTr").iterdir())
+    for case, image in zip(cases, sorted((out / "imagesTr").iterdir()), strict=True):
+        np.testing.assert_array_equal(nifti.read(image)[0], nifti.read(case.images[0])[0])

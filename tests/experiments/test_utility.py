@@ -1,0 +1,216 @@
+"""The utility study: who trains on what, no leak, and words that follow from planted effects."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import run
+
+from latentsynth import checkpoint
+from latentsynth.config import UtilityStudy, load
+from latentsynth.data.manifest import Manifest
+from latentsynth.data.phantom import write_cohort
+from latentsynth.data.prepare import prepare
+from latentsynth.errors import ConfigError, DataError
+from latentsynth.experiments.utility import Job, Utility, dosed, own
+from latentsynth.experiments.utility_summary import comparisons, read_scores, sentences
+from latentsynth.provenance import LEDGER, Ledger
+from latentsynth.results import Result
+
+DEBUG = Path(__file__).parents[2] / "configs" / "debug" / "utility.yaml"
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory, workplace: Path) -> list[str]:
+    """Points the debug configuration at phantoms of its own, and makes it shorter still."""
+    folder = tmp_path_factory.mktemp("utility")
+    write_cohort(folder / "patients", 20, seed=0, shape=(24, 24, 24), spacing_mm=(8.0, 8.0, 8.0), channels=1)
+    prepare(folder / "patients", folder / "patients.json", progress=False)
+    return [f"folder={folder / 'study'}", f"manifest={folder / 'patients.json'}", f"cache={folder / 'cache'}",
+            "sizes=[5]", "seeds=[0]", "arms.synthetic.sizes=null"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(overrides: list[str]) -> Utility:
+    with pytest.MonkeyPatch.context() as patch:
+        assert run(patch, "experiment", "utility", DEBUG, *overrides) == 0
+    return Utility(load(UtilityStudy, DEBUG, overrides))
+
+
+def config(overrides: Sequence[str]) -> UtilityStudy:
+    return load(UtilityStudy, DEBUG, overrides)
+
+
+def test_every_arm_sees_its_own_patients_alone(finished: Utility) -> None:
+    """The generator, its masks and the segmenter: nobody but the subset's training patients, nor any test patient."""
+    job = finished.jobs[0]
+    train, val = own(finished.roles.subset(5, 0), finished.config.validation)
+    assert len(train) == 4
+    assert len(val) == 1
+    cases = {case.patient_id: case for case in finished.roles.cohort.cases}
+    strangers = [case for patient, case in cases.items() if patient not in train]
+    outside = [cases[patient] for patient, part in finished.roles.outside.items() if part == "train"]
+    painted = finished.folder / "cells" / "paint-diffusion-n5-s0"
+    assert {
+        parent for case in Manifest.load(painted / "samples" / "manifest.json").cases for parent in case.parents
+    } == set(train)
+    for folder in (painted / "run", *(finished.folder / "cells" / job.name / "run" for job in finished.jobs)):
+        ledger = checkpoint.read_ledger(folder / "checkpoint")
+        seen, verified = ledger.seen(strangers)
+        assert verified
+        assert {case.patient_id for case in seen} <= {case.patient_id for case in outside}  # through the autoencoder
+    with (finished.folder / "cells" / job.name / "test" / "segmenter.csv").open() as stream:
+        assert {row["patient"] for row in csv.DictReader(stream)} == set(finished.roles.heldout)
+
+
+def test_arms_are_mixed_as_declared_and_trained_equally_long(finished: Utility) -> None:
+    seen = set()
+    for job in finished.jobs:
+        folder = finished.folder / "cells" / job.name
+        last = [line for line in (folder / "run" / "metrics.jsonl").read_text().splitlines() if "images_seen" in line][
+            -1
+        ]
+        seen.add((job.arm == "bridge", last.partition('"images_seen": ')[2].partition(",")[0].strip("}")))
+    assert seen == {(False, "32"), (True, "16")}  # the bridge's other half was on synthetic volumes
+    sets = {arm: Manifest.load(finished.folder / "cells" / f"unet-{arm}-n5-s0" / "synthetic" / "manifest.json") for arm in ("half", "added", "synthetic")}  # fmt: skip
+    assert {arm: len(manifest.cases) for arm, manifest in sets.items()} == {"half": 2, "added": 6, "synthetic": 4}
+    assert len({case.parents for case in sets["synthetic"].cases}) == 4  # every mask once before any twice
+
+
+def test_what_is_left_behind(finished: Utility) -> None:
+    result = Result.load(finished.folder / "utility.json")
+    assert result.facts["baseline"] == "real"
+    assert [row[2] for row in result.tables[0].rows] == ["real", "half", "added", "synthetic", "bridge"]
+    page = (finished.folder / "report.html").read_text()
+    assert "Does training on synthetic patients help?" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    for name in ("utility.png", "utility_examples.png"):
+        assert (finished.folder / name).stat().st_size > 5000
+
+
+def test_a_second_run_does_nothing(finished: Utility, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    done = {path: path.stat().st_mtime_ns for path in (finished.folder / "cells").rglob("*")}
+    assert run(monkeypatch, "experiment", "utility", DEBUG, *overrides) == 0
+    assert {path: path.stat().st_mtime_ns for path in (finished.folder / "cells").rglob("*")} == done
+
+
+def test_an_autoencoder_that_saw_the_pool_is_refused(finished: Utility, overrides: list[str], tmp_path: Path) -> None:
+    """A planted leak: it would carry other patients into every arm."""
+    given = [*overrides[1:], f"folder={tmp_path / 'study'}"]
+    good = Utility(config([*given, f"pretrained_autoencoder={finished.folder / 'autoencoder'}"]))
+    assert good.cells()[0].name == "paint-diffusion-n5-s0"
+    pool = [case for case in finished.roles.cohort.cases if case.patient_id in finished.roles.pool]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "read_ledger", lambda folder: Ledger.of(pool[:1]))
+        with pytest.raises(DataError, match=f"1 patients of this study's pool .*{pool[0].patient_id}"):
+            Utility(config([*given, f"pretrained_autoencoder={finished.folder / 'autoencoder'}"]))
+
+
+def test_validation_patients_of_nested_subsets_are_nested() -> None:
+    order = [f"p{n}" for n in range(40)]
+    for share, count in ((0.2, 8), (0.25, 10), (0.5, 20)):
+        train, val = own(order, share)
+        assert len(val) == count
+        assert sorted(train + val) == sorted(order)
+        for size in range(2, 40):
+            some, few = own(order[:size], share)
+            assert set(some) | set(few) == set(order[:size])
+            assert some
+            assert few
+            if size >= 1 / share:
+                assert set(few) <= set(val)
+    with pytest.raises(DataError, match="give at least 2"):
+        own(["p"], 0.2)
+
+
+def test_a_larger_dose_keeps_the_volumes_of_a_smaller_one(finished: Utility, tmp_path: Path) -> None:
+    painted = finished.folder / "cells" / "paint-diffusion-n5-s0" / "samples"
+    kept: set[str] = set()
+    for count in (1, 3, 4, 7, 8):
+        path = dosed(painted, count, tmp_path / str(count), True)
+        names = {case.case_id for case in Manifest.load(path).cases}
+        assert len(names) == count
+        assert kept <= names
+        kept = names
+        assert Ledger.beside(path) == Ledger.load(painted / LEDGER)
+
+
+def written(folder: Path, study: UtilityStudy, shifts: dict[str, float], patients: int = 40) -> list[Job]:
+    """Cells whose segmenters differ by planted shifts of Dice."""
+    jobs = [Job(arm, "unet", 5, seed) for arm in shifts for seed in (0, 1)]
+    rng = np.random.default_rng(0)
+    base = rng.uniform(0.5, 0.8, patients)
+    columns = ("patient", "label", "dice", "surface_dice", "hd95_mm", "volume_error", "lesions", "lesions_found")
+    for job in jobs:
+        file = folder / "cells" / job.name / "test" / "segmenter.csv"
+        file.parent.mkdir(parents=True)
+        score = base + shifts[job.arm] + 0.01 * rng.standard_normal(patients)
+        with file.open("w", newline="") as stream:
+            lines = csv.writer(stream)
+            lines.writerow(columns)
+            for n in range(patients):
+                for label, dice in (("liver", score[n] - 0.1), ("lesion", score[n] + 0.1)):
+                    lines.writerow((f"p{n}", label, dice, dice, 3.0, -0.5, 4, 1 if label == "lesion" else 4))
+    return jobs
+
+
+def test_planted_effects_are_said_in_words(tmp_path: Path, overrides: list[str]) -> None:
+    study = config(overrides)
+    shifts = {"real": 0.0, "half": -0.05, "added": 0.05, "bridge": 0.001}
+    scores = read_scores(tmp_path, written(tmp_path, study, shifts), ("lesion",))
+    by = scores["unet", 5, "added"]
+    assert by["lesions_found"]["p0"] == 0.25  # the liver is no lesion
+    assert by["volume_error"]["p0"] == 0.5
+    found = comparisons(study, scores)
+    said = sentences(study, found)
+    assert [line.partition(": ")[2].partition(" (")[0] for line in said] == [
+        "half against real: harm",
+        "added against real: a gain",
+        "bridge against real: equivalent, within 0.01",
+    ]
+    one, adjusted = found["unet", 5, "added"]
+    assert one.patients == 40  # patients, not patients times seeds
+    assert one.difference == pytest.approx(0.05, abs=0.005)
+    assert one.p <= adjusted <= 3 * one.p + 1e-12
+
+
+def test_few_patients_cannot_be_significant_and_it_is_said(tmp_path: Path, overrides: list[str]) -> None:
+    study = config(overrides)
+    jobs = written(tmp_path, study, {"real": 0.0, "half": -0.2, "added": 0.2}, patients=5)
+    said = sentences(study, comparisons(study, read_scores(tmp_path, jobs, ("lesion",))))
+    assert "nothing here can be significant" in said[-1]
+    assert not any("a gain" in line or "harm" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (["baseline=none"], "baseline 'none' is none of the arms"),
+        (["arms.real.sizes=[9]"], "size 9 is none of the study's sizes"),
+        (["arms.added.model=gan"], "model 'gan' is none of diffusion"),
+        (["arms.added.dose=0"], "an arm with synthetic volumes needs both"),
+        (["arms.real.real=0"], "nothing to train on"),
+        (["arms.synthetic.bridge=true"], "bridge needs real patients and a dose"),
+        (["segmenters.unet.data={}"], "segmenters.unet.data is decided by the study"),
+        (["segmenters.unet.network.chanels=[4]"], "did you mean channels?"),
+        (["arms={real: {}}"], "at least 2 items"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(overrides: list[str], changes: list[str], words: str) -> None:
+    with pytest.raises(ConfigError, match=words.replace("?", r"\?")):
+        config([*overrides, *changes])
+
+
+def test_a_dry_run_makes_nothing(
+    overrides: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes: list[Any] = [*overrides[1:], f"folder={tmp_path / 'study'}"]
+    assert run(monkeypatch, "experiment", "utility", DEBUG, *changes, "--dry-run") == 0
+    assert "0 of 7 cells done" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
