@@ -170,6 +170,9 @@ def test_samples_of_held_out_masks_make_the_matched_null(measure: Measure) -> No
     assert found[:3] == (12, 20, 1.0)
     assert found[-1] <= 0.2  # control
     assert not any("no mask-matched null" in note for note in result.notes)
+    facts = result.facts["sets"]["both"]
+    assert all(one["mask_copy"] for one in facts.values())  # held-out patients' annotations are theirs as well
+    assert "both: 40 of 52 volumes were made from held-out patients' masks" in " ".join(result.notes)
 
 
 @pytest.mark.usefixtures("quick")
