@@ -16,6 +16,7 @@ from latentsynth.strict import Positive, Strict, build
 from latentsynth.types import Framing, Grid
 
 _MODEL = re.compile(r"[A-Za-z0-9_+.]+")  # without a hyphen, which parts the names of cells
+_RESERVED = ("autoencoder", "detector", "pilot", "measure", "paint")
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -61,8 +62,7 @@ class StudyConfig(Strict):
         refuse(self.autoencoder, ("run", "seed", "data"), "autoencoder")
         self.autoencoder_run(Path("x"), Path("x"))
         for name in self.models:
-            if not _MODEL.fullmatch(name):
-                raise ValueError(f"model {name!r} names cells: give letters, digits, _ + and . alone")
+            cell_name(name)
             self.run_of(name, Path("x"), Path("x"), 0)
         return self
 
@@ -111,6 +111,14 @@ class StudyConfig(Strict):
         if generator.get("kind") == "latent_gan":
             return build(GanRun, merged(on_latents, wanted), model)
         return build(GanRun, merged({**start, "data": {**self.data, "manifest": manifest}}, wanted), model)
+
+
+def cell_name(name: str) -> None:
+    """Refuses names of models and segmenters that could not name cells."""
+    if not _MODEL.fullmatch(name) or name in _RESERVED:
+        raise ValueError(
+            f"{name!r} names cells: give letters, digits, _ + and . alone, and none of {', '.join(_RESERVED)}"
+        )
 
 
 def once(key: str, values: Sequence[Any]) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from latentsynth.config.numbers import NotNegative
 from latentsynth.config.segmenter import SegmenterRun
-from latentsynth.config.study import Share, StudyConfig, merged, refuse
+from latentsynth.config.study import StudyConfig, cell_name, merged, refuse
 from latentsynth.strict import Positive, Strict, build
 
 Part = Annotated[float, Field(ge=0, le=1)]
@@ -50,7 +50,9 @@ class UtilityStudy(StudyConfig):
     segmenters: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = Field(
         description="by name, settings of a SegmenterRun; run and data are the study's"
     )
-    validation: Share = Field(0.2, description="share of a subset's own patients that chooses checkpoints")
+    validation: Annotated[float, Field(gt=0, le=0.5)] = Field(
+        0.2, description="share of a subset's own patients that chooses checkpoints"
+    )
     margin: Annotated[float, Field(gt=0)] = Field(0.01, description="difference of Dice that counts as none")
 
     @model_validator(mode="after")
@@ -70,6 +72,7 @@ class UtilityStudy(StudyConfig):
                 )
         sources = [{"manifest": "x"}]
         for name in self.segmenters:
+            cell_name(name)
             refuse(self.segmenters[name], ("run", "seed", "data"), f"segmenters.{name}")
             self.segmenter_run(name, Path("x"), Path("x"), sources, 0, True)
         return self

@@ -89,9 +89,12 @@ class Cohort:
 
 
 def named(text: str) -> tuple[str, Path]:
-    """``NAME=MANIFEST`` or ``MANIFEST``, whose name is then that of its folder."""
+    """``NAME=MANIFEST`` or ``MANIFEST``, whose name is then that of its folder; a folder has its own."""
     name, equals, path = text.partition("=")
-    return (name, Path(path)) if equals and not Path(text).exists() else (Path(text).resolve().parent.name, Path(text))
+    if equals and not Path(text).exists():
+        return name, Path(path)
+    whole = Path(text).resolve()
+    return whole.name if whole.is_dir() else whole.parent.name, Path(text)
 
 
 def check_names(cohorts: Sequence[Cohort]) -> None:
@@ -103,6 +106,15 @@ def check_names(cohorts: Sequence[Cohort]) -> None:
     names = [cohort.name for cohort in cohorts]
     if len(set(names)) < len(names):
         raise DataError(f"cohorts are named {', '.join(names)}: give every one a name of its own, NAME=MANIFEST")
+    if len({file_name(name) for name in names}) < len(names):
+        raise DataError(
+            f"cohorts {', '.join(names)} would share files: names must differ in more than spaces and slashes"
+        )
+
+
+def file_name(name: str) -> str:
+    """A cohort's name as part of a file name."""
+    return name.replace("/", "-").replace(" ", "_")
 
 
 def generator_saw(real: Sequence[Case], cohort: Cohort) -> list[str]:

@@ -18,7 +18,9 @@ from latentsynth.provenance import fingerprint
 from latentsynth.types import Case, Labels, Split
 
 
-def open_cohort(name: str, source: Path, splits: Sequence[Split] = SPLITS, real: bool = True) -> Cohort:
+def open_cohort(
+    name: str, source: Path, splits: Sequence[Split] = SPLITS, real: bool = True, channels: int | None = None
+) -> Cohort:
     """A cohort from a manifest or a folder.
 
     Args:
@@ -27,18 +29,24 @@ def open_cohort(name: str, source: Path, splits: Sequence[Split] = SPLITS, real:
             ``CASE_0000.nii.gz, CASE_0001.nii.gz, ...`` or ``CASE.nii.gz``, every case a patient, without masks.
         splits: Which splits of a manifest.
         real: Whether the cases are patients; those of a folder are taken at your word.
+        channels: Files per case of a folder; None finds out.
 
     Raises:
         DataError: Nothing there, or synthetic cases where patients are wanted.
     """
     if source.is_dir():
-        manifest = _folder(name, source, real)
+        manifest = _folder(name, source, real, channels)
         return Cohort(name, manifest, manifest.cases)
     whole = Manifest.load(source)
     has = any(case.split in splits for case in whole.cases)
     cohort = Cohort.load(name, source, splits if has else SPLITS)
     if real and not cohort.real:
         raise DataError(f"{source} holds synthetic cases, and {name} must be patients: give a manifest of real scans")
+    if not real and any(case.source == "real" for case in cohort.cases):
+        raise DataError(
+            f"{source} holds real scans, and {name} is to be judged as synthetic: for scans that play copies on purpose, make "
+            "a manifest of them with `latentsynth prepare --synthetic`"
+        )
     return cohort
 
 
@@ -79,7 +87,7 @@ def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> li
     for cohort in samples:
         if not cohort.ledger.voxels:
             notes.append(
-                f"{cohort.name} has no ledger: that its generator saw these patients and no others is your word"
+                f"{cohort.name}: no ledger beside it, so that its generator saw these patients and no others is your word"
             )
             continue
         leaked = [c.case_id for c in heldout.cases if c.voxels and c.voxels in cohort.ledger.voxels]
@@ -102,12 +110,14 @@ def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> li
     return notes
 
 
-def _folder(name: str, folder: Path, real: bool) -> Manifest:
-    found = [cases for channels in (1, 2, 3, 4) if (cases := _try(folder, channels))]
-    if not found:
-        scans(folder, 1)  # says what is wrong
+def _folder(name: str, folder: Path, real: bool, channels: int | None) -> Manifest:
+    found = [cases for count in (1, 2, 3, 4) if (cases := _try(folder, count))]
+    if channels is not None or not found:
+        found = [scans(folder, channels or 1)]  # says what is wrong
+    # Numbered scans look like the channels of one case; a cohort has several.
+    many = [cases for cases in found if len(cases) > 1] or found
     made = []
-    for case in found[-1]:
+    for case in many[-1]:
         hashes = [nifti.canonical_hash(*nifti.read(image)) for image in case.images]
         affine = nifti.geometry(case.images[0])[1]
         content = fingerprint([hashes, np.round(affine, 4).tolist()])  # folders may hold files of equal names and times

@@ -65,8 +65,9 @@ def measure_memorization(
         DataError: Cohorts that do not fit together, too few held-out patients, or held-out patients that were seen.
     """
     learned = open_cohort("training patients", train, ("train",))
-    unseen = open_cohort("held-out patients", heldout, ("val", "test"))
-    sets = [open_cohort(name, path, real=False) for name, path in samples]
+    channels = len(learned.manifest.channels)
+    unseen = open_cohort("held-out patients", heldout, ("val", "test"), channels=channels)
+    sets = [open_cohort(name, path, real=False, channels=channels) for name, path in samples]
     sides = Sides(learned, *halves(unseen))
     check_names((*sides.all, *sets))
     for cohort in (unseen, *sets):
@@ -77,17 +78,22 @@ def measure_memorization(
             )
     smallest_rank(len({case.patient_id for case in sides.calibration.cases}), level)  # before anything is read
     notes = check_apart(learned, unseen, sets)
+    losses_of = {name: _membership(path, sides) for name, path in (losses or {}).items()}
     grid, framing = comparison_space(like, learned.manifest)
     masks = _comparable_masks((*sides.all, *sets))
     labels = learned.manifest.labels
     if framing.crop == "lesion" and not masks:
         raise DataError(f"{like} looks at crops around lesions, and some cases have no mask: give all cases masks")
     caches = {c.name: volumes(c, grid, framing, labels, cache, accelerator, masks) for c in (*sides.all, *sets)}
+    if not masks:
+        notes.append("masks were not compared: some cases have none, or their labels differ")
     chosen = [_ruler(word, learned, caches[learned.name], grid, framing, cache, images) for word in rulers or DEFAULT]
+    names = [one.name for one in chosen]
+    if len(set(names)) < len(names):
+        raise DataError(f"rulers {', '.join(names)}: tables could not tell two of one name apart; rename the files")
     judged = judge(chosen, sides, sets, caches, accelerator, level, dar2024)
     of_masks = judge_masks(sides, sets, caches, accelerator, level) if masks else None
-    members = {name: _membership(path, sides) for name, path in (losses or {}).items()}
-    result = write_memorization(out, sides, sets, judged, of_masks, caches, level, accelerator, notes, members)
+    result = write_memorization(out, sides, sets, judged, of_masks, caches, level, accelerator, notes, losses_of)
     return result, copy_rate(judged)
 
 

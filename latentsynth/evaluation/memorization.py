@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from accelerate import Accelerator
@@ -44,11 +44,6 @@ class Sides:
         """The three of them."""
         return self.train, self.calibration, self.control
 
-    @property
-    def patients(self) -> frozenset[str]:
-        """Everybody, whose masks are theirs."""
-        return frozenset(case.patient_id for cohort in self.all for case in cohort.cases)
-
 
 @dataclass(frozen=True)
 class Measures:
@@ -81,6 +76,7 @@ class Judged:
         matched: By name, against the mask-matched null; None where that does not apply.
         measures: By name, control patients first.
         published: By name, the rule of 2024 and its simulated null; empty unless asked for.
+        unseen: By name, distances to the nearest held-out patient, whose mask a volume may show; of masks alone.
     """
 
     ruler: Ruler
@@ -90,11 +86,14 @@ class Judged:
     matched: Mapping[str, Matched | None]
     measures: Mapping[str, Measures]
     published: Mapping[str, tuple[float, ...]]
+    unseen: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def verdict(self, name: str) -> str:
         """One word on a set."""
         if not self.trust.trusted:
             return "not applicable" if self.ruler.doubt else "not to be trusted"
+        if self.sets[name].mute:
+            return "too few masks to say"
         return "COPIES" if self.sets[name].copied else "as unseen patients"
 
 
@@ -152,7 +151,9 @@ def judge_masks(
     }
     count = min(len(cohort.cases) for cohort in samples or [sides.control])
     copies = plant([ruler.extractor], caches[sides.train.name], count, MASK_DISGUISES, _mask, accelerator)
-    return _judge(ruler, sides, samples, features, copies[ruler.name], level, False)
+    heldout = np.concatenate([features[side.name].values for side in (sides.calibration, sides.control)])
+    unseen = {c.name: ruler.search(features[c.name].values, heldout, 1)[0][:, 0] for c in samples}
+    return replace(_judge(ruler, sides, samples, features, copies[ruler.name], level, False), unseen=unseen)
 
 
 def _judge(
@@ -172,7 +173,8 @@ def _judge(
     # Copies are planted in the set with the fewest of its own, which tells most of what a ruler sees.
     base = min(sets, key=lambda name: sets[name].rate.value, default=CONTROL)
     trust = control(yardstick, checked, sets.get(base, checked), base, copies)
-    matched = {c.name: yardstick.matched(features[c.name], _parents(c), unseen) for c in samples}
+    others = [features[side.name] for side in (sides.calibration, sides.control)]
+    matched = {c.name: yardstick.matched(features[c.name], _parents(c), *others) for c in samples}
     everything = {CONTROL: checked, **sets}
     measures = {name: _measures(yardstick, calibration, one) for name, one in everything.items()}
     rules = {name: _published(train, calibration, one) for name, one in everything.items()} if dar2024 else {}

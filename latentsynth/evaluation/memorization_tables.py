@@ -30,13 +30,15 @@ def verdicts(judged: Sequence[Judged], names: Sequence[str]) -> Table:
             certain = int(found.discovered.sum())
             rows.append((name, one.ruler.name, len(found.p), found.rate, text(found.expected), certain, word))
     first = judged[0].yardstick
+    least = min(1.0, 1 / (len(first.first) + 1) / first.level)
     return Table(
         "copies",
-        ("volumes", "ruler", "n", "copy rate", "expected", "certain copies", "verdict"),
+        ("volumes", "ruler", "n", "copy rate", "expected", "discoveries", "verdict"),
         tuple(rows),
         f"copy rate: share at p <= {first.level:g} by {len(first.first)} calibration patients, with its bootstrap interval over "
-        "patients; expected: 95 % beta-binomial interval of that share for patients that nobody copied; certain copies: left "
-        "at that false discovery rate over the set (Benjamini and Hochberg)",
+        "patients; expected: 95 % beta-binomial interval of that share for patients that nobody copied; discoveries: left by "
+        f"Benjamini and Hochberg at a false discovery rate of {first.level:g}; with {len(first.first)} calibration patients there "
+        f"are none before {least:.0%} of a set lie closer than all of them",
     )  # fmt: skip
 
 
@@ -124,8 +126,10 @@ def members(found: Mapping[str, Membership]) -> Table | None:
 def masks(judged: Judged, samples: Sequence[Cohort], sides: Sides) -> Table:
     """Copies of annotations."""
     trainers = {case.patient_id for case in sides.train.cases}
-    lenders = (trainers, sides.patients - trainers)
-    of = {c.name: [sum(bool(them & set(case.parents)) for case in c.cases) for them in lenders] for c in samples}
+    of = {}
+    for cohort in samples:
+        own = sum(bool(trainers & set(case.parents)) for case in cohort.cases)
+        of[cohort.name] = (own, sum(bool(case.parents) for case in cohort.cases) - own)
     rows: list[tuple[Cell, ...]] = []
     for name, found in everything(judged, list(of)).items():
         equal = int((found.distances[:, 0] == 0).sum())
@@ -139,7 +143,7 @@ def masks(judged: Judged, samples: Sequence[Cohort], sides: Sides) -> Table:
             "expected",
             "equal to a training mask",
             "of a training patient",
-            "of a held-out patient",
+            "of another patient",
         ),
         tuple(rows),
         f"flagged: overlaps a training mask more than {1 - judged.yardstick.level:.0%} of unseen patients' masks do. "

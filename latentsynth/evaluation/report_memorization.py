@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from latentsynth.data.volumes import VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.evaluation import memorization_tables as tables
-from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.evaluation.cohorts import Cohort, file_name
 from latentsynth.evaluation.memorization import CONTROL, Judged, Sides
 from latentsynth.evaluation.trust import text
 from latentsynth.evaluation.yardstick import Measured
@@ -24,6 +24,7 @@ from latentsynth.provenance import file_fingerprint, fingerprint
 from latentsynth.results import Picture, Result, write_csv
 
 KIND = "memorization"
+_EQUAL = 0.02  # 1 - Dice of masks that differ by resampling alone
 _WORST = 5  # pairs per picture
 _COLUMNS = ("volumes", "case", "ruler", "distance", "p", "flagged", "discovered", "nearest training case")
 
@@ -105,8 +106,9 @@ def conclusions(
     """The report in sentences, the answer first."""
     lines = []
     for cohort in samples:
-        by = [one for one in judged if one.trust.trusted and one.sets[cohort.name].copied]
-        clean = [one.ruler.name for one in judged if one.trust.trusted and not one.sets[cohort.name].copied]
+        trusted = [one for one in judged if one.trust.trusted and not one.sets[cohort.name].mute]
+        by = [one for one in trusted if one.sets[cohort.name].copied]
+        clean = [one.ruler.name for one in trusted if not one.sets[cohort.name].copied]
         for one in by:
             found = one.sets[cohort.name]
             lines.append(
@@ -115,7 +117,12 @@ def conclusions(
             )
         if clean:
             lines.append(f"{cohort.name}: no more copies than among unseen patients by {', '.join(clean)}")
-        if not by and not clean:
+        if any(one.sets[cohort.name].mute for one in judged):
+            lines.append(
+                f"{cohort.name}: nothing can be said of the set: its volumes show {len(set(cohort.patients))} independent masks, "
+                "and even if all were flagged, that could be chance; make volumes of more masks"
+            )
+        elif not trusted:
             lines.append(f"{cohort.name}: nothing can be said, no ruler can be trusted here")
     for one in judged:
         if one.ruler.doubt:
@@ -136,23 +143,25 @@ def conclusions(
                     f"{cohort.name}: no mask-matched null: sample masks of the held-out patients too, with the same model, and "
                     "give both as one set"
                 )
-        lent = sum(bool(sides.patients & set(case.parents)) for case in cohort.cases) - own
+        lent = sum(bool(case.parents) for case in cohort.cases) - own
         if lent:
             lines.append(
-                f"{cohort.name}: {lent} of {len(cohort.cases)} volumes were made from held-out patients' masks: exported beside "
+                f"{cohort.name}: {lent} of {len(cohort.cases)} volumes were made from masks of patients who are not among the training cases: exported beside "
                 "their masks they publish these annotations"
             )
-        if masks is not None and masks.sets[cohort.name].copied:
+        if masks is not None and masks.trust.trusted and masks.sets[cohort.name].copied:
             lines.append(
                 f"{cohort.name}: its masks are copies of training masks ({masks.sets[cohort.name].rate.value:.0%} flagged)"
             )
+    if masks is not None and not masks.trust.trusted:
+        lines.append(f"masks: their comparison cannot be trusted here: {'; '.join(masks.trust.reasons)}")
     return lines
 
 
 def mask_copies(masks: Judged, name: str) -> np.ndarray:
-    """Which masks of a set are flagged: closer to a training mask than unseen ones come, or all but equal to one."""
+    """Which masks of a set are flagged: closer to a training mask than unseen ones come, or all but equal to a patient's."""
     found = masks.sets[name]
-    return np.asarray(found.flagged | (found.distances[:, 0] <= 0.02))
+    return np.asarray(found.flagged | (np.minimum(found.distances[:, 0], masks.unseen[name]) <= _EQUAL))
 
 
 def _facts(
@@ -160,7 +169,7 @@ def _facts(
 ) -> dict[str, Any]:
     """What the report was made for; ``filter`` and ``export`` read it."""
     trusted = [one for one in judged if one.trust.trusted]
-    patients, sets = sides.patients, {}
+    sets = {}
     for cohort in samples:
         copied = mask_copies(masks, cohort.name) if masks else np.zeros(len(cohort.cases), bool)
         sets[cohort.name] = {
@@ -168,7 +177,7 @@ def _facts(
                 "files": case_files(case),
                 "voxels": case.voxels,
                 "flagged": [one.ruler.name for one in trusted if one.sets[cohort.name].flagged[n]],
-                "mask_copy": bool(copied[n]) or bool(patients & set(case.parents)),
+                "mask_copy": bool(copied[n]) or bool(case.parents),
                 "nearest": {
                     one.ruler.name: one.yardstick.train.ids[one.sets[cohort.name].nearest[n]] for one in trusted
                 },
@@ -183,7 +192,6 @@ def _facts(
         "rulers": {one.ruler.name: {"fingerprint": one.ruler.extractor.fingerprint, "preprocessing": one.ruler.extractor.preprocessing, "unit": one.ruler.unit, "trusted": one.trust.trusted, "found": dict(one.trust.found)} for one in judged},
         "masks": masks is not None,
         "sets": sets,
-        "false_alarms": float(np.mean(np.any([one.trust.control.flagged for one in trusted], axis=0))) if trusted else None,
     }  # fmt: skip
 
 
@@ -216,7 +224,7 @@ def _rows(judged: Sequence[Judged], names: Sequence[str]) -> list[tuple[Any, ...
 
 
 def _pairs_file(name: str) -> str:
-    return f"memorization_pairs_{name}.png".replace("/", "-").replace(" ", "_")
+    return f"memorization_pairs_{file_name(name)}.png"
 
 
 def _pairs_caption(name: str) -> str:

@@ -47,6 +47,11 @@ class Measured:
         """Whether more are flagged than independent patients would be."""
         return self.rate.value > self.expected[1]
 
+    @property
+    def mute(self) -> bool:
+        """Whether so few independent volumes say nothing: even if all were flagged, that could be chance."""
+        return self.expected[1] >= 1
+
 
 @dataclass(frozen=True)
 class Matched:
@@ -121,7 +126,9 @@ class Yardstick:
     def _low(self, p: np.ndarray) -> np.ndarray:
         return np.asarray(p <= self.level * (1 + 1e-12))  # 0.05 must hold for 1/20
 
-    def matched(self, sample: Features, parents: Sequence[str], control: Features) -> Matched | None:
+    def matched(
+        self, sample: Features, parents: Sequence[str], calibration: Features, control: Features
+    ) -> Matched | None:
         """The mask-matched null: is a sample nearer to the patient of its mask than an unseen patient's would be?
 
         A sample made from a training patient's mask resembles that patient without any copying, by the mask alone.
@@ -131,12 +138,13 @@ class Yardstick:
         Args:
             sample: The set.
             parents: Whose mask each was made from, "" where that is unknown or not one patient.
-            control: Features of the control patients.
+            calibration: Features of all cases of the calibration patients: a sample may show any of them.
+            control: Of all cases of the control patients.
 
         Returns:
             None where no sample was made from a training mask, or too few from calibration masks for the level.
         """
-        theirs = [self._to_parent(sample, parents, people) for people in (self.train, self.calibration, control)]
+        theirs = [self._to_parent(sample, parents, people) for people in (self.train, calibration, control)]
         (rows, distances), null, checks = (
             theirs[0],
             self._one_each(theirs[1], parents),

@@ -10,10 +10,10 @@ from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.report_memorization import case_files
-from latentsynth.experiments.filter import read_report, verdicts_on
+from latentsynth.experiments.filter import read_report, require_trust, verdicts_on
 from latentsynth.files import atomic_path, write_json, write_text
 from latentsynth.progress import bar
-from latentsynth.provenance import Ledger
+from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.results import Result, Table, text
 
 
@@ -53,6 +53,8 @@ def export_set(
     if without_report is not None and not without_report.strip():
         raise DataError("--without-privacy-report needs a reason: say why, the card prints it")
     result = read_report(report) if report else None
+    if result is not None and report is not None:
+        verdicts_on(manifest, result, report)  # the card must not tell of other files, whatever the reason
     if without_report is None:
         if report is None or result is None:
             raise DataError(
@@ -82,6 +84,7 @@ def export_set(
 
 def _check(manifest: Manifest, samples: Path, result: Result, report: Path, publish_mask_copies: bool) -> None:
     verdicts = verdicts_on(manifest, result, report)
+    require_trust(result, report)
     _check_training_set(manifest, samples, result, report)
     flagged = [name for name, facts in verdicts.items() if facts["flagged"]]
     if flagged:
@@ -105,11 +108,13 @@ def _check(manifest: Manifest, samples: Path, result: Result, report: Path, publ
 def _check_training_set(manifest: Manifest, samples: Path, result: Result, report: Path) -> None:
     """Everybody that the generator saw must have been looked for."""
     ledger = Ledger.beside(samples)
-    own = {case.voxels for case in manifest.cases}
-    missed = ledger.voxels - own - set(result.facts["train"]["voxels"])
+    if not ledger.voxels and any(case.source != "external" for case in manifest.cases):
+        raise DataError(
+            f"no {LEDGER} beside {samples}, so nothing says whom its model saw: put the one of the set back beside it"
+        )
     # A set that was filtered carries the ledger of the whole, whose other volumes are no patients.
-    synthetic = {facts["voxels"] for cases in result.facts["sets"].values() for facts in cases.values()}
-    missed -= synthetic
+    own = {facts["voxels"] for cases in _sets(manifest, result).values() for facts in cases.values()}
+    missed = ledger.voxels - own - set(result.facts["train"]["voxels"])
     if missed:
         raise DataError(
             f"{report} looked for {len(result.facts['train']['voxels'])} training scans, and the generator, or the "
@@ -170,21 +175,34 @@ def _card(manifest: Manifest, name: str, licence: str, result: Result | None, re
 def _privacy(manifest: Manifest, result: Result) -> str:
     """What the report says of the sets that these volumes come from; its paths and other sets are nobody's business."""
     facts: dict[str, Any] = result.facts
-    files = {case_files(case) for case in manifest.cases}
-    sets = {name: cases for name, cases in facts["sets"].items() if files & {one["files"] for one in cases.values()}}
+    sets = _sets(manifest, result)
     others = set(facts["sets"]) - set(sets)
     table = replace(result.tables[0], rows=tuple(row for row in result.tables[0].rows if row[0] not in others))
     measured = sum(len(cases) for cases in sets.values())
-    fewer = f"; {len(files)} of the {measured} volumes measured are here" if measured > len(files) else ""
+    flagged = sum(bool(one["flagged"]) for cases in sets.values() for one in cases.values())
+    fewer = f"; {len(manifest.cases)} of the {measured} volumes measured are here, {flagged} of these were flagged as copies"
+    unverified = any(f"{name}: no ledger" in note for name in sets for note in result.notes)
     lines = [
         f"Measured against {facts['train']['cases']} training cases, calibrated by {facts['calibration']['cases']} and checked by "
         f"{facts['control']['cases']} unseen cases{fewer}.",
+        *(
+            ["", "That the generator saw these training cases and no others is the exporter's word."]
+            if unverified
+            else []
+        ),
         "",
         *_markdown(table),
         "",
-        *(f"- {note}" for note in result.notes if note.partition(":")[0] not in others),
+        *(f"- {note}" for note in result.notes if not any(note.startswith(f"{name}: ") for name in others)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _sets(manifest: Manifest, result: Result) -> dict[str, dict[str, Any]]:
+    """The sets of a report that these volumes come from."""
+    files = {case_files(case) for case in manifest.cases}
+    sets: dict[str, dict[str, Any]] = result.facts["sets"]
+    return {name: cases for name, cases in sets.items() if files & {one["files"] for one in cases.values()}}
 
 
 def _markdown(table: Table) -> list[str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from latentsynth.data.manifest import Manifest
-from latentsynth.errors import DataError
+from latentsynth.errors import DataError, LatentsynthError
 from latentsynth.evaluation.report_memorization import KIND, case_files
 from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.results import Result, write_csv
@@ -26,7 +26,8 @@ def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = 
         How many volumes were kept and dropped.
 
     Raises:
-        DataError: The report is of other files, or nothing would be left, or ``out`` is the set itself.
+        DataError: The report is of other files, clears nobody or did not compare the masks; nothing would be left; or
+            ``out`` is the set itself, or anything else that stands there.
     """
     if out.resolve() == samples.resolve():
         raise DataError(f"{out} is the set itself: give another --out")
@@ -34,8 +35,18 @@ def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = 
         raise DataError(
             f"{out} is no name for a manifest: give a .json file, for example {out.with_suffix('') / 'kept.json'}"
         )
+    if out.name == LEDGER or (out.exists() and not _synthetic(out)):
+        raise DataError(
+            f"{out} exists and is no manifest of synthetic cases, or would stand where a ledger does: give another --out"
+        )
+    result = read_report(report)
+    if drop_mask_copies and not result.facts["masks"]:
+        raise DataError(
+            f"{report} did not compare masks, so it cannot say which are copies: measure again with masks on all cohorts"
+        )
     manifest = Manifest.load(samples)
-    verdicts = verdicts_on(manifest, read_report(report), report)
+    verdicts = verdicts_on(manifest, result, report)
+    require_trust(result, report)
     reasons = {case.case_id: _reasons(verdicts[case.case_id], drop_mask_copies) for case in manifest.cases}
     kept = tuple(case for case in manifest.cases if not reasons[case.case_id])
     if not kept:
@@ -78,9 +89,25 @@ def verdicts_on(manifest: Manifest, report: Result, path: Path) -> dict[str, dic
             f"{path} was not made for {len(missing)} of these {len(found)} volumes, as they are now ({', '.join(missing[:3])}): "
             "run `latentsynth memorization` on exactly these files"
         )
+    return {name: facts for name, facts in found.items() if facts is not None}
+
+
+def require_trust(report: Result, path: Path) -> None:
+    """Refuses a report that clears nobody.
+
+    Raises:
+        DataError: No ruler of it can be trusted.
+    """
     if not any(ruler["trusted"] for ruler in report.facts["rulers"].values()):
         raise DataError(f"no ruler of {path} can be trusted, so it clears nobody: see its notes for why")
-    return {name: facts for name, facts in found.items() if facts is not None}
+
+
+def _synthetic(path: Path) -> bool:
+    """Whether a file is a manifest without real cases."""
+    try:
+        return all(case.source != "real" for case in Manifest.load(path).cases)
+    except LatentsynthError:
+        return False
 
 
 def _reasons(facts: dict[str, Any], drop_mask_copies: bool) -> str:

@@ -43,11 +43,6 @@ class Cell:
     hours: float = 0.0
     needs: tuple[str, ...] = ()
 
-    @property
-    def fingerprint(self) -> str:
-        """Changes with the facts."""
-        return fingerprint(dict(self.facts))
-
 
 class Grid:
     """Cells in one folder, and how far they are.
@@ -67,14 +62,20 @@ class Grid:
         self.folder, self.cells, self.stale_seconds = folder, tuple(cells), stale_minutes * 60
         for cell in cells:
             file = self.path(cell) / "cell.json"
-            if file.is_file() and read_json(file)["fingerprint"] != cell.fingerprint:
+            if file.is_file() and read_json(file)["fingerprint"] != self.fingerprint(cell):
                 raise TrainingError(
-                    f"{self.path(cell)} was made with other settings: give another folder, or remove it to make it anew"
+                    f"{self.path(cell)} was made with other settings, or needs a cell that was: give another folder, or "
+                    "remove it to make it anew"
                 )
 
     def path(self, cell: Cell) -> Path:
         """The cell's folder."""
         return self.folder / "cells" / cell.name
+
+    def fingerprint(self, cell: Cell) -> str:
+        """Changes with the facts of a cell, and with those of all that it needs."""
+        needed = [self.fingerprint(other) for other in self.cells if other.name in cell.needs]
+        return fingerprint([dict(cell.facts), needed])
 
     def done(self, cell: Cell) -> bool:
         """Whether its result stands."""
@@ -180,12 +181,15 @@ class Grid:
         try:
             if accelerator.is_main_process:
                 (folder / "failed.json").unlink(missing_ok=True)
-                write_json(folder / "cell.json", {"facts": dict(cell.facts), "fingerprint": cell.fingerprint})
+                write_json(folder / "cell.json", {"facts": dict(cell.facts), "fingerprint": self.fingerprint(cell)})
                 _say(f"cell {cell.name}")
             accelerator.wait_for_everyone()
             try:
                 work(cell, folder)
             except LatentsynthError as problem:  # the user's to mend; other cells can go on
+                if accelerator.num_processes > 1:  # the others may be waiting within the cell: only an end of all helps
+                    write_json(folder / "failed.json", {"error": str(problem)})
+                    raise
                 error = failed[cell.name] = str(problem)
             if accelerator.is_main_process:
                 assert claim is not None

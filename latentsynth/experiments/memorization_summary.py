@@ -168,14 +168,19 @@ def _sentences(rows: Sequence[dict[str, Any]], rulers: Sequence[str]) -> list[st
             lines.append(f"the overtrained {row['model']} {verb} by {ruler}: copy rate {row['copy_rate']:.0%}")
         last = _last(rows, ruler=ruler, overtrained=False)
         for model in dict.fromkeys(row["model"] for row in last):
-            mine = [row for row in last if row["model"] == model]
+            every = [row for row in last if row["model"] == model]
+            mine = [row for row in every if row["trusted"]]
+            doubt = f"; {ruler} cannot be trusted in {len(every) - len(mine)} others" if len(mine) < len(every) else ""
+            if not mine:
+                lines.append(f"{model} by {ruler}: nothing can be said, {ruler} cannot be trusted in any run")
+                continue
             above = sum(row["copy_rate"] > row["expected_high"] for row in mine)
             rates = ", ".join(
                 f"{size}: {np.mean([r['copy_rate'] for r in mine if r['size'] == size]):.0%}"
                 for size in dict.fromkeys(r["size"] for r in mine)
             )
             lines.append(
-                f"{model} by {ruler}: {above} of {len(mine)} runs above what is expected without copying (mean copy rate by size, {rates})"
+                f"{model} by {ruler}: {above} of {len(mine)} runs above what is expected without copying (mean copy rate by size, {rates}){doubt}"
             )
     return lines
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +14,13 @@ from latentsynth import checkpoint
 from latentsynth.config import ArmConfig, UtilityStudy
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.requests import requests
+from latentsynth.data.splits import shuffled
 from latentsynth.errors import DataError
 from latentsynth.evaluation.segmentation import evaluate_segmenter
 from latentsynth.experiments.grid import Cell
 from latentsynth.experiments.study import Study, plain, train_generator
 from latentsynth.experiments.utility_summary import summarise
-from latentsynth.provenance import LEDGER, Ledger
+from latentsynth.provenance import LEDGER
 from latentsynth.results import Result
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import load_synthesizer
@@ -73,12 +75,12 @@ class Utility(Study):
 
     @property
     def jobs(self) -> list[Job]:
-        """Every segmenter to train: the same seeds in every arm."""
+        """Every segmenter to train, small subsets first: the same seeds in every arm."""
         config = self.config
         return [
             Job(arm, segmenter, size, seed)
-            for seed in config.seeds
             for size in config.sizes
+            for seed in config.seeds
             for arm in config.arms_of(size)
             for segmenter in config.segmenters
         ]
@@ -87,11 +89,11 @@ class Utility(Study):
         """All cells, in the order in which they should be done."""
         config = self.config
         facts = {**self.shared, "augment": config.augment, "validation": config.validation}
-        first = [] if config.pretrained_autoencoder else [self.autoencoder_cell(config)]
+        painting = any(arm.model for arm in config.arms.values())
+        first = [] if config.pretrained_autoencoder or not painting else [self.autoencoder_cell(config)]
         if config.pretrained_autoencoder:
             facts["autoencoder"] = checkpoint.read_header(checkpoint.locate(config.autoencoder_folder)).fingerprint
-        painters: dict[str, Cell] = {}
-        segmenters: list[Cell] = []
+        made: dict[str, Cell] = {cell.name: cell for cell in first}
         for job in self.jobs:
             arm = config.arms[job.arm]
             needs: tuple[str, ...] = ()
@@ -99,12 +101,12 @@ class Utility(Study):
                 name = f"paint-{arm.model}-{job.subset}"
                 model = {"model": config.models[arm.model], "per_mask": self._per_mask(arm.model, job.size)}
                 hours = config.models[arm.model].get("train", {}).get("images", 0) / _IMAGES_PER_HOUR
-                painters[name] = Cell(name, {**facts, **model}, hours, tuple(cell.name for cell in first))
+                made[name] = Cell(name, {**facts, **model}, hours, tuple(cell.name for cell in first))
                 needs = (name,)
             settings = {"segmenter": config.segmenters[job.segmenter], "arm": plain(arm) | {"sizes": None}}
             hours = config.segmenters[job.segmenter].get("train", {}).get("images", 0) / _IMAGES_PER_HOUR
-            segmenters.append(Cell(job.name, {**facts, **settings}, hours, needs))
-        return [*first, *painters.values(), *segmenters]
+            made[job.name] = Cell(job.name, {**facts, **settings}, hours, needs)
+        return list(made.values())
 
     def work(self, cell: Cell, folder: Path) -> None:
         """Does one cell."""
@@ -162,7 +164,9 @@ class Utility(Study):
         sources = [real] if arm.real else []
         if arm.model is not None:
             painted = self.folder / "cells" / f"paint-{arm.model}-{job.subset}" / "samples"
-            synthetic = dosed(painted, round(arm.dose * len(patients)), folder, self.accelerator.is_main_process)
+            synthetic = dosed(
+                painted, round(arm.dose * len(patients)), job.seed, folder, self.accelerator.is_main_process
+            )
             self.accelerator.wait_for_everyone()
             sources.append({"manifest": synthetic, "split": "train"})
         run = folder / "run"
@@ -200,31 +204,30 @@ class Utility(Study):
 
 
 def own(subset: Sequence[str], share: float) -> tuple[list[str], list[str]]:
-    """A subset's training and validation patients: every so-manieth validates, so that those of nested subsets are nested.
+    """A subset's training and validation patients, spread so that those of nested subsets are nested.
 
     Raises:
         DataError: A subset that leaves nobody to train on, or to validate on.
     """
-    every = max(2, round(1 / share))
-    val = [patient for n, patient in enumerate(subset) if n % every == every - 1] or list(subset[-1:])
-    train = [patient for patient in subset if patient not in set(val)]
-    if not train:
+    if len(subset) < 2:
         raise DataError(f"a subset of {len(subset)} patients cannot both train and validate: give at least 2")
-    return train, val
+    due = [math.floor(n * share + 1e-9) for n in range(len(subset) + 1)]
+    val = [patient for n, patient in enumerate(subset) if due[n + 1] > due[n]] or list(subset[-1:])
+    return [patient for patient in subset if patient not in set(val)], val
 
 
-def dosed(painted: Path, count: int, folder: Path, write: bool) -> Path:
-    """A manifest of the first so many volumes, every mask once before any twice, with the ledger beside it."""
+def dosed(painted: Path, count: int, seed: int, folder: Path, write: bool) -> Path:
+    """A manifest of so many volumes, every mask once before any twice, masks in random order, with the ledger beside it."""
     manifest = Manifest.load(painted / "manifest.json")
-    turns: dict[tuple[str, ...], int] = {}
+    place = {mask: n for n, mask in enumerate(shuffled([case.patient_id for case in manifest.cases], seed))}
+    turns: Counter[str] = Counter()
     ordered = []
     for case in sorted(manifest.cases, key=lambda case: case.case_id):
-        turn = turns[case.parents] = turns.get(case.parents, -1) + 1
-        ordered.append((turn, case.case_id, case))
+        ordered.append((turns[case.patient_id], place[case.patient_id], case))  # one mask is one patient
+        turns[case.patient_id] += 1
     chosen = [case for *_, case in sorted(ordered, key=lambda row: row[:2])[: max(1, count)]]
     path = folder / "synthetic" / "manifest.json"
     if write:
         replace(manifest, name=folder.name, cases=tuple(replace(case, split="train") for case in chosen)).save(path)
         shutil.copyfile(painted / LEDGER, path.parent / LEDGER)
-        Ledger.beside(path)  # unreadable ones show here
     return path

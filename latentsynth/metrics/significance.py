@@ -86,9 +86,9 @@ def holm(p: Sequence[float]) -> np.ndarray:
 
 
 def verdict(found: Paired, adjusted: float, level: float = 0.05) -> Verdict:
-    """In a word: a difference that is significant is a gain or harm, else equivalence is claimed only where it was shown.
+    """In a word: equivalent where that was shown, else gain or harm where that is significant, else no evidence.
 
-    A gain within the margin is significant and yet too small to matter; it is called equivalent.
+    A gain within the margin may be significant and is yet too small to matter; it is called equivalent.
     """
     if found.equivalent:
         return "equivalent"
@@ -139,11 +139,21 @@ def critical_difference(models: int, datasets: int, level: float = 0.05) -> floa
 
 
 def _wilcoxon(changed: np.ndarray) -> float:
-    """Two-sided p of differences without zeros; 1 where nothing changed."""
+    """Two-sided p of differences without zeros; 1 where nothing changed.
+
+    For few patients over all assignments of signs, with ties as they are: the normal approximation that libraries use where
+    there are ties gives five equal gains p = 0.025, and 2 / 2^5 is the truth.
+    """
     if not len(changed):
         return 1.0
-    tied = len(np.unique(np.abs(changed))) < len(changed)
-    return float(wilcoxon(changed, method="approx" if tied or len(changed) > _EXACT else "exact").pvalue)
+    if len(changed) > _EXACT:
+        return float(wilcoxon(changed, method="approx").pvalue)
+    ranks = np.rint(2 * rankdata(np.abs(changed))).astype(int)  # twice, so that ranks of ties are whole
+    ways = np.ones(1)  # probability of every rank sum of gains, gain after gain
+    for rank in ranks:
+        ways = (np.pad(ways, (0, rank)) + np.pad(ways, (rank, 0))) / 2
+    apart = np.abs(np.arange(len(ways)) - ranks.sum() / 2)
+    return float(ways[apart >= abs(ranks[changed > 0].sum() - ranks.sum() / 2) - 1e-9].sum())
 
 
 def _rank_biserial(changed: np.ndarray) -> float:

@@ -165,7 +165,22 @@ def test_what_a_ledger_says_of_the_patients() -> None:
     (others,) = notes("a", "b", "x", "y")
     assert "also saw 2 scans that are not among the training cases" in others
     (silent,) = notes()
-    assert "has no ledger" in silent
+    assert "no ledger beside it" in silent
     leak = cohort("leaky", [case("t", source="model:1")], Ledger(voxels=frozenset({"hash of c"})))
     with pytest.raises(DataError, match="the generator of leaky"):  # a set without a ledger before it hides nothing
         check_apart(train, heldout, [cohort("silent", [case("s", source="model:0")]), leak])
+
+
+def test_real_scans_cannot_pose_as_samples(workplace: Path) -> None:
+    """Else they would excuse training patients that a report did not look for."""
+    with pytest.raises(DataError, match="prepare --synthetic"):
+        open_cohort("x", workplace / "manifest.json", real=False)
+
+
+def test_numbered_scans_are_no_channels(tmp_path: Path) -> None:
+    """sample_0000 to sample_0003 look like four channels of one case; whoever knows of one channel says what to do."""
+    made = folder(tmp_path / "many", {f"sample_{n:04d}.nii.gz": n for n in range(4)})
+    with pytest.raises(DataError, match="name the files sample_0000"):
+        open_cohort("x", made, channels=1)
+    pairs = folder(tmp_path / "pairs", {f"{name}_{n:04d}.nii.gz": n for name in "ab" for n in range(2)})
+    assert [len(case.images) for case in open_cohort("x", pairs).cases] == [2, 2]

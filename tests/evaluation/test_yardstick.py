@@ -146,7 +146,7 @@ def test_likeness_through_the_mask_alone_is_no_copy() -> None:
     world = Masks(0.0)
     learned = Features(world.samples.ids[:60], world.samples.patients[:60], world.samples.values[:60])
     assert world.yardstick.measure(learned).rate.value > 0.6
-    found = world.yardstick.matched(world.samples, world.parents, world.sides[2])
+    found = world.yardstick.matched(world.samples, world.parents, world.sides[1], world.sides[2])
     assert found is not None
     assert (found.samples, found.null) == (60, 40)
     assert found.expected == flagged_interval(40, 60, 0.05)
@@ -158,7 +158,7 @@ def test_likeness_through_the_mask_alone_is_no_copy() -> None:
 
 def test_a_copied_texture_beside_the_mask_is_a_copy() -> None:
     world = Masks(0.9)
-    found = world.yardstick.matched(world.samples, world.parents, world.sides[2])
+    found = world.yardstick.matched(world.samples, world.parents, world.sides[1], world.sides[2])
     assert found is not None
     assert found.rate > 0.95
     assert found.control < 0.3
@@ -166,11 +166,11 @@ def test_a_copied_texture_beside_the_mask_is_a_copy() -> None:
 
 def test_several_samples_of_one_mask_count_once() -> None:
     once, thrice = Masks(0.0), Masks(0.0, times=3)
-    found = thrice.yardstick.matched(thrice.samples, thrice.parents, thrice.sides[2])
+    found = thrice.yardstick.matched(thrice.samples, thrice.parents, thrice.sides[1], thrice.sides[2])
     assert found is not None
     assert (found.samples, found.null) == (180, 40)
     assert found.expected == flagged_interval(40, 60, 0.05)
-    reference = once.yardstick.matched(once.samples, once.parents, once.sides[2])
+    reference = once.yardstick.matched(once.samples, once.parents, once.sides[1], once.sides[2])
     assert reference is not None
     assert reference.expected == found.expected
 
@@ -180,9 +180,9 @@ def test_without_a_mask_matched_null_there_is_none() -> None:
     nobody = features(normal(0, 24).reshape(0, 24), "k")
     for kept in (slice(0, 60), slice(0, 60 + 18), slice(60, 140)):  # no null, too short a null, no sample of training
         some = Features(world.samples.ids[kept], world.samples.patients[kept], world.samples.values[kept])
-        assert world.yardstick.matched(some, world.parents[kept], world.sides[2]) is None
-    assert world.yardstick.matched(world.samples, [""] * 140, world.sides[2]) is None
-    found = world.yardstick.matched(world.samples, world.parents, nobody)
+        assert world.yardstick.matched(some, world.parents[kept], world.sides[1], world.sides[2]) is None
+    assert world.yardstick.matched(world.samples, [""] * 140, world.sides[1], world.sides[2]) is None
+    found = world.yardstick.matched(world.samples, world.parents, world.sides[1], nobody)
     assert found is not None
     assert np.isnan(found.control)
 
@@ -192,10 +192,41 @@ def test_a_null_just_too_short_for_its_level_is_none(level: float, calibration: 
     train, null = features(normal(20), "t"), features(normal(calibration, seed=1), "c")
     both = features(np.concatenate([train.values, null.values]), "s")
     yardstick = Yardstick(RULER, train, null, level)
-    assert yardstick.matched(both, [*train.patients, *null.patients], features(normal(5, seed=2), "k")) is None
+    assert yardstick.matched(both, [*train.patients, *null.patients], null, features(normal(5, seed=2), "k")) is None
 
 
 def test_too_few_calibration_patients_are_refused() -> None:
     yardstick = Yardstick(RULER, features(normal(50), "t"), features(normal(18, seed=1), "c"), 0.05)
     with pytest.raises(DataError, match="hold back at least 19 for calibration"):
         yardstick.measure(features(normal(20, seed=2), "s"))
+
+
+def test_volumes_of_one_mask_are_one_draw_and_say_nothing_of_the_set() -> None:
+    """Fifty exact copies painted into one mask: all are flagged, and yet no verdict on the generator follows."""
+    train = normal(60)
+    yardstick = Yardstick(RULER, features(train, "t"), features(normal(40, seed=1), "c"), 0.05)
+    one = yardstick.measure(features(train[:50], "s", ["one mask"] * 50))
+    assert one.flagged.all()
+    assert one.mute
+    assert not one.copied
+    many = yardstick.measure(features(train[:50], "s"))
+    assert many.copied
+    assert not many.mute
+
+
+def test_a_patient_scanned_several_times_is_no_nearer_for_it() -> None:
+    """Samples may resemble any scan of their mask's patient; so may those of the null, or three scans would look copied."""
+    rates = []
+    for seed in range(20):
+        scans = [normal(3 * 40, 24, 10 * seed + n).reshape(40, 3, 24) for n in range(3)]
+        sides = [
+            features(one.reshape(120, 24), name, [f"{name}{n}" for n in range(40) for _ in range(3)])
+            for name, one in zip("tck", scans, strict=True)
+        ]
+        parents = [f"{name}{n}" for name in "tck" for n in range(40)]
+        made = features(normal(120, 24, 10 * seed + 5), "s", parents)
+        yardstick = Yardstick(RULER, sides[0], one_per_patient(sides[1]), 0.05)
+        found = yardstick.matched(made, parents, sides[1], sides[2])
+        assert found is not None
+        rates.append((found.rate, found.control))
+    assert np.mean(rates, axis=0) == pytest.approx([0.05, 0.05], abs=0.025)

@@ -205,3 +205,18 @@ def test_headers_and_endings_are_ours(reported: Reported, tmp_path: Path) -> Non
     assert all(path.name.endswith(".nii.gz") for path in (out / "imagesTr").iterdir())
     for case, image in zip(cases, sorted((out / "imagesTr").iterdir()), strict=True):
         np.testing.assert_array_equal(nifti.read(image)[0], nifti.read(case.images[0])[0])
+
+
+def test_a_model_of_ours_without_its_ledger_is_refused(reported: Reported, tmp_path: Path) -> None:
+    """Nothing else says whom it saw."""
+    samples = reported.copy(tmp_path / "copy", fresh=True)
+    (samples.parent / LEDGER).unlink()
+    refuses(f"no {LEDGER} beside", samples, tmp_path / "shared", reported.clean, publish_mask_copies=True)
+
+
+def test_no_reason_makes_a_card_tell_of_other_files(reported: Reported, tmp_path: Path) -> None:
+    samples = reported.copy(tmp_path / "copy", fresh=True)
+    image = Manifest.load(samples).cases[0].images[0]
+    voxels, affine = nifti.read(image)
+    nifti.write(image, voxels + 1, affine)
+    refuses("was not made for 1 of these", samples, tmp_path / "shared", reported.clean, without_report="all the same")

@@ -178,3 +178,20 @@ def test_another_set_in_the_folder_keeps_its_ledger(reported: Reported, tmp_path
     other.save(tmp_path / LEDGER)
     filter_set(reported.samples, reported.report, tmp_path / "kept.json")
     assert Ledger.load(tmp_path / LEDGER) == other | Ledger.beside(reported.samples)
+
+
+def test_what_stands_there_is_not_overwritten(reported: Reported, tmp_path: Path) -> None:
+    """A ledger or a manifest of patients; a manifest of synthetic cases may be made again."""
+    for out in (reported.real, tmp_path / LEDGER):
+        before = out.read_bytes() if out.exists() else None
+        with pytest.raises(DataError, match="give another --out"):
+            filter_set(reported.samples, reported.report, out)
+        assert (out.read_bytes() if out.exists() else None) == before
+    out = tmp_path / "kept.json"
+    assert filter_set(reported.samples, reported.report, out) == filter_set(reported.samples, reported.report, out)
+
+
+def test_masks_that_were_not_compared_cannot_be_dropped(reported: Reported, tmp_path: Path) -> None:
+    report = altered(reported.report, tmp_path / "report.json", masks=False)
+    with pytest.raises(DataError, match="did not compare masks"):
+        filter_set(reported.samples, report, tmp_path / "kept.json", drop_mask_copies=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -154,9 +155,23 @@ def test_other_facts_are_refused(tmp_path: Path, cpu: Accelerator) -> None:
     Grid(tmp_path, [Cell("a", {"x": 1, "y": (1, 2)})]).run(log, cpu)
     Grid(tmp_path, [Cell("a", {"y": [1, 2], "x": 1}, hours=5.0)]).run(log, cpu)  # the same facts
     assert log.lines == ["a"]
-    with pytest.raises(TrainingError, match=r"cells/a was made with other settings: give another folder"):
+    with pytest.raises(TrainingError, match=r"cells/a was made with other settings, .*: give another folder"):
         Grid(tmp_path, [Cell("a", {"x": 2, "y": (1, 2)})])
     assert read_json(tmp_path / "cells" / "a" / "cell.json")["facts"] == {"x": 1, "y": [1, 2]}
+
+
+def test_what_a_cell_needs_is_among_its_facts(tmp_path: Path, cpu: Accelerator) -> None:
+    """Whoever makes a cell anew must not be shown what others made of the old one."""
+    log = Log(tmp_path / "log")
+    chain = [Cell("a", {"x": 1}), Cell("b", needs=("a",)), Cell("c", needs=("b",)), Cell("d")]
+    Grid(tmp_path, chain).run(log, cpu)
+    shutil.rmtree(tmp_path / "cells" / "a")
+    with pytest.raises(TrainingError, match=r"cells/b was made with other settings, or needs a cell that was"):
+        Grid(tmp_path, [Cell("a", {"x": 2}), *chain[1:]])
+    shutil.rmtree(tmp_path / "cells" / "b")
+    shutil.rmtree(tmp_path / "cells" / "c")
+    Grid(tmp_path, [Cell("a", {"x": 2}), *chain[1:]]).run(log, cpu)
+    assert sorted(log.lines) == ["a", "a", "b", "b", "c", "c", "d"]
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def study(*overrides: str) -> MemorizationStudy:
         ("detector.run=elsewhere", "detector.run is decided by the study"),
         ("models.x={generator: latent_gan}", "models.x.generator is 'latent_gan', expected keys and values"),
         ("models.x={generator: {kind: stylegan2, form: joint}}", "form joint makes masks of its own"),
-        ("models.pilot-x={}", "model 'pilot-x' names cells"),
+        ("models.pilot-x={}", "'pilot-x' names cells"),
         ("overtraind=[]", "unknown key overtraind, did you mean overtrained?"),
     ],
 )

@@ -46,6 +46,20 @@ def test_no_test_of_few_patients_can_be_significant() -> None:
     assert verdict(found, found.p) == "no evidence"
 
 
+def test_ties_do_not_make_small_samples_significant() -> None:
+    """The normal approximation would give five equal gains p = 0.025."""
+    for gains in ([0.1] * 5, [0.1, 0.1, 0.2, 0.2, 0.3]):
+        found = paired(np.array(gains), np.zeros(5), 0.001, rng())
+        assert found.p == found.smallest_p == pytest.approx(2 / 2**5)
+    mixed = np.array([1.0, 1.0, 2.0, -1.0, 3.0, -2.0])  # over all signs, mean ranks for ties
+    ranks = np.array([2, 2, 4.5, 2, 6, 4.5])
+    sums = [abs((ranks * np.array(signs)).sum()) for signs in itertools.product((-1, 1), repeat=6)]
+    observed = abs((ranks * np.sign(mixed)).sum())
+    assert paired(mixed, np.zeros(6), 0.001, rng()).p == pytest.approx(
+        np.mean([value >= observed - 1e-9 for value in sums])
+    )
+
+
 def test_exchanging_the_arms_changes_the_sign_alone() -> None:
     one, other = paired(scores(), scores(seed=1), 0.01, rng()), paired(scores(seed=1), scores(), 0.01, rng())
     assert (one.difference, one.effect) == (pytest.approx(-other.difference), pytest.approx(-other.effect))
