@@ -144,7 +144,6 @@ def test_facts_survive_the_file_and_copies_are_named(place: Path, measured: tupl
         assert fact["nearest"] == dict.fromkeys(RULERS, one.case_id)
         assert fact["voxels"] == one.voxels
     assert loaded.facts["train"]["voxels"] == sorted(one.voxels for one in train)
-    assert 0 <= loaded.facts["false_alarms"] <= 0.4
     with (place / "out" / "memorization.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
     assert len(lines) == len(RULERS) * (20 + 3 * 12)
@@ -172,7 +171,9 @@ def test_samples_of_held_out_masks_make_the_matched_null(measure: Measure) -> No
     assert not any("no mask-matched null" in note for note in result.notes)
     facts = result.facts["sets"]["both"]
     assert all(one["mask_copy"] for one in facts.values())  # held-out patients' annotations are theirs as well
-    assert "both: 40 of 52 volumes were made from held-out patients' masks" in " ".join(result.notes)
+    assert "both: 40 of 52 volumes were made from masks of patients who are not among the training cases" in " ".join(
+        result.notes
+    )
 
 
 @pytest.mark.usefixtures("quick")
