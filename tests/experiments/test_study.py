@@ -197,4 +197,4 @@ def test_other_settings_need_another_folder(
 ) -> None:
     for change in ("minutes=9", "models.diffusion.train.lr=2", "level=0.3", "seed=5", "detector.projection=8"):
         assert run(monkeypatch, "experiment", "memorization", DEBUG, *finished.overrides, change) == 1
-        assert "was made with other settings: give another folder" in capsys.readouterr().err
+        assert "was made with other settings, or needs a cell that was: give another folder" in capsys.readouterr().err
