@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from latentsynth.errors import CheckpointError
 from latentsynth.files import read_json
@@ -159,3 +159,13 @@ def _load(network: nn.Module, file: Path) -> None:
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def last_tensor(output: Any) -> Tensor | None:
+    """The last tensor among whatever a network returns, or None."""
+    if isinstance(output, Tensor):
+        return output
+    values = list(output.values()) if isinstance(output, Mapping) else output
+    if not isinstance(values, list | tuple):
+        return None
+    return next((t for value in reversed(values) if (t := last_tensor(value)) is not None), None)

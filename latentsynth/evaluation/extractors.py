@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from latentsynth.errors import CheckpointError, DataError
-from latentsynth.evaluation.bundles import build_network, config_file, existing, load_script
+from latentsynth.evaluation.bundles import build_network, config_file, existing, last_tensor, load_script
 from latentsynth.provenance import file_fingerprint, fingerprint
 
 CHOICES = ("random", "random:SEED", "torchscript:PATH", "onnx:PATH", "bundle:PATH", "bundle:PATH:LAYER")
@@ -33,6 +33,7 @@ class Extractor(ABC):
     """
 
     together = 1
+
     name: str
     fingerprint: str
     preprocessing: str
@@ -156,7 +157,7 @@ class _DiskNetwork(Extractor):
         ) from errors[-1]
 
     def _vector(self, output: Any) -> Tensor:
-        tensor = _last_tensor(output)
+        tensor = last_tensor(output)
         if tensor is not None and tensor.ndim == 5:
             tensor = tensor.mean((2, 3, 4))
         if tensor is None or tensor.ndim != 2 or len(tensor) != 1:
@@ -179,7 +180,8 @@ class TorchScriptNetwork(_DiskNetwork):
     """
 
     def __init__(self, path: Path | str):
-        self._network = load_script(path := existing(path))
+        path = existing(path)
+        self._network = load_script(path)
         self.name, self.fingerprint, self.preprocessing = f"torchscript:{path.name}", file_fingerprint(path), _TOGETHER
 
     def _run(self, image: Tensor) -> Any:
@@ -210,10 +212,12 @@ class OnnxNetwork(_DiskNetwork):
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its errors have no common base
             raise CheckpointError(f"{path} is not a readable ONNX file ({error}): export it again") from error
-        if len(inputs := [value.name for value in self._session.get_inputs()]) != 1:
+        inputs = [value.name for value in self._session.get_inputs()]
+        if len(inputs) != 1:
             raise CheckpointError(f"{path} has inputs {inputs}, expected one image: export the network alone")
         beside = path.with_name(f"{path.name}.data")  # where exporters put weights that are too large for the file
-        self._input, self.name, self.preprocessing = inputs[0], f"onnx:{path.name}", _TOGETHER
+        self._input = inputs[0]
+        self.name, self.preprocessing = f"onnx:{path.name}", _TOGETHER
         self.fingerprint = file_fingerprint(path, *([beside] if beside.is_file() else []))
 
     def _run(self, image: Tensor) -> Any:
@@ -237,12 +241,14 @@ class BundleNetwork(_DiskNetwork):
         folder = existing(path)
         scripted = folder / "models" / "model.ts"
         if scripted.is_file() and layer is None:
-            files, self._network = [scripted], load_script(scripted)
+            files = [scripted]
+            self._network = load_script(scripted)
         else:
             files = [folder / "models" / "model.pt", config_file(folder)]
             self._network = build_network(folder)
-        self.name, self.preprocessing = f"bundle:{folder.name}" + (f":{layer}" if layer else ""), _TOGETHER
+        self.name = f"bundle:{folder.name}" + (f":{layer}" if layer else "")
         self.fingerprint = fingerprint([file_fingerprint(*files), layer])
+        self.preprocessing = _TOGETHER
         self._captured: list[Any] | None = None
         if layer is not None:
             modules = dict(self._network.named_modules())
@@ -290,11 +296,3 @@ def extractor(spec: str, channels: int) -> Extractor:
             whole = not folder or Path(rest).is_dir()
             return BundleNetwork(rest) if whole else BundleNetwork(folder, layer)
     raise DataError(f"unknown extractor {spec!r}: choose one of {', '.join(CHOICES)}")
-
-
-def _last_tensor(output: Any) -> Tensor | None:
-    if isinstance(output, Tensor):
-        return output
-    values = list(output.values()) if isinstance(output, Mapping) else output
-    found = (_last_tensor(value) for value in reversed(values)) if isinstance(values, list | tuple) else ()
-    return next((tensor for tensor in found if tensor is not None), None)

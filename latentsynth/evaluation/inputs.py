@@ -111,18 +111,23 @@ def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> li
 
 
 def _folder(name: str, folder: Path, real: bool, channels: int | None) -> Manifest:
-    found = [cases for count in (1, 2, 3, 4) if (cases := _try(folder, count))]
-    if channels is not None or not found:
-        found = [scans(folder, channels or 1)]  # says what is wrong
-    # Numbered scans look like the channels of one case; a cohort has several.
-    many = [cases for cases in found if len(cases) > 1] or found
     made = []
-    for case in many[-1]:
-        hashes = [nifti.canonical_hash(*nifti.read(image)) for image in case.images]
-        affine = nifti.geometry(case.images[0])[1]
-        content = fingerprint([hashes, np.round(affine, 4).tolist()])  # folders may hold files of equal names and times
+    for case in _guessed(folder) if channels is None else scans(folder, channels):
+        volumes = [nifti.read(image) for image in case.images]
+        hashes = [nifti.canonical_hash(*volume) for volume in volumes]
+        content = fingerprint(
+            [hashes, np.round(volumes[0][1], 4).tolist()]
+        )  # folders may hold files of equal names and times
         made.append(replace(case, voxels=hashes[0], content=content, source="real" if real else "external"))
     return Manifest(name, tuple(f"channel {n}" for n in range(len(made[0].images))), Labels((0,)), tuple(made))
+
+
+def _guessed(folder: Path) -> list[Case]:
+    """The cases of a folder, by as many files a case as fit."""
+    found = [cases for count in (1, 2, 3, 4) if (cases := _try(folder, count))]
+    # Numbered scans look like the channels of one case; a cohort has several.
+    many = [cases for cases in found if len(cases) > 1] or found
+    return many[-1] if many else scans(folder, 1)  # which says what is wrong
 
 
 def _try(folder: Path, channels: int) -> list[Case]:

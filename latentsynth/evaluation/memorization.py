@@ -176,15 +176,15 @@ def _judge(
     others = [features[side.name] for side in (sides.calibration, sides.control)]
     matched = {c.name: yardstick.matched(features[c.name], _parents(c), *others) for c in samples}
     everything = {CONTROL: checked, **sets}
-    measures = {name: _measures(yardstick, calibration, one) for name, one in everything.items()}
+    own = nearest_patients(ruler.search, train.values, train)[0][:, 1]  # each one's nearest other patient
+    measures = {name: _measures(yardstick, calibration, own, one) for name, one in everything.items()}
     rules = {name: _published(train, calibration, one) for name, one in everything.items()} if dar2024 else {}
     return Judged(ruler, yardstick, trust, sets, matched, measures, rules)
 
 
-def _measures(yardstick: Yardstick, calibration: Features, one: Measured) -> Measures:
+def _measures(yardstick: Yardstick, calibration: Features, own: np.ndarray, one: Measured) -> Measures:
     train, search = yardstick.train, yardstick.ruler.search
     reached = reproduced(train.values, calibration.values, one.features.values, yardstick.level, search)
-    own = nearest_patients(search, train.values, train)[0][:, 1]  # each one's nearest other patient
     genuine = authentic(train.values, one.features.values, search, own)
     k = min(_NEIGHBOURS, (min(len(calibration.ids), len(one.features.ids)) - 1) // 4)
     closeness = {}

@@ -123,13 +123,16 @@ def members(found: Mapping[str, Membership]) -> Table | None:
     ) if rows else None  # fmt: skip
 
 
+def lent(cohort: Cohort, sides: Sides) -> tuple[int, int]:
+    """How many volumes were made from masks of training patients, and of other patients."""
+    trainers = {case.patient_id for case in sides.train.cases}
+    own = sum(bool(trainers & set(case.parents)) for case in cohort.cases)
+    return own, sum(bool(case.parents) for case in cohort.cases) - own
+
+
 def masks(judged: Judged, samples: Sequence[Cohort], sides: Sides) -> Table:
     """Copies of annotations."""
-    trainers = {case.patient_id for case in sides.train.cases}
-    of = {}
-    for cohort in samples:
-        own = sum(bool(trainers & set(case.parents)) for case in cohort.cases)
-        of[cohort.name] = (own, sum(bool(case.parents) for case in cohort.cases) - own)
+    of = {cohort.name: lent(cohort, sides) for cohort in samples}
     rows: list[tuple[Cell, ...]] = []
     for name, found in everything(judged, list(of)).items():
         equal = int((found.distances[:, 0] == 0).sum())

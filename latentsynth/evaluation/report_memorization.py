@@ -130,9 +130,8 @@ def conclusions(
         if one.trust.reasons:
             lines.append(f"{one.ruler.name} cannot be trusted here: {'; '.join(one.trust.reasons)}")
         lines.append(f"{one.ruler.name} {one.trust.sight}")
-    trainers = {case.patient_id for case in sides.train.cases}
     for cohort in samples:
-        own = sum(bool(trainers & set(case.parents)) for case in cohort.cases)
+        own, others = tables.lent(cohort, sides)
         if own:
             lines.append(
                 f"{cohort.name}: {own} of {len(cohort.cases)} volumes were made from training patients' masks or scans: exported "
@@ -143,10 +142,9 @@ def conclusions(
                     f"{cohort.name}: no mask-matched null: sample masks of the held-out patients too, with the same model, and "
                     "give both as one set"
                 )
-        lent = sum(bool(case.parents) for case in cohort.cases) - own
-        if lent:
+        if others:
             lines.append(
-                f"{cohort.name}: {lent} of {len(cohort.cases)} volumes were made from masks of patients who are not among the training cases: exported beside "
+                f"{cohort.name}: {others} of {len(cohort.cases)} volumes were made from masks of patients who are not among the training cases: exported beside "
                 "their masks they publish these annotations"
             )
         if masks is not None and masks.trust.trusted and masks.sets[cohort.name].copied:

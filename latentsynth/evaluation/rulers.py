@@ -145,7 +145,7 @@ def remembered(search: Search, folder: Path, name: str) -> Search:
     """
 
     def look(queries: np.ndarray, reference: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        asked = min(max(k, _ASKED), len(reference)) if k <= len(reference) else k
+        asked = max(k, min(_ASKED, len(reference)))
         sides = [
             [x.shape, str(x.dtype), sha256(np.ascontiguousarray(x).data).hexdigest()] for x in (queries, reference)
         ]

@@ -9,8 +9,7 @@ from typing import Any
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
-from latentsynth.evaluation.report_memorization import case_files
-from latentsynth.experiments.filter import read_report, require_trust, verdicts_on
+from latentsynth.experiments.filter import Verdicts, read_report, require_trust, verdicts_on
 from latentsynth.files import atomic_path, write_json, write_text
 from latentsynth.progress import bar
 from latentsynth.provenance import LEDGER, Ledger
@@ -53,15 +52,15 @@ def export_set(
     if without_report is not None and not without_report.strip():
         raise DataError("--without-privacy-report needs a reason: say why, the card prints it")
     result = read_report(report) if report else None
-    if result is not None and report is not None:
-        verdicts_on(manifest, result, report)  # the card must not tell of other files, whatever the reason
+    # The card must not tell of other files, whatever the reason.
+    verdicts = verdicts_on(manifest, result, report) if result is not None and report is not None else {}
     if without_report is None:
         if report is None or result is None:
             raise DataError(
                 "no memorization report: run `latentsynth memorization` on these files and give --report, or say why there "
                 "is none with --without-privacy-report REASON"
             )
-        _check(manifest, samples, result, report, publish_mask_copies)
+        _check(manifest, samples, result, report, verdicts, publish_mask_copies)
     with atomic_path(out) as temporary:
         names = _copy(manifest, temporary)
         write_json(
@@ -77,15 +76,22 @@ def export_set(
             },
         )
         write_text(
-            temporary / "README.md", _card(manifest, out.name, licence, result, without_report, publish_mask_copies)
+            temporary / "README.md",
+            _card(manifest, out.name, licence, result, verdicts, without_report, publish_mask_copies),
         )
     return out / "README.md"
 
 
-def _check(manifest: Manifest, samples: Path, result: Result, report: Path, publish_mask_copies: bool) -> None:
-    verdicts = verdicts_on(manifest, result, report)
+def _check(
+    manifest: Manifest,
+    samples: Path,
+    result: Result,
+    report: Path,
+    verdicts: Verdicts,
+    publish_mask_copies: bool,
+) -> None:
     require_trust(result, report)
-    _check_training_set(manifest, samples, result, report)
+    _check_training_set(manifest, samples, result, report, verdicts)
     flagged = [name for name, facts in verdicts.items() if facts["flagged"]]
     if flagged:
         raise DataError(
@@ -105,7 +111,7 @@ def _check(manifest: Manifest, samples: Path, result: Result, report: Path, publ
         )
 
 
-def _check_training_set(manifest: Manifest, samples: Path, result: Result, report: Path) -> None:
+def _check_training_set(manifest: Manifest, samples: Path, result: Result, report: Path, verdicts: Verdicts) -> None:
     """Everybody that the generator saw must have been looked for."""
     ledger = Ledger.beside(samples)
     if not ledger.voxels and any(case.source != "external" for case in manifest.cases):
@@ -113,7 +119,7 @@ def _check_training_set(manifest: Manifest, samples: Path, result: Result, repor
             f"no {LEDGER} beside {samples}, so nothing says whom its model saw: put the one of the set back beside it"
         )
     # A set that was filtered carries the ledger of the whole, whose other volumes are no patients.
-    own = {facts["voxels"] for cases in _sets(manifest, result).values() for facts in cases.values()}
+    own = {facts["voxels"] for cases in _sets(verdicts, result).values() for facts in cases.values()}
     missed = ledger.voxels - own - set(result.facts["train"]["voxels"])
     if missed:
         raise DataError(
@@ -143,9 +149,17 @@ def _copy_voxels(source: Path, target: Path) -> None:
     nifti.write(target, *nifti.read(source))
 
 
-def _card(manifest: Manifest, name: str, licence: str, result: Result | None, reason: str | None, publish: bool) -> str:
+def _card(
+    manifest: Manifest,
+    name: str,
+    licence: str,
+    result: Result | None,
+    verdicts: Verdicts,
+    reason: str | None,
+    publish: bool,
+) -> str:
     """The data card, for people."""
-    privacy = _privacy(manifest, result) if result else "No privacy report was made.\n"
+    privacy = _privacy(result, verdicts) if result else "No privacy report was made.\n"
     makers = sorted({case.source.partition(":")[0] for case in manifest.cases})
     overruled = (
         f"\n**Exported without a privacy report that clears it. Reason given: {reason}**\n"
@@ -172,15 +186,15 @@ def _card(manifest: Manifest, name: str, licence: str, result: Result | None, re
 {privacy}"""
 
 
-def _privacy(manifest: Manifest, result: Result) -> str:
+def _privacy(result: Result, verdicts: Verdicts) -> str:
     """What the report says of the sets that these volumes come from; its paths and other sets are nobody's business."""
     facts: dict[str, Any] = result.facts
-    sets = _sets(manifest, result)
+    sets = _sets(verdicts, result)
     others = set(facts["sets"]) - set(sets)
     table = replace(result.tables[0], rows=tuple(row for row in result.tables[0].rows if row[0] not in others))
     measured = sum(len(cases) for cases in sets.values())
     flagged = sum(bool(one["flagged"]) for cases in sets.values() for one in cases.values())
-    fewer = f"; {len(manifest.cases)} of the {measured} volumes measured are here, {flagged} of these were flagged as copies"
+    fewer = f"; {len(verdicts)} of the {measured} volumes measured are here, {flagged} of these were flagged as copies"
     unverified = any(f"{name}: no ledger" in note for name in sets for note in result.notes)
     lines = [
         f"Measured against {facts['train']['cases']} training cases, calibrated by {facts['calibration']['cases']} and checked by "
@@ -198,9 +212,9 @@ def _privacy(manifest: Manifest, result: Result) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _sets(manifest: Manifest, result: Result) -> dict[str, dict[str, Any]]:
+def _sets(verdicts: Verdicts, result: Result) -> dict[str, dict[str, Any]]:
     """The sets of a report that these volumes come from."""
-    files = {case_files(case) for case in manifest.cases}
+    files = {facts["files"] for facts in verdicts.values()}
     sets: dict[str, dict[str, Any]] = result.facts["sets"]
     return {name: cases for name, cases in sets.items() if files & {one["files"] for one in cases.values()}}
 

@@ -12,6 +12,8 @@ from latentsynth.evaluation.report_memorization import KIND, case_files
 from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.results import Result, write_csv
 
+Verdicts = dict[str, dict[str, Any]]  # by case, what a report says of it
+
 
 def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = False) -> tuple[int, int]:
     """Writes a manifest of the volumes that no trusted ruler flagged, and ``dropped.csv`` beside it.
@@ -75,7 +77,7 @@ def read_report(path: Path) -> Result:
     return result
 
 
-def verdicts_on(manifest: Manifest, report: Result, path: Path) -> dict[str, dict[str, Any]]:
+def verdicts_on(manifest: Manifest, report: Result, path: Path) -> Verdicts:
     """What a report says of each case of a set, found by the contents of its files.
 
     Raises:

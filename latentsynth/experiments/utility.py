@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from latentsynth import checkpoint
-from latentsynth.config import ArmConfig, UtilityStudy
+from latentsynth.config import SegmenterRun, UtilityStudy
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.requests import requests
 from latentsynth.data.splits import shuffled
@@ -171,25 +171,25 @@ class Utility(Study):
             sources.append({"manifest": synthetic, "split": "train"})
         run = folder / "run"
         if arm.bridge:
-            images = self._run(job, run, sources, arm).train.images
+            images = self._run(job, run, subset, sources).train.images
             half = {"train": {"images": images // 2}}
-            train_segmenter(self._run(job, folder / "bridge", sources[1:], arm, half))
+            train_segmenter(self._run(job, folder / "bridge", subset, sources[1:], half))
             rest = {"train": {"images": images - images // 2}, "init_from": folder / "bridge" / "checkpoint"}
-            train_segmenter(self._run(job, run, sources[:1], arm, rest))
+            train_segmenter(self._run(job, run, subset, sources[:1], rest))
         else:
-            train_segmenter(self._run(job, run, sources, arm))
+            train_segmenter(self._run(job, run, subset, sources))
         evaluate_segmenter(run, self.test_manifest(), folder / "test", self.accelerator, "test")
 
     def _run(
         self,
         job: Job,
         run: Path,
+        subset: Path,
         sources: Sequence[dict[str, Any]],
-        arm: ArmConfig,
         changes: dict[str, Any] | None = None,
-    ) -> Any:
-        validation = self.subset_manifest(job)
-        return self.config.segmenter_run(job.segmenter, run, validation, sources, job.seed, arm.augment, changes)
+    ) -> SegmenterRun:
+        arm = self.config.arms[job.arm]
+        return self.config.segmenter_run(job.segmenter, run, subset, sources, job.seed, arm.augment, changes)
 
     def _check_autoencoder(self, run: Path) -> None:
         """An autoencoder that has seen a patient of the pool would carry it into every arm."""

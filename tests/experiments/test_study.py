@@ -20,8 +20,6 @@ from reported_set import times
 
 from latentsynth.config import MemorizationStudy, load
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.phantom import write_cohort
-from latentsynth.data.prepare import prepare
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.experiments.claims import holder
 from latentsynth.experiments.memorization import Memorization
@@ -51,12 +49,9 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def overrides(tmp_path_factory: pytest.TempPathFactory, workplace: Path) -> list[str]:
-    """Points the debug configuration at phantoms of its own, and makes it shorter still."""
-    folder = tmp_path_factory.mktemp("study")
-    write_cohort(folder / "patients", 20, seed=0, shape=(24, 24, 24), spacing_mm=(8.0, 8.0, 8.0), channels=1)
-    prepare(folder / "patients", folder / "patients.json", progress=False)
-    return [f"folder={folder / 'study'}", f"manifest={folder / 'patients.json'}", f"cache={folder / 'cache'}",
+def overrides(tmp_path_factory: pytest.TempPathFactory, phantoms: list[str]) -> list[str]:
+    """Points the debug configuration at phantoms, and makes it shorter still."""
+    return [f"folder={tmp_path_factory.mktemp('study') / 'study'}", *phantoms,
             "sizes=[all]", f"rulers=[{', '.join(RULERS)}]"]  # fmt: skip
 
 

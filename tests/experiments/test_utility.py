@@ -15,8 +15,6 @@ from helpers import run
 from latentsynth import checkpoint
 from latentsynth.config import UtilityStudy, load
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.phantom import write_cohort
-from latentsynth.data.prepare import prepare
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.experiments.utility import Job, Utility, dosed, own
 from latentsynth.experiments.utility_summary import comparisons, read_scores, sentences
@@ -27,12 +25,9 @@ DEBUG = Path(__file__).parents[2] / "configs" / "debug" / "utility.yaml"
 
 
 @pytest.fixture(scope="module")
-def overrides(tmp_path_factory: pytest.TempPathFactory, workplace: Path) -> list[str]:
-    """Points the debug configuration at phantoms of its own, and makes it shorter still."""
-    folder = tmp_path_factory.mktemp("utility")
-    write_cohort(folder / "patients", 20, seed=0, shape=(24, 24, 24), spacing_mm=(8.0, 8.0, 8.0), channels=1)
-    prepare(folder / "patients", folder / "patients.json", progress=False)
-    return [f"folder={folder / 'study'}", f"manifest={folder / 'patients.json'}", f"cache={folder / 'cache'}",
+def overrides(tmp_path_factory: pytest.TempPathFactory, phantoms: list[str]) -> list[str]:
+    """Points the debug configuration at phantoms, and makes it shorter still."""
+    return [f"folder={tmp_path_factory.mktemp('utility') / 'study'}", *phantoms,
             "sizes=[5]", "seeds=[0]", "arms.synthetic.sizes=null"]  # fmt: skip
 
 
