@@ -16,7 +16,7 @@ from latentsynth.strict import Positive, Strict, build
 from latentsynth.types import Framing, Grid
 
 _MODEL = re.compile(r"[A-Za-z0-9_+.]+")  # without a hyphen, which parts the names of cells
-_RESERVED = ("autoencoder", "detector", "pilot", "measure", "paint")
+_RESERVED = ("autoencoder", "detector", "pilot", "measure", "train", "paint")
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 

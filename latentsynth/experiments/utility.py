@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from latentsynth.data.splits import shuffled
 from latentsynth.errors import DataError
 from latentsynth.evaluation.segmentation import evaluate_segmenter
 from latentsynth.experiments.grid import Cell
-from latentsynth.experiments.study import Study, plain, train_generator
+from latentsynth.experiments.study import Study, train_generator
 from latentsynth.experiments.utility_summary import summarise
 from latentsynth.provenance import LEDGER
 from latentsynth.results import Result
@@ -87,40 +88,49 @@ class Utility(Study):
 
     def cells(self) -> list[Cell]:
         """All cells, in the order in which they should be done."""
+        return [cell for cell, _ in self._tasks.values()]
+
+    def work(self, cell: Cell, folder: Path) -> None:
+        """Does one cell."""
+        self._tasks[cell.name][1](folder)
+
+    @cached_property
+    def _tasks(self) -> dict[str, tuple[Cell, Callable[[Path], None]]]:
+        """By name, every cell and what does it."""
         config = self.config
         facts = {**self.shared, "augment": config.augment, "validation": config.validation}
-        painting = any(arm.model for arm in config.arms.values())
-        first = [] if config.pretrained_autoencoder or not painting else [self.autoencoder_cell(config)]
+        tasks: dict[str, tuple[Cell, Callable[[Path], None]]] = {}
+        first: tuple[str, ...] = ()
         if config.pretrained_autoencoder:
             facts["autoencoder"] = checkpoint.read_header(checkpoint.locate(config.autoencoder_folder)).fingerprint
-        made: dict[str, Cell] = {cell.name: cell for cell in first}
+        elif any(arm.model for arm in config.arms.values()):
+            cell = self.autoencoder_cell(config)
+            tasks[cell.name] = cell, lambda _: self.fit_autoencoder(config)
+            first = (cell.name,)
+
+        def add(
+            name: str, more: dict[str, Any], hours: float, needs: tuple[str, ...], do: Callable[[Path], None]
+        ) -> None:
+            tasks.setdefault(name, (Cell(name, {**facts, **more}, hours, needs), do))
+
         for job in self.jobs:
             arm = config.arms[job.arm]
             needs: tuple[str, ...] = ()
             if arm.model is not None:
-                name = f"paint-{arm.model}-{job.subset}"
-                model = {"model": config.models[arm.model], "per_mask": self._per_mask(arm.model, job.size)}
-                hours = config.models[arm.model].get("train", {}).get("images", 0) / _IMAGES_PER_HOUR
-                made[name] = Cell(name, {**facts, **model}, hours, tuple(cell.name for cell in first))
-                needs = (name,)
-            settings = {"segmenter": config.segmenters[job.segmenter], "arm": plain(arm) | {"sizes": None}}
-            hours = config.segmenters[job.segmenter].get("train", {}).get("images", 0) / _IMAGES_PER_HOUR
-            made[job.name] = Cell(job.name, {**facts, **settings}, hours, needs)
-        return list(made.values())
-
-    def work(self, cell: Cell, folder: Path) -> None:
-        """Does one cell."""
-        if cell.name == "autoencoder":
-            self.fit_autoencoder(self.config)
-        elif cell.name.startswith("paint-"):
-            job, model = next(
-                (job, model)
-                for job in self.jobs
-                if (model := self.config.arms[job.arm].model) and f"paint-{model}-{job.subset}" == cell.name
-            )
-            self._paint(model, job, folder)
-        else:
-            self._segment(next(job for job in self.jobs if job.name == cell.name), folder)
+                model = config.models[arm.model]
+                trained = f"train-{arm.model}-{job.subset}"
+                add(trained, {"model": model}, _hours(model), first, partial(self._train, arm.model, job))
+                painted = f"paint-{arm.model}-{job.subset}"
+                count = self._per_mask(arm.model, job.size)
+                add(painted, {"per_mask": count}, 0.02, (trained,), partial(self._paint, trained, count, job))
+                needs = (painted,)
+            segmenter = config.segmenters[job.segmenter]
+            settings = {
+                "segmenter": segmenter,
+                "arm": arm.model_dump(mode="json", exclude_defaults=True, exclude={"sizes"}),
+            }
+            add(job.name, settings, _hours(segmenter), needs, partial(self._segment, job))
+        return tasks
 
     def summarise(self) -> Result:
         """Tables, verdicts, figures and the page."""
@@ -140,17 +150,18 @@ class Utility(Study):
         doses = [arm.dose for arm in self.config.arms_of(size).values() if arm.model == model]
         return max(1, math.ceil(max(doses)))
 
-    def _paint(self, model: str, job: Job, folder: Path) -> None:
-        """Trains a generator on the subset and paints the masks of its training patients, nobody else's."""
-        manifest = self.subset_manifest(job)
-        run = self.config.run_of(model, folder / "run", manifest, job.seed)
-        train_generator(run)
+    def _train(self, model: str, job: Job, folder: Path) -> None:
+        """Trains a generator on the subset."""
+        train_generator(self.config.run_of(model, folder / "run", self.subset_manifest(job), job.seed))
+
+    def _paint(self, trained: str, per_mask: int, job: Job, folder: Path) -> None:
+        """Paints the masks of the subset's training patients, nobody else's."""
         synthesize(
-            load_synthesizer(folder / "run"),
-            requests(manifest, "train"),
+            load_synthesizer(self.folder / "cells" / trained / "run"),
+            requests(self.subset_manifest(job), "train"),
             folder / "samples",
             self.accelerator,
-            per_mask=self._per_mask(model, job.size),
+            per_mask=per_mask,
             seed=job.seed * 1000,
             batch=4,
         )
@@ -201,6 +212,10 @@ class Utility(Study):
                 f"the autoencoder of {run} was trained on {len(seen)} patients of this study's pool or held-out patients "
                 f"({', '.join(case.patient_id for case in seen[:3])}): train one on other patients, or let the study do it"
             )
+
+
+def _hours(settings: dict[str, Any]) -> float:
+    return float(settings.get("train", {}).get("images", 0) / _IMAGES_PER_HOUR)
 
 
 def own(subset: Sequence[str], share: float) -> tuple[list[str], list[str]]:
