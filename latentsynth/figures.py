@@ -35,10 +35,11 @@ def contact_sheet(
     spacing_mm: tuple[float, ...],
     title: str = "",
     focus: Sequence[int] = (),
+    shared_cut: bool = True,
 ) -> Path:
     """Writes a PNG: one row per case, in it one block per tile, in each block the channels as three orthogonal slices.
 
-    All tiles of a row are cut at the same place: the slices that show most of the focus labels in the row's first
+    Unless told otherwise, all tiles of a row are cut at the same place: the slices that show most of the focus labels in the row's first
     mask, so that volumes made for one mask can be compared.
 
     Args:
@@ -47,6 +48,7 @@ def contact_sheet(
         spacing_mm: Voxel spacing, for the aspect of the slices.
         title: Written on top.
         focus: Label indices to cut through; empty means all but background.
+        shared_cut: False cuts every tile through its own mask, for tiles that have nothing in common.
     """
     import matplotlib
 
@@ -71,6 +73,8 @@ def contact_sheet(
     for r, row in enumerate(rows):
         cut = _cut(next((tile.mask for tile in row if tile.mask is not None), None), row[0].image.shape[1:], focus)
         for c, tile in enumerate(row):
+            if not shared_cut:
+                cut = _cut(tile.mask, tile.image.shape[1:], focus)
             inner = outer[r, c].subgridspec(channels, 3, wspace=0.02, hspace=0.02, width_ratios=widths)
             for channel in range(channels):
                 for view in range(3):

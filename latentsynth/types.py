@@ -93,14 +93,14 @@ class Grid:
     Attributes:
         shape: Voxels ``(I, J, K)``.
         spacing_mm: Millimetres per voxel along each axis.
-        windows: One intensity window per channel, so its length is the number of channels.
+        windows: One intensity window per channel, so its length is the number of channels; none for masks alone.
     """
 
     __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
 
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
-    windows: tuple[Window, ...]
+    windows: tuple[Window, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
@@ -110,8 +110,8 @@ class Grid:
             raise ConfigError(f"grid shape {self.shape} must be three positive voxel counts")
         if len(self.spacing_mm) != 3 or not all(0 < s < float("inf") for s in self.spacing_mm):
             raise ConfigError(f"grid spacing_mm {self.spacing_mm} must be three positive lengths in mm")
-        if not 1 <= len(self.windows) <= 4:
-            raise ConfigError(f"grid has {len(self.windows)} windows: give one per channel, for 1 to 4 channels")
+        if len(self.windows) > 4:
+            raise ConfigError(f"grid has {len(self.windows)} windows: give one per channel, for at most 4 channels")
 
     @property
     def channels(self) -> int:

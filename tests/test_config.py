@@ -202,7 +202,7 @@ def test_keys_of_the_other_autoencoder_are_unknown() -> None:
         ("data.grid.shape", [18, 16, 16], r"data\.grid\.shape .*not divisible by downsampling \(4, 4, 4\)"),
         ("data.grid.spacing_mm", [1, 0, 1], r"data\.grid.*spacing_mm"),
         ("data.grid.spacing_mm", [1, float("nan"), 1], r"data\.grid.*spacing_mm"),
-        ("data.grid.windows", [], r"data\.grid.*windows"),
+        ("data.grid.windows", [], r"data: grid\.windows is empty"),
         ("data.grid.windows", [{"low": 60, "high": 40}], r"data\.grid\.windows\.0: window low"),
         ("data.framing.crop", "organ", r"data\.framing\.crop: .*'whole' or 'lesion'"),
         ("data.augment.scale", 0.5, r"data\.augment\.scale: "),

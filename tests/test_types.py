@@ -45,7 +45,6 @@ def test_fixed_windows_may_leave_the_range_of_percentages() -> None:
         ({"spacing_mm": (1.0, float("nan"), 1.0)}, "spacing_mm"),
         ({"spacing_mm": (float("nan"), 1.0, 1.0)}, "spacing_mm"),
         ({"spacing_mm": (1.0, float("inf"), 1.0)}, "spacing_mm"),
-        ({"windows": ()}, "0 windows"),
         ({"windows": (Window(),) * 5}, "5 windows"),
     ],
 )

@@ -30,7 +30,12 @@ def phantom(
 def prepare(
     source: Annotated[Path, typer.Argument(help="nnU-Net raw or Decathlon folder, or a CSV/JSONL of paths")],
     out: Annotated[Path, typer.Option(help="Manifest to write, a .json file")],
-    layout: Annotated[Optional[str], typer.Option(help="nnunet, decathlon or table [default: recognised]")] = None,  # noqa: UP045
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            help="nnunet, decathlon, table, or masks (a folder of masks without images) [default: recognised]"
+        ),
+    ] = None,
     patient: Annotated[str | None, typer.Option(help="Regular expression that finds the patient in a case id")] = None,
     split_file: Annotated[Optional[Path], typer.Option(help="JSON {split: [case ids]} or CSV case,split")] = None,  # noqa: UP045
     fractions: Annotated[tuple[float, float, float], typer.Option(help="Shares of patients: train val test")] = (

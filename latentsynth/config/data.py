@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from latentsynth.config.numbers import NotNegative
 from latentsynth.strict import Strict
@@ -41,3 +41,9 @@ class DataConfig(Strict):
     framing: Framing = Framing()
     augment: AugmentConfig = AugmentConfig()
     cache: Path = Field(Path("runs/cache"), description="where preprocessed volumes are kept")
+
+    @model_validator(mode="after")
+    def _images(self) -> DataConfig:
+        if not self.grid.windows:
+            raise ValueError("grid.windows is empty: give one intensity window per channel")
+        return self

@@ -24,6 +24,8 @@ SPACING_MM = (0.05, 20.0)  # finer is a wrong unit (metres), coarser a wrong hea
 CORNER_MM = 0.01  # two grids agree if no corner of the volume is farther apart than this ...
 CORNER_VOXELS = 0.01  # ... or than this share of the smallest voxel edge, whichever is larger
 
+_VoxelGrid = tuple[tuple[int, ...], np.ndarray]  # shape and affine
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -94,7 +96,7 @@ def check_case(
         report(case.case_id, "no patient", "a patient id for every case", cure)
 
     hashes, constant = [], []
-    grid: tuple[tuple[int, ...], np.ndarray] | None = None
+    grid: _VoxelGrid | None = None
     for number, path in enumerate(case.images):
         name = channels[number] if number < len(channels) else f"undeclared channel {number}"
         read = _read(path, f"a readable 3D NIfTI file for {name}", case.case_id, problems)
@@ -126,7 +128,8 @@ def check_case(
     counts: dict[int, int] = {}
     mask_hash = ""
     if case.mask is not None:
-        counts, mask_hash = _check_mask(case.mask, case, labels, grid, problems)
+        counts, mask_hash, own_grid = _check_mask(case.mask, case, labels, grid, problems)
+        grid = grid or (None if case.images else own_grid)
     elif not allow_unlabelled:
         file = case.images[0] if case.images else case.case_id
         report(file, "no mask", "a mask for every case", "add the mask, or give --allow-unlabelled for autoencoders")
@@ -172,17 +175,17 @@ def _check_mask(
     path: Path,
     case: Case,
     labels: Labels | None,
-    grid: tuple[tuple[int, ...], np.ndarray] | None,
+    grid: _VoxelGrid | None,
     problems: list[Problem],
-) -> tuple[dict[int, int], str]:
-    """Voxels per label, and the hash of the mask; both empty, and a problem, if the mask is no label map."""
+) -> tuple[dict[int, int], str, _VoxelGrid | None]:
+    """Voxels per label, hash and grid of the mask; empty, and a problem, if the mask is no label map."""
 
     def report(found: str, expected: str, cure: str) -> None:
         problems.append(Problem(case.case_id, str(path), found, expected, cure))
 
     read = _read(path, "a readable 3D NIfTI label map", case.case_id, problems)
     if read is None:
-        return {}, ""
+        return {}, "", None
     voxels, affine = read
     if grid is not None:
         apart = disagreement(*grid, voxels.shape, affine)
@@ -193,7 +196,7 @@ def _check_mask(
         low, high = float(voxels.min()), float(voxels.max())
         found = f"{'values' if whole else 'fractions'} from {low:g} to {high:g}"
         report(found, f"whole numbers from 0 to {nifti.MAX_LABEL}", "threshold it, or name the right file")
-        return {}, ""
+        return {}, "", None
     counts = {int(v): int(n) for v, n in enumerate(np.bincount(voxels.ravel().astype(np.int64))) if n}
     if set(counts) == {0}:
         report("an empty mask", "at least one voxel that is not 0", "annotate the case or remove its mask")
@@ -201,7 +204,7 @@ def _check_mask(
     if unknown:
         values = ", ".join(map(str, labels.values if labels else ()))
         report(f"unknown labels {unknown[:8]}", f"labels {values}", "declare the label or correct the mask")
-    return counts, nifti.canonical_hash(voxels, affine)
+    return counts, nifti.canonical_hash(voxels, affine), (voxels.shape, affine)
 
 
 def check_cohort(

@@ -21,7 +21,7 @@ from latentsynth.types import Case, Labels
 
 _EXPECTED = (
     "expected an nnU-Net raw folder (dataset.json with channel_names, imagesTr/CASE_0000.nii.gz), a Decathlon folder "
-    "(dataset.json with modality and training) or a table of paths (.csv or .jsonl)"
+    "(dataset.json with modality and training), a table of paths (.csv or .jsonl); of masks without images, a folder of them with --layout masks"
 )
 
 
@@ -51,6 +51,8 @@ class Cohort:
 def recognise(source: Path) -> str:
     """Which layout ``source`` has: ``"nnunet"``, ``"decathlon"`` or ``"table"``.
 
+    A folder of masks must be named as one (``"masks"``): scans could be taken for it.
+
     Raises:
         DataError: It does not exist, or has none of the three layouts.
     """
@@ -77,7 +79,7 @@ def read_cohort(source: Path, layout: str | None = None, patient_regex: str | No
 
     Args:
         source: Folder or table.
-        layout: ``"nnunet"``, ``"decathlon"`` or ``"table"``; recognised if None.
+        layout: ``"nnunet"``, ``"decathlon"``, ``"table"`` or ``"masks"``; recognised if None.
         patient_regex: Searched in every case id; its first group (or the whole match) is the patient. Goes before
             patients that a table declares.
 
@@ -89,7 +91,7 @@ def read_cohort(source: Path, layout: str | None = None, patient_regex: str | No
     if layout is not None and layout not in _READERS:
         raise UnknownNameError("layout", layout, _READERS)
     cohort = _READERS[layout or recognise(source)](source)
-    if not 1 <= len(cohort.channels) <= 4:
+    if len(cohort.channels) > 4 or (not cohort.channels and layout != "masks"):
         raise DataError(f"{source} has {len(cohort.channels)} channels {cohort.channels}, expected 1 to 4: choose some")
     cases = tuple(sorted(cohort.cases, key=lambda case: (case.case_id, case.images)))
     cohort = replace(cohort, cases=cases)
@@ -246,6 +248,16 @@ def _table(source: Path) -> Cohort:
     return Cohort(path.stem, names, None, tuple(cases), patients, splits, notes)
 
 
+def _masks(source: Path) -> Cohort:
+    if not source.is_dir():
+        raise DataError(f"{source} is no folder of masks: give a folder of NIfTI files")
+    files = sorted(p for p in source.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+    if not files:
+        raise DataError(f"{source} {_contents(source)}: give a folder of NIfTI files, one mask each")
+    cases = tuple(Case(stem(file), stem(file), (), file) for file in files)
+    return Cohort(source.resolve().name, (), None, cases, False, False, ("these cases are masks without images",))
+
+
 # Common ---------------------------------------------------------------------------------------------------------
 
 
@@ -283,4 +295,9 @@ def _listing(folder: Path, ending: str) -> set[str]:
     return {path.name[: -len(ending)] for path in found if not path.name.startswith(".")}
 
 
-_READERS: dict[str, Callable[[Path], Cohort]] = {"nnunet": _nnunet, "decathlon": _decathlon, "table": _table}
+_READERS: dict[str, Callable[[Path], Cohort]] = {
+    "nnunet": _nnunet,
+    "decathlon": _decathlon,
+    "table": _table,
+    "masks": _masks,
+}

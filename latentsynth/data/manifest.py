@@ -150,6 +150,13 @@ class Manifest:
         labels = Labels(tuple(v for v, _ in pairs), tuple(name for _, name in pairs))
         return cls(value["name"], tuple(value["channels"]), labels, cases)
 
+    def masks_alone(self) -> Manifest:
+        """The annotated cases without their images, for models of masks."""
+        cases = tuple(replace(case, images=(), limits=()) for case in self.cases if case.mask is not None)
+        if not cases:
+            raise DataError(f"no case of manifest {self.name} has a mask: give annotated cases")
+        return replace(self, channels=(), cases=cases)
+
     def with_splits(self, split_of: dict[str, Split]) -> Manifest:
         """The same cohort with another split per case id."""
         return replace(self, cases=tuple(replace(c, split=split_of[c.case_id]) for c in self.cases))

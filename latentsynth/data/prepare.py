@@ -30,7 +30,7 @@ class PrepareReport:
 
     Attributes:
         source: Folder or table that was read.
-        layout: ``"nnunet"``, ``"decathlon"`` or ``"table"``.
+        layout: ``"nnunet"``, ``"decathlon"``, ``"table"`` or ``"masks"``.
         path: Where the manifest stands, or would stand.
         manifest: The manifest that was written; None if problems kept it from being written.
         problems: Everything that is wrong, dropped cases included.

@@ -79,9 +79,9 @@ class Recipe:
         mask_file = case.mask
         labels, affine = (None, None) if mask_file is None else read_mask(mask_file, self.labels)
         native = [nifti.read(path) for path in case.images]
-        shape = native[0][0].shape
         if affine is None:
             affine = native[0][1]
+        shape = native[0][0].shape if labels is None else labels.shape
         frame, zoom = self.frame(affine, shape, labels, case.case_id)
         rng = np.random.default_rng([self.seed, copy, int(fingerprint(case.case_id), 16)])
         if copy:
@@ -122,7 +122,8 @@ def window_channels(
         given = known[n] if known and window.kind == "percentile" else None
         limits.append(given or windows.limits(window, voxels, str(name)))
         channels.append(windows.normalise(resample(voxels, affine, frame, fill=limits[-1][0]), limits[-1]))
-    return np.stack(channels), tuple(limits)
+    image = np.stack(channels) if channels else np.zeros((0, *frame.shape), np.float32)
+    return image, tuple(limits)
 
 
 def read_mask(path: Path, labels: Labels) -> tuple[np.ndarray, np.ndarray]:

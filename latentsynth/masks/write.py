@@ -1,0 +1,191 @@
+"""Sets of new masks on disk: NIfTI, a sidecar per mask, what was rejected and why, a manifest, a picture; resumable."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from latentsynth.data import nifti
+from latentsynth.data.frames import lay, resample_labels
+from latentsynth.data.manifest import Manifest
+from latentsynth.data.volumes import to_index
+from latentsynth.errors import DataError
+from latentsynth.figures import Tile, contact_sheet
+from latentsynth.files import clear_partial, make_folder, read_json, write_json
+from latentsynth.masks.base import MaskMaker, Rejected, Wanted
+from latentsynth.masks.label_map import LabelMap
+from latentsynth.progress import bar
+from latentsynth.provenance import LEDGER, Ledger, sidecar, voxel_hash
+from latentsynth.results import this_command, write_csv
+from latentsynth.types import Case, Framing, Grid, Labels
+
+_PATIENCE = 100  # tries per mask before a wish counts as out of reach
+_SHOWN = 12
+_SHOWN_EACH = 4
+_PIXELS = 96  # along the longest side of a tile
+
+
+def make_masks(
+    maker: MaskMaker, count: int, out: Path, wanted: Wanted | None = None, seed: int = 0, batch: int = 8
+) -> Manifest:
+    """Makes so many masks as wanted and writes them; a second call makes what is missing.
+
+    Seeds are tried in ascending order, and a mask that is not as wanted is counted by its reason (``rejected.csv``).
+
+    Args:
+        maker: What makes them.
+        count: How many.
+        out: Output folder.
+        wanted: What they must be like; None takes whatever comes.
+        seed: First seed.
+        batch: Masks made together; no mask depends on it.
+
+    Returns:
+        The manifest of everything in ``out``: cases without images.
+
+    Raises:
+        DataError: ``out`` holds masks of another maker or other wishes, or a hundred tries per mask did not suffice.
+    """
+    wanted = wanted or Wanted()
+    _claim(out, maker, wanted, seed)
+    rejected = _read_rejected(out)
+    done = {int(read_json(file)["seed"]) for file in (out / "sidecars").glob("*.json")}
+    tried = {*done, *rejected}
+    following = max(tried, default=seed - 1) + 1
+    pending = [s for s in range(seed, following) if s not in tried]
+    with bar("making masks", count, "masks", start=len(done)) as shown:
+        while len(done) < count:
+            if len(rejected) >= _PATIENCE * (len(done) + 1):
+                write_csv(out / "rejected.csv", ("seed", "reason"), sorted(rejected.items()))
+                raise DataError(_hopeless(wanted, len(done), rejected))
+            missing = min(batch, count - len(done))
+            while len(pending) < missing:
+                pending.append(following)
+                following += 1
+            seeds, pending = pending[:missing], pending[missing:]
+            for number, made in zip(seeds, maker.make(seeds, wanted), strict=True):
+                reason = made.reason if isinstance(made, Rejected) else wanted.refusal(made, maker.lesions)
+                if reason or isinstance(made, Rejected):
+                    rejected[number] = reason
+                    continue
+                _write(out, number, made, maker)
+                done.add(number)
+                shown.advance()
+    write_csv(out / "rejected.csv", ("seed", "reason"), sorted(rejected.items()))
+    manifest = _collect(out, maker.labels)
+    manifest.save(out / "manifest.json")
+    (maker.ledger | _parents(manifest)).save(out / LEDGER)
+    sheet(out / "contact_sheet.png", manifest, maker.lesions)
+    return manifest
+
+
+def sheet(path: Path, manifest: Manifest, lesions: tuple[int, ...]) -> None:
+    """A picture of the first masks of a set, each cut through the middle of its own lesions."""
+    maps = [LabelMap.read(case, manifest.labels) for case in manifest.cases[:_SHOWN]]
+    grid = sheet_grid(maps)
+    tiles = [tile(f"{made.name}, {made.volume_ml(lesions):.3g} ml", made, manifest.labels, grid) for made in maps]
+    rows = [tiles[n : n + _SHOWN_EACH] for n in range(0, len(tiles), _SHOWN_EACH)]
+    focus = [n for n, value in enumerate(manifest.labels.values) if value in lesions]
+    contact_sheet(path, rows, grid.spacing_mm, f"{manifest.name}: masks", focus, shared_cut=False)
+
+
+def sheet_grid(maps: Sequence[LabelMap]) -> Grid:
+    """A grid that holds the largest of some label maps, coarse enough for a picture."""
+    extents = []
+    for made in maps:
+        order = np.argsort(nib.orientations.io_orientation(made.affine)[:, 0])
+        extents.append((np.array(made.values.shape) * made.spacing_mm)[order])
+    extent = np.max(extents, axis=0)
+    spacing = float(max(extent.max() / _PIXELS, min(min(made.spacing_mm) for made in maps)))
+    i, j, k = (int(np.ceil(length / spacing)) for length in extent)
+    return Grid((i, j, k), (spacing,) * 3)
+
+
+def tile(title: str, made: LabelMap, labels: Labels, grid: Grid) -> Tile:
+    """A label map to look at: labels filled, brighter with their number, and outlined."""
+    frame, _ = lay(grid, Framing(), made.affine, made.values.shape, None, made.name)
+    index = to_index(resample_labels(made.values, made.affine, frame), labels)
+    shades = np.where(index > 0, -0.6 + 1.4 * index / max(1, len(labels) - 1), -1.0)
+    return Tile(title, shades[None].astype(np.float32), index)
+
+
+def _claim(out: Path, maker: MaskMaker, wanted: Wanted, seed: int) -> None:
+    """Opens the output folder for this maker and these wishes, or refuses one that belongs to others."""
+    make_folder(out)
+    for name in ("labelsTr", "sidecars"):
+        clear_partial(make_folder(out / name))
+    file = out / "masks.json"
+    recipe = {"maker": maker.fingerprint, "wanted": json.loads(json.dumps(asdict(wanted))), "seed": seed}
+    if file.is_file():
+        found = read_json(file)
+        differing = [key for key in recipe if found.get(key) != recipe[key]]
+        if differing:
+            raise DataError(
+                f"{out} holds masks made with other {' and '.join(differing)}: give another --out, or the same to continue"
+            )
+    elif any((out / "sidecars").iterdir()):
+        raise DataError(f"{out} holds masks but no masks.json: give another --out")
+    write_json(file, {**recipe, "command": this_command()})
+    labels = {name: value for value, name in zip(maker.labels.values, maker.labels.names, strict=True)}
+    write_json(
+        out / "dataset.json",
+        {"name": f"{out.name} (synthetic masks)", "channel_names": {}, "labels": labels, "file_ending": ".nii.gz", "SYNTHETIC": True},
+    )  # fmt: skip
+
+
+def _write(out: Path, seed: int, made: LabelMap, maker: MaskMaker) -> None:
+    """The mask, then the sidecar that makes it count."""
+    name = f"mask-{seed:05d}"
+    nifti.write(out / "labelsTr" / f"{name}.nii.gz", made.values.astype(np.int16), made.affine)
+    facts = {
+        "seed": seed,
+        "maker": maker.fingerprint,
+        "parents": list(made.parents),
+        "lesion_ml": made.volume_ml(maker.lesions),
+        "lesions": made.pieces(maker.lesions),
+        "mask_voxels": voxel_hash(made.values),
+    }
+    write_json(out / "sidecars" / f"{name}.json", sidecar(**facts))
+
+
+def _collect(out: Path, labels: Labels) -> Manifest:
+    cases = []
+    for file in sorted((out / "sidecars").glob("*.json")):
+        facts = read_json(file)
+        mask = out / "labelsTr" / f"{file.stem}.nii.gz"
+        source = f"{facts['maker']}:{facts['seed']}"
+        cases.append(
+            Case(file.stem, f"synthetic-{file.stem}", (), mask, "train", source, tuple(facts["parents"]),
+                 content=facts["mask_voxels"])
+        )  # fmt: skip
+    return Manifest(out.name, (), labels, tuple(cases))
+
+
+def _parents(manifest: Manifest) -> Ledger:
+    """Whom the masks were made from."""
+    return Ledger.of(
+        [replace(case, patient_id=parent, parents=()) for case in manifest.cases for parent in case.parents]
+    )
+
+
+def _read_rejected(out: Path) -> dict[int, str]:
+    file = out / "rejected.csv"
+    if not file.is_file():
+        return {}
+    with file.open(newline="", encoding="utf-8") as stream:
+        return {int(row["seed"]): row["reason"] for row in csv.DictReader(stream)}
+
+
+def _hopeless(wanted: Wanted, done: int, rejected: dict[int, str]) -> str:
+    reasons = ", ".join(f"{count} x {reason}" for reason, count in Counter(rejected.values()).most_common(4))
+    return (
+        f"{done} of {done + len(rejected)} masks came out as wanted, {wanted} (rejected: {reasons}): ask for what the "
+        "masks that it learnt from are like, or take another method"
+    )
