@@ -63,16 +63,36 @@ def memorization(
 @app.command("filter")
 def filter_copies(
     samples: Annotated[Path, typer.Argument(help="Manifest of synthetic cases")],
-    report: Annotated[Path, typer.Option(help="memorization.json made for these files")],
     out: Annotated[Path, typer.Option(help="Manifest to write, a .json file")],
+    report: Annotated[Optional[Path], typer.Option(help="memorization.json made for these files: drops copies")] = None,  # noqa: UP045
+    segmenter: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Run of a real-trained segmenter: drops volumes in which it does not find the mask"),
+    ] = None,
+    least_dice: Annotated[
+        float, typer.Option(help="Of --segmenter with the mask, mean over labels", min=0, max=1)
+    ] = 0.5,
     drop_mask_copies: Annotated[
-        bool, typer.Option("--drop-mask-copies", help="Also drop volumes whose mask is a patient's")
+        bool, typer.Option("--drop-mask-copies", help="With --report: also drop volumes whose mask is a patient's")
     ] = False,
+    cache: Annotated[Path, typer.Option(help="Where preprocessed volumes are kept")] = Path("runs/cache"),
 ) -> None:
-    """Drop flagged copies from a synthetic set, and say which. Files stay; a new manifest and dropped.csv are written."""
-    from latentsynth.experiments.filter import filter_set
+    """Drop copies, or volumes that do not show their mask, from a synthetic set, and say which.
 
-    kept, dropped = filter_set(samples, report, out, drop_mask_copies)
+    Files stay; a new manifest and dropped.csv are written.
+    """
+    if (report is None) == (segmenter is None):
+        raise typer.BadParameter(
+            "give --report to drop copies, or --segmenter to drop volumes that do not show their mask"
+        )
+    from latentsynth.experiments.filter import filter_disagreeing, filter_set
+    from latentsynth.training.launch import start
+
+    if report is not None:
+        kept, dropped = filter_set(samples, report, out, drop_mask_copies)
+    else:
+        assert segmenter is not None
+        kept, dropped = filter_disagreeing(samples, segmenter, out, least_dice, cache, start())
     say(f"kept {kept} volumes: {out}\ndropped {dropped}: {out.with_name('dropped.csv')}")
 
 

@@ -54,6 +54,11 @@ class MemorizationStudy(StudyConfig):
             if one.model not in self.models:
                 raise ValueError(f"overtrained model {one.model!r} is none of {', '.join(self.models)}")
             self.run_of(one.model, Path("x"), Path("x"), 0, one.changes)
+        for name, settings in self.models.items():
+            if settings.get("generator", {}).get("form") == "joint":
+                raise ValueError(
+                    f"models.{name}: form joint makes masks of its own; this study has the masks of held-out patients painted"
+                )
         self.detector_run(Path("x"), Path("x"))
         return self
 

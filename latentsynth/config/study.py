@@ -5,18 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
 from latentsynth.config.autoencoder import AutoencoderRun
 from latentsynth.config.gan import GanRun
 from latentsynth.config.ldm import LdmRun
+from latentsynth.config.training import Run
 from latentsynth.strict import Positive, Strict, build
 from latentsynth.types import Framing, Grid
 
 _MODEL = re.compile(r"[A-Za-z0-9_+.]+")  # without a hyphen, which parts the names of cells
 _RESERVED = ("autoencoder", "detector", "pilot", "measure", "train", "paint")
+RunT = TypeVar("RunT", bound=Run)
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -43,6 +45,9 @@ class StudyConfig(Strict):
     framing: Framing = Framing()
     cache: Path = Path("runs/cache")
     seed: int = Field(0, ge=0, description="draws the roles of the patients")
+    scale: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="below 1 shortens every training by this factor, to try a study before it is run in full"
+    )
     roles: RolesConfig = RolesConfig()
     sizes: Annotated[tuple[Positive | Literal["all"], ...], Field(min_length=1)] = (10, 40, "all")
     seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = Field(
@@ -79,7 +84,7 @@ class StudyConfig(Strict):
     def autoencoder_run(self, run: Path, manifest: Path) -> AutoencoderRun:
         """The autoencoder under all latent models."""
         values = merged({"run": run, "data": {**self.data, "manifest": manifest}}, self.autoencoder)
-        return build(AutoencoderRun, values, "autoencoder")
+        return self.scaled(build(AutoencoderRun, values, "autoencoder"))
 
     def run_of(
         self, model: str, folder: Path, manifest: Path, seed: int, changes: dict[str, Any] | None = None
@@ -93,24 +98,41 @@ class StudyConfig(Strict):
             seed: Of its weights and noise.
             changes: Settings that differ.
         """
-        wanted = merged(self.models[model], changes or {})
-        refuse(wanted, ("run", "seed", "autoencoder"), f"models.{model}")
-        refuse(wanted.get("data") or {}, ("manifest", "grid", "framing", "cache"), f"models.{model}.data")
+        wanted = self.models[model]
+        for settings in (wanted, changes or {}):
+            refuse(settings, ("run", "seed", "autoencoder"), f"models.{model}")
+            refuse(settings.get("data") or {}, ("manifest", "grid", "framing", "cache"), f"models.{model}.data")
         generator = wanted.get("generator", {})
         if not isinstance(generator, dict):
             raise ValueError(f"models.{model}.generator is {generator!r}, expected keys and values: kind: {generator}")
-        if generator.get("form") in ("joint", "mask_only"):
-            raise ValueError(
-                f"models.{model}: form {generator['form']} makes masks of its own; a study paints given masks"
-            )
+        if generator.get("form") == "mask_only":
+            raise ValueError(f"models.{model}: form mask_only makes no images: give a model that does")
         latent = {"manifest": manifest, "cache": self.cache, "augment": self.augment}
         start: dict[str, Any] = {"run": folder, "seed": seed}
         on_latents = {**start, "autoencoder": self.autoencoder_folder, "data": latent}
         if "generator" not in wanted:
-            return build(LdmRun, merged(on_latents, wanted), model)
-        if generator.get("kind") == "latent_gan":
-            return build(GanRun, merged(on_latents, wanted), model)
-        return build(GanRun, merged({**start, "data": {**self.data, "manifest": manifest}}, wanted), model)
+            return self.scaled(build(LdmRun, merged(on_latents, wanted), model), changes)
+        given = (
+            on_latents
+            if generator.get("kind") == "latent_gan"
+            else {**start, "data": {**self.data, "manifest": manifest}}
+        )
+        return self.scaled(build(GanRun, merged(given, wanted), model), changes)
+
+    def scaled(self, run: RunT, changes: dict[str, Any] | None = None) -> RunT:
+        """A run as short as the study's scale asks, then with settings that differ; these are not scaled."""
+        values = run.model_dump(mode="json", exclude_unset=True)
+        if self.scale < 1:
+            for section in ("train", "game"):
+                if isinstance(part := getattr(run, section, None), Strict):
+                    values[section] = {**values.get(section, {}), **_shortened(part, self.scale)}
+        return build(type(run), merged(values, changes or {}), str(run.run))
+
+
+def _shortened(section: Strict, scale: float) -> dict[str, int]:
+    """Everything that counts images, at least one."""
+    counts = {key: value for key, value in section.model_dump().items() if key == "images" or key.endswith("_images")}
+    return {key: max(1, round(value * scale)) if value else 0 for key, value in counts.items()}
 
 
 def cell_name(name: str) -> None:

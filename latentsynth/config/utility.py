@@ -16,12 +16,28 @@ from latentsynth.strict import Positive, Strict, build
 Part = Annotated[float, Field(ge=0, le=1)]
 
 
+class DropConfig(Strict):
+    """Which synthetic volumes are dropped before anybody trains on them."""
+
+    copies: bool = Field(False, description="those that a calibrated ruler flags as copies of training patients")
+    agreement: Part = Field(
+        0.0,
+        description="those on which the baseline's segmenter of the same subset agrees less with the mask (mean Dice)",
+    )
+
+    @property
+    def any(self) -> bool:
+        """Whether it drops anything."""
+        return self.copies or self.agreement > 0
+
+
 class ArmConfig(Strict):
     """What a segmenter is trained on."""
 
     real: Part = Field(1.0, description="share of the subset's training patients; below 1 the others are left out")
     model: str | None = Field(None, description="which of the study's models makes synthetic volumes")
     dose: NotNegative = Field(0.0, description="synthetic volumes per training patient of the whole subset")
+    drop: DropConfig = DropConfig()
     augment: bool = Field(True, description="classical augmentation, the study's section augment")
     bridge: bool = Field(
         False, description="first half of the steps on synthetic volumes alone, then on real ones alone"
@@ -36,6 +52,8 @@ class ArmConfig(Strict):
             raise ValueError("real and dose are both 0: nothing to train on")
         if self.bridge and not (self.real and self.dose):
             raise ValueError("bridge needs real patients and a dose of synthetic ones")
+        if self.drop.any and not self.dose:
+            raise ValueError("drop is about synthetic volumes, and this arm has none: leave it out")
         return self
 
 
@@ -50,6 +68,15 @@ class UtilityStudy(StudyConfig):
     segmenters: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = Field(
         description="by name, settings of a SegmenterRun; run and data are the study's"
     )
+    folds: Positive = Field(
+        1,
+        description="above 1, pool and held-out patients are cut into so many parts, each held out in turn: for cohorts "
+        "with few patients to test on",
+    )
+    surplus: Annotated[float, Field(ge=1)] = Field(
+        1.5, description="volumes painted per volume wanted where arms drop some"
+    )
+    copy_ruler: Literal["voxels", "registered", "ssim"] = Field("voxels", description="what drop.copies compares by")
     validation: Annotated[float, Field(gt=0, le=0.5)] = Field(
         0.2, description="share of a subset's own patients that chooses checkpoints"
     )
@@ -70,6 +97,12 @@ class UtilityStudy(StudyConfig):
                 raise ValueError(
                     f"the baseline {self.baseline!r} is not trained at size {size}: nothing to compare with"
                 )
+        judge = self.arms[self.baseline]
+        if any(arm.drop.agreement for arm in self.arms.values()) and (judge.dose or judge.real < 1):
+            raise ValueError(
+                f"drop.agreement asks the baseline's segmenter, and {self.baseline} is not trained on all real patients and "
+                "them alone: choose another baseline"
+            )
         sources = [{"manifest": "x"}]
         for name in self.segmenters:
             cell_name(name)
@@ -109,4 +142,5 @@ class UtilityStudy(StudyConfig):
         """
         data = {**self.data, "augment": self.augment if augment else {}, "validation": {"manifest": validation}}
         values = {"run": run, "seed": seed, "data": {**data, "train": list(sources)}}
-        return build(SegmenterRun, merged(merged(values, self.segmenters[name]), changes or {}), f"segmenters.{name}")
+        values = merged(values, self.segmenters[name])
+        return self.scaled(build(SegmenterRun, values, f"segmenters.{name}"), changes)

@@ -51,8 +51,6 @@ class Cohort:
 def recognise(source: Path) -> str:
     """Which layout ``source`` has: ``"nnunet"``, ``"decathlon"`` or ``"table"``.
 
-    A folder of masks must be named as one (``"masks"``): scans could be taken for it.
-
     Raises:
         DataError: It does not exist, or has none of the three layouts.
     """
@@ -249,11 +247,9 @@ def _table(source: Path) -> Cohort:
 
 
 def _masks(source: Path) -> Cohort:
-    if not source.is_dir():
-        raise DataError(f"{source} is no folder of masks: give a folder of NIfTI files")
-    files = sorted(p for p in source.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+    files = sorted(p for p in source.glob("*") if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
     if not files:
-        raise DataError(f"{source} {_contents(source)}: give a folder of NIfTI files, one mask each")
+        raise DataError(f"{source} is no folder of masks: give a folder of NIfTI files, one mask each")
     cases = tuple(Case(stem(file), stem(file), (), file) for file in files)
     return Cohort(source.resolve().name, (), None, cases, False, False, ("these cases are masks without images",))
 

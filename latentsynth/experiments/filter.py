@@ -1,4 +1,4 @@
-"""Dropping copies from a synthetic set, as a memorization report flagged them."""
+"""Dropping volumes from a synthetic set: copies of patients, and those on which a segmenter disagrees with the mask."""
 
 from __future__ import annotations
 
@@ -6,11 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError, LatentsynthError
+from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.evaluation.features import volumes
 from latentsynth.evaluation.report_memorization import KIND, case_files
+from latentsynth.metrics.surfaces import mean_dice
 from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.results import Result, write_csv
+from latentsynth.segmentation import Segmenter
+from latentsynth.training.launch import share
 
 Verdicts = dict[str, dict[str, Any]]  # by case, what a report says of it
 
@@ -31,6 +38,70 @@ def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = 
         DataError: The report is of other files, clears nobody or did not compare the masks; nothing would be left; or
             ``out`` is the set itself, or anything else that stands there.
     """
+    _check_out(samples, out)
+    result = read_report(report)
+    if drop_mask_copies and not result.facts["masks"]:
+        raise DataError(
+            f"{report} did not compare masks, so it cannot say which are copies: measure again with masks on all cohorts"
+        )
+    manifest = Manifest.load(samples)
+    verdicts = verdicts_on(manifest, result, report)
+    require_trust(result, report)
+    reasons = {case.case_id: _reasons(verdicts[case.case_id], drop_mask_copies) for case in manifest.cases}
+    return _keep(samples, manifest, reasons, out, f"{report}: train a model that copies less")
+
+
+def filter_disagreeing(
+    samples: Path, segmenter: Path, out: Path, least_dice: float, cache: Path, accelerator: Accelerator
+) -> tuple[int, int]:
+    """Writes a manifest of the volumes in which a segmenter finds the mask they were made for, and ``dropped.csv``.
+
+    Args:
+        samples: Manifest of the set.
+        segmenter: Run or checkpoint folder of a segmenter that was trained on real patients.
+        out: Manifest to write; the files stay where they are.
+        least_dice: Mean Dice over labels, on the segmenter's grid, below which a volume is dropped.
+        cache: Where preprocessed volumes are kept.
+        accelerator: The processes that share the work; the first one writes.
+
+    Returns:
+        How many volumes were kept and dropped.
+
+    Raises:
+        DataError: The segmenter has seen synthetic cases, or works on other channels or labels; nothing would be left; or
+            ``out`` is the set itself, or anything else that stands there.
+    """
+    _check_out(samples, out)
+    model = Segmenter.from_pretrained(segmenter)
+    if model.trained_on.get("synthetic"):
+        raise DataError(
+            f"{segmenter} was trained on synthetic cases, which would judge themselves: give a real-trained one"
+        )
+    cohort = Cohort.load("samples", samples, annotated=True)
+    domain = model.domain
+    model.check(cohort.manifest.channels, cohort.manifest.labels, samples)
+    volumes_ = volumes(cohort, domain.grid, domain.framing, domain.labels, cache, accelerator, masks=True)
+    model.to(accelerator.device)
+
+    def agreement(n: int) -> dict[str, float]:
+        volume = volumes_.volume(n)
+        assert volume.mask is not None
+        return {"dice": mean_dice(volume.mask, model.on_grid(volume.image), len(domain.labels))}
+
+    scores = [row["dice"] for row in share(accelerator, len(volumes_), agreement)]
+    reasons = {
+        case.case_id: f"Dice {dice:.3f} of the segmenter with the mask" if not dice >= least_dice else ""
+        for case, dice in zip(cohort.cases, scores, strict=True)
+    }
+    counts = len(reasons), sum(map(bool, reasons.values()))
+    if accelerator.is_main_process:
+        manifest = replace(cohort.manifest, cases=cohort.cases)
+        _keep(samples, manifest, reasons, out, f"{segmenter}, whose best is {max(scores):.2f}: lower the least Dice")
+    accelerator.wait_for_everyone()
+    return counts[0] - counts[1], counts[1]
+
+
+def _check_out(samples: Path, out: Path) -> None:
     if out.resolve() == samples.resolve():
         raise DataError(f"{out} is the set itself: give another --out")
     if out.is_dir() or out.suffix != ".json":
@@ -41,18 +112,13 @@ def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = 
         raise DataError(
             f"{out} exists and is no manifest of synthetic cases, or would stand where a ledger does: give another --out"
         )
-    result = read_report(report)
-    if drop_mask_copies and not result.facts["masks"]:
-        raise DataError(
-            f"{report} did not compare masks, so it cannot say which are copies: measure again with masks on all cohorts"
-        )
-    manifest = Manifest.load(samples)
-    verdicts = verdicts_on(manifest, result, report)
-    require_trust(result, report)
-    reasons = {case.case_id: _reasons(verdicts[case.case_id], drop_mask_copies) for case in manifest.cases}
+
+
+def _keep(samples: Path, manifest: Manifest, reasons: dict[str, str], out: Path, cure: str) -> tuple[int, int]:
+    """Writes those without a reason to go; the ledger travels with them."""
     kept = tuple(case for case in manifest.cases if not reasons[case.case_id])
     if not kept:
-        raise DataError(f"every volume of {samples} is flagged by {report}: train a model that copies less")
+        raise DataError(f"every volume of {samples} is flagged by {cure}")
     replace(manifest, name=out.parent.name, cases=kept).save(out)
     ledger = samples.parent / LEDGER
     if ledger.is_file() and out.parent.resolve() != samples.parent.resolve():

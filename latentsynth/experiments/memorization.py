@@ -151,7 +151,7 @@ class Memorization(Study):
     def _train(self, arm: Arm, folder: Path) -> None:
         """Trains in stages; keeps the checkpoint of each and paints the masks of the held-out patients with it."""
         pilot = read_json(self.folder / "cells" / f"pilot-{arm.model}" / "pilot.json")
-        whole = pilot["images_per_cpu_second"] * self.config.minutes * 60
+        whole = pilot["images_per_cpu_second"] * self.config.minutes * self.config.scale * 60
         masks = requests(self.roles.heldout_manifest(), "test")
         for stage in self._stages(arm):
             kept = self._stage(arm, stage)

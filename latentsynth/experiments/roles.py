@@ -34,8 +34,14 @@ class Roles:
     heldout: tuple[str, ...]
 
     @classmethod
-    def draw(cls, study: StudyConfig) -> Roles:
+    def draw(cls, study: StudyConfig, fold: int = 0, folds: int = 1) -> Roles:
         """Draws the roles.
+
+        Args:
+            study: Shares and seed.
+            fold: Which of the folds is held out.
+            folds: Above 1, the patients that are not outside are cut into so many parts, and the shares of pool and
+                held-out patients do not count.
 
         Raises:
             DataError: Cases that are synthetic or without a mask, or a size larger than the pool.
@@ -47,9 +53,16 @@ class Roles:
         shares = (study.roles.pool, study.roles.outside, study.roles.heldout)
         role = split_patients([case.patient_id for case in cohort.cases], shares, study.seed)
         by = {split: [p for p, found in role.items() if found == split] for split in ("train", "val", "test")}
+        if folds > 1:
+            rest = shuffled([*by["train"], *by["test"]], study.seed)
+            by["test"] = rest[fold::folds]
+            by["train"] = [patient for patient in rest if patient not in set(by["test"])]
+            if len(by["test"]) < 2:
+                raise DataError(f"{folds} folds of {len(rest)} patients hold fewer than 2 each: take fewer folds")
         cohort.labels.lesions(study.framing)  # says which labels there are
         outside = split_patients(by["val"], _FITTED, study.seed)
-        roles = cls(study.folder, cohort, tuple(by["train"]), outside, tuple(by["test"]))
+        folder = study.folder / "folds" / str(fold) if folds > 1 else study.folder
+        roles = cls(folder, cohort, tuple(by["train"]), outside, tuple(by["test"]))
         for size in study.sizes:
             roles.subset(size, study.seed)
         return roles

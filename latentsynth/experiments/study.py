@@ -37,6 +37,8 @@ class Study(ABC):
         self.roles = Roles.draw(config)
         facts = {"grid": config.grid, "framing": config.framing, "roles": config.roles, "seed": config.seed}
         self.shared = {key: plain(value) for key, value in facts.items()} | {"cohort": self.roles.cohort.fingerprint}
+        if config.scale < 1:
+            self.shared["scale"] = config.scale
 
     @cached_property
     def accelerator(self) -> Accelerator:

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import math
-import shutil
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from latentsynth import checkpoint
 from latentsynth.config import SegmenterRun, UtilityStudy
-from latentsynth.data.manifest import Manifest
-from latentsynth.data.requests import requests
-from latentsynth.data.splits import shuffled
 from latentsynth.errors import DataError
 from latentsynth.evaluation.segmentation import evaluate_segmenter
 from latentsynth.experiments.grid import Cell
-from latentsynth.experiments.study import Study, train_generator
+from latentsynth.experiments.roles import Roles
+from latentsynth.experiments.study import Study
+from latentsynth.experiments.synthetic import IMAGES_PER_HOUR, LEVEL, Subset, Synthetic
 from latentsynth.experiments.utility_summary import summarise
-from latentsynth.provenance import LEDGER
+from latentsynth.metrics.conformal import smallest_rank
 from latentsynth.results import Result
-from latentsynth.synthesis import synthesize
-from latentsynth.synthesizers import load_synthesizer
 from latentsynth.training.segmenter import train_segmenter
-
-_IMAGES_PER_HOUR = 50_000  # of one process on two CPU cores, rough
 
 
 @dataclass(frozen=True)
@@ -39,17 +32,19 @@ class Job:
         segmenter: Name of the segmenter.
         size: Patients of the subset, or "all".
         seed: Of the subset, the generator and the segmenter.
+        fold: Which part of the patients is held out, or None where there is one split alone.
     """
 
     arm: str
     segmenter: str
     size: int | str
     seed: int
+    fold: int | None = None
 
     @property
     def subset(self) -> str:
         """Names its patients."""
-        return f"n{self.size}-s{self.seed}"
+        return f"n{self.size}-s{self.seed}" + ("" if self.fold is None else f"-f{self.fold}")
 
     @property
     def name(self) -> str:
@@ -71,6 +66,12 @@ class Utility(Study):
     def __init__(self, config: UtilityStudy):
         super().__init__(config)
         self.config = config
+        self.folds = [Roles.draw(config, fold, config.folds) for fold in range(config.folds)]
+        for roles in self.folds:
+            for size in config.sizes:
+                roles.subset(size, config.seed)
+        if any(arm.drop.copies for arm in config.arms.values()):
+            smallest_rank(len(self.roles.outside) // 2, LEVEL)
         if config.pretrained_autoencoder is not None:
             self._check_autoencoder(config.pretrained_autoencoder)
 
@@ -79,9 +80,10 @@ class Utility(Study):
         """Every segmenter to train, small subsets first: the same seeds in every arm."""
         config = self.config
         return [
-            Job(arm, segmenter, size, seed)
+            Job(arm, segmenter, size, seed, fold)
             for size in config.sizes
             for seed in config.seeds
+            for fold in (range(config.folds) if config.folds > 1 else [None])
             for arm in config.arms_of(size)
             for segmenter in config.segmenters
         ]
@@ -99,6 +101,8 @@ class Utility(Study):
         """By name, every cell and what does it."""
         config = self.config
         facts = {**self.shared, "augment": config.augment, "validation": config.validation}
+        if config.folds > 1:
+            facts["folds"] = config.folds
         tasks: dict[str, tuple[Cell, Callable[[Path], None]]] = {}
         first: tuple[str, ...] = ()
         if config.pretrained_autoencoder:
@@ -107,79 +111,52 @@ class Utility(Study):
             cell = self.autoencoder_cell(config)
             tasks[cell.name] = cell, lambda _: self.fit_autoencoder(config)
             first = (cell.name,)
-
-        def add(
-            name: str, more: dict[str, Any], hours: float, needs: tuple[str, ...], do: Callable[[Path], None]
-        ) -> None:
-            tasks.setdefault(name, (Cell(name, {**facts, **more}, hours, needs), do))
-
-        for job in self.jobs:
-            arm = config.arms[job.arm]
-            needs: tuple[str, ...] = ()
+        # The baseline goes first where other arms ask its segmenter.
+        for job in sorted(self.jobs, key=lambda job: (self._place(job), job.arm != config.baseline)):
+            arm, needs = config.arms[job.arm], first[:0]
             if arm.model is not None:
-                model = config.models[arm.model]
-                trained = f"train-{arm.model}-{job.subset}"
-                add(trained, {"model": model}, _hours(model), first, partial(self._train, arm.model, job))
-                painted = f"paint-{arm.model}-{job.subset}"
-                count = self._per_mask(arm.model, job.size)
-                add(painted, {"per_mask": count}, 0.02, (trained,), partial(self._paint, trained, count, job))
-                needs = (painted,)
-            segmenter = config.segmenters[job.segmenter]
-            settings = {
-                "segmenter": segmenter,
-                "arm": arm.model_dump(mode="json", exclude_defaults=True, exclude={"sizes"}),
-            }
-            add(job.name, settings, _hours(segmenter), needs, partial(self._segment, job))
+                judge = Job(config.baseline, next(iter(config.segmenters)), job.size, job.seed, job.fold)
+                for name, more, hours, needed, do in self._synthetic(job).steps(judge.name, first):
+                    tasks.setdefault(name, (Cell(name, {**facts, **more}, hours, needed), do))
+                    needs = (name,)
+            settings = config.segmenters[job.segmenter]
+            told = arm.model_dump(mode="json", exclude_defaults=True, exclude={"sizes"})
+            hours = float(settings.get("train", {}).get("images", 0)) / IMAGES_PER_HOUR * config.scale
+            cell = Cell(job.name, {**facts, "segmenter": settings, "arm": told}, hours, needs)
+            tasks[job.name] = cell, partial(self._segment, job)
         return tasks
 
     def summarise(self) -> Result:
         """Tables, verdicts, figures and the page."""
         return summarise(self.config, self.folder, self.jobs, self.test_manifest(), self.accelerator)
 
-    def test_manifest(self) -> Path:
+    def test_manifest(self, fold: int | None = None) -> Path:
         """Whom no model sees, and every segmenter is judged on."""
-        return self.roles.write("test", test=self.roles.heldout, val=())
+        roles = self.folds[fold or 0]
+        return roles.write("test", test=roles.heldout, val=())
 
-    def subset_manifest(self, job: Job) -> Path:
+    def subset(self, job: Job) -> Subset:
         """The arm's own patients: those it trains on, and those that choose its checkpoints."""
-        train, val = own(self.roles.subset(job.size, job.seed), self.config.validation)
-        return self.roles.write(job.subset, train, val=val)
-
-    def _per_mask(self, model: str, size: int | str) -> int:
-        """Volumes per mask, enough for every arm."""
-        doses = [arm.dose for arm in self.config.arms_of(size).values() if arm.model == model]
-        return max(1, math.ceil(max(doses)))
-
-    def _train(self, model: str, job: Job, folder: Path) -> None:
-        """Trains a generator on the subset."""
-        train_generator(self.config.run_of(model, folder / "run", self.subset_manifest(job), job.seed))
-
-    def _paint(self, trained: str, per_mask: int, job: Job, folder: Path) -> None:
-        """Paints the masks of the subset's training patients, nobody else's."""
-        synthesize(
-            load_synthesizer(self.folder / "cells" / trained / "run"),
-            requests(self.subset_manifest(job), "train"),
-            folder / "samples",
-            self.accelerator,
-            per_mask=per_mask,
-            seed=job.seed * 1000,
-            batch=4,
+        roles = self.folds[job.fold or 0]
+        return Subset(
+            job.subset, roles, job.size, job.seed, *own(roles.subset(job.size, job.seed), self.config.validation)
         )
+
+    def _place(self, job: Job) -> tuple[int, int, int]:
+        return self.config.sizes.index(job.size), self.config.seeds.index(job.seed), job.fold or 0
+
+    def _synthetic(self, job: Job) -> Synthetic:
+        return Synthetic(self.config, self.config.arms[job.arm], self.subset(job), lambda: self.accelerator)
 
     def _segment(self, job: Job, folder: Path) -> None:
         """Trains a segmenter on the arm's mixture and scores it on the test patients."""
-        arm = self.config.arms[job.arm]
-        subset = self.subset_manifest(job)
-        patients = sorted({case.patient_id for case in Manifest.load(subset).select("train")})
-        real = {"manifest": subset, "split": "train", "patients": max(1, round(arm.real * len(patients)))}
-        sources = [real] if arm.real else []
+        arm, subset = self.config.arms[job.arm], self.subset(job)
+        real = {"manifest": subset.manifest, "split": "train", "patients": max(1, round(arm.real * len(subset.train)))}
+        sources: list[dict[str, Any]] = [real] if arm.real else []
         if arm.model is not None:
-            painted = self.folder / "cells" / f"paint-{arm.model}-{job.subset}" / "samples"
-            synthetic = dosed(
-                painted, round(arm.dose * len(patients)), job.seed, folder, self.accelerator.is_main_process
-            )
+            chosen = self._synthetic(job).choose(folder)
             self.accelerator.wait_for_everyone()
-            sources.append({"manifest": synthetic, "split": "train"})
+            sources.append({"manifest": chosen, "split": "train"})
         run = folder / "run"
         if arm.bridge:
             images = self._run(job, run, subset, sources).train.images
@@ -189,18 +166,18 @@ class Utility(Study):
             train_segmenter(self._run(job, run, subset, sources[:1], rest))
         else:
             train_segmenter(self._run(job, run, subset, sources))
-        evaluate_segmenter(run, self.test_manifest(), folder / "test", self.accelerator, "test")
+        evaluate_segmenter(run, self.test_manifest(job.fold), folder / "test", self.accelerator, "test")
 
     def _run(
         self,
         job: Job,
         run: Path,
-        subset: Path,
+        subset: Subset,
         sources: Sequence[dict[str, Any]],
         changes: dict[str, Any] | None = None,
     ) -> SegmenterRun:
-        arm = self.config.arms[job.arm]
-        return self.config.segmenter_run(job.segmenter, run, subset, sources, job.seed, arm.augment, changes)
+        augment = self.config.arms[job.arm].augment
+        return self.config.segmenter_run(job.segmenter, run, subset.manifest, sources, job.seed, augment, changes)
 
     def _check_autoencoder(self, run: Path) -> None:
         """An autoencoder that has seen a patient of the pool would carry it into every arm."""
@@ -214,10 +191,6 @@ class Utility(Study):
             )
 
 
-def _hours(settings: dict[str, Any]) -> float:
-    return float(settings.get("train", {}).get("images", 0) / _IMAGES_PER_HOUR)
-
-
 def own(subset: Sequence[str], share: float) -> tuple[list[str], list[str]]:
     """A subset's training and validation patients, spread so that those of nested subsets are nested.
 
@@ -229,20 +202,3 @@ def own(subset: Sequence[str], share: float) -> tuple[list[str], list[str]]:
     due = [math.floor(n * share + 1e-9) for n in range(len(subset) + 1)]
     val = [patient for n, patient in enumerate(subset) if due[n + 1] > due[n]] or list(subset[-1:])
     return [patient for patient in subset if patient not in set(val)], val
-
-
-def dosed(painted: Path, count: int, seed: int, folder: Path, write: bool) -> Path:
-    """A manifest of so many volumes, every mask once before any twice, masks in random order, with the ledger beside it."""
-    manifest = Manifest.load(painted / "manifest.json")
-    place = {mask: n for n, mask in enumerate(shuffled([case.patient_id for case in manifest.cases], seed))}
-    turns: Counter[str] = Counter()
-    ordered = []
-    for case in sorted(manifest.cases, key=lambda case: case.case_id):
-        ordered.append((turns[case.patient_id], place[case.patient_id], case))  # one mask is one patient
-        turns[case.patient_id] += 1
-    chosen = [case for *_, case in sorted(ordered, key=lambda row: row[:2])[: max(1, count)]]
-    path = folder / "synthetic" / "manifest.json"
-    if write:
-        replace(manifest, name=folder.name, cases=tuple(replace(case, split="train") for case in chosen)).save(path)
-        shutil.copyfile(painted / LEDGER, path.parent / LEDGER)
-    return path

@@ -1,11 +1,10 @@
-"""What a utility study found: scores, comparisons with the declared baseline in plain words, curves, pictures, a page."""
+"""What a utility study found: scores, comparisons with the declared baseline in plain words, a page."""
 
 from __future__ import annotations
 
 import csv
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,18 +12,17 @@ import numpy as np
 from accelerate import Accelerator
 
 from latentsynth.config import UtilityStudy
-from latentsynth.data.volumes import VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, rng
 from latentsynth.evaluation.features import volumes
+from latentsynth.evaluation.memorization import CONTROL
 from latentsynth.evaluation.report import write_report
 from latentsynth.evaluation.scores import UNION
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.experiments import utility_figures as figures
 from latentsynth.metrics.bootstrap import mean_interval, ratio_interval
 from latentsynth.metrics.significance import Paired, holm, paired, verdict
-from latentsynth.plots import Line, panels
+from latentsynth.plots import panels
 from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
-from latentsynth.segmentation import Segmenter
 
 if TYPE_CHECKING:
     from latentsynth.experiments.utility import Job
@@ -37,13 +35,13 @@ Scores = dict[Place, dict[str, dict[str, float]]]  # measure to patient to mean 
 
 
 def summarise(config: UtilityStudy, folder: Path, jobs: Sequence[Job], test: Path, accelerator: Accelerator) -> Result:
-    """Writes ``utility.json``, ``utility.csv``, two pictures and ``report.html``.
+    """Writes ``utility.json``, ``utility.csv``, pictures and ``report.html``.
 
     Args:
         config: The study.
         folder: Of the study.
         jobs: All segmenters that were trained.
-        test: Manifest of the test patients.
+        test: Manifest of the test patients (of the first fold).
         accelerator: The processes; the first one writes.
 
     Raises:
@@ -54,17 +52,18 @@ def summarise(config: UtilityStudy, folder: Path, jobs: Sequence[Job], test: Pat
     lesions = {labels.names[labels.values.index(value)] for value in labels.lesions(config.framing)}
     scores = read_scores(folder, jobs, lesions)
     found = comparisons(config, scores)
+    drawn = figures.curves(config, scores)
     result = Result(
         KIND,
         "Does training on synthetic patients help?",
         {"baseline": config.baseline, "margin": config.margin, "seeds": list(config.seeds), "sizes": list(config.sizes),
          "arms": {name: arm.model_dump(mode="json") for name, arm in config.arms.items()}},
-        (_scores(config, scores), _comparisons(config, found)),
-        (Picture("utility.png", "Dice by real patients of the subset, for every arm: means over seeds and test patients; bars: 95 % bootstrap intervals over patients"),
+        tuple(table for table in (_scores(config, scores), _comparisons(config, found), _copies(folder)) if table),
+        (*(Picture(file, caption) for file, caption, *_ in drawn),
          Picture("utility_examples.png", "the test patients that the baseline segments worst, middling and best, and what each arm finds in them")),
         tuple(sentences(config, found)),
     )  # fmt: skip
-    shown = _shown(config, jobs, scores, cohort)
+    shown = figures.shown(config, jobs, scores, cohort)
     cache = volumes(shown, config.grid, config.framing, labels, config.cache, accelerator, masks=True)
     if accelerator.is_main_process:
         result.save(folder)
@@ -74,15 +73,16 @@ def summarise(config: UtilityStudy, folder: Path, jobs: Sequence[Job], test: Pat
             for patient in by[MEASURES[0]]
         ]
         write_csv(folder / "utility.csv", ("segmenter", "size", "arm", "patient", *MEASURES), rows)
-        _figure(folder / "utility.png", config, scores)
-        _examples(folder / "utility_examples.png", folder, jobs, scores, shown, cache)
+        for file, _, label, lines in drawn:
+            panels(folder / file, lines, min(len(lines), 3), [label] * len(lines), "Dice of real test patients")
+        figures.examples(folder / "utility_examples.png", folder, jobs, scores, shown, cache)
         write_report(folder, folder / "report.html")
     accelerator.wait_for_everyone()
     return result
 
 
 def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> Scores:
-    """Scores of test patients, labels averaged first, then seeds: the unit is the patient.
+    """Scores of test patients, labels averaged first, then seeds: the unit is the patient. Folds add up to all patients.
 
     Args:
         folder: Of the study.
@@ -92,13 +92,17 @@ def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> 
     Raises:
         DataError: The seeds of one arm were judged on other patients.
     """
-    gathered: dict[Place, list[dict[str, dict[str, float]]]] = defaultdict(list)
+    gathered: dict[Place, dict[int, dict[str, dict[str, float]]]] = defaultdict(dict)
     for job in jobs:
         file = folder / "cells" / job.name / "test" / "segmenter.csv"
         with file.open(newline="", encoding="utf-8") as stream:
-            gathered[job.segmenter, job.size, job.arm].append(_by_patient(list(csv.DictReader(stream)), lesions))
+            found = _by_patient(list(csv.DictReader(stream)), lesions)
+        whole = gathered[job.segmenter, job.size, job.arm].setdefault(job.seed, {measure: {} for measure in MEASURES})
+        for measure in MEASURES:
+            whole[measure] |= found[measure]
     scores: Scores = {}
-    for place, seeds in gathered.items():
+    for place, by_seed in gathered.items():
+        seeds = list(by_seed.values())
         patients = set(seeds[0][MEASURES[0]])
         if any(set(one[MEASURES[0]]) != patients for one in seeds):
             raise DataError(f"the seeds of {place} were judged on other patients: remove these cells and run again")
@@ -163,8 +167,20 @@ def _by_patient(rows: list[dict[str, str]], lesions: Collection[str]) -> dict[st
     return {m: {p: float(np.mean(by[p])) if by.get(p) else float("nan") for p in patients} for m, by in kept.items()}
 
 
-def _interval(values: dict[str, float]) -> Estimate:
+def interval(values: dict[str, float]) -> Estimate:
     return Estimate(*mean_interval(list(values.values()), list(values), rng()))
+
+
+def _copies(folder: Path) -> Table | None:
+    """What the memorization reports of filtered cells say."""
+    rows: list[tuple[Cell, ...]] = []
+    for file in sorted((folder / "cells").glob("uncopied-*/memorization.json")):
+        report = Result.load(file)
+        dropped = (file.parent / "dropped.csv").read_text(encoding="utf-8").count("\n") - 1
+        verdicts = report.tables[0]
+        rows += [(file.parent.name.removeprefix("uncopied-"), *row[1:], dropped) for row in verdicts.rows if row[0] != CONTROL]
+        columns = ("volumes", *verdicts.columns[1:], "dropped")
+    return Table("copies among the synthetic volumes", columns, tuple(rows), verdicts.note) if rows else None
 
 
 def _scores(config: UtilityStudy, scores: Scores) -> Table:
@@ -175,7 +191,7 @@ def _scores(config: UtilityStudy, scores: Scores) -> Table:
         if reference is not None and arm != config.baseline:
             pair = [(list(one["dice"].values()), list(one["dice"])) for one in (by, reference)]
             share = Estimate(*ratio_interval(pair[0], pair[1], rng()))
-        rows.append((segmenter, size, arm, *(_interval(by[m]) for m in MEASURES), share))
+        rows.append((segmenter, size, arm, *(interval(by[m]) for m in MEASURES), share))
     return Table(
         "scores of real test patients",
         ("segmenter", "patients", "arm", *_TITLES, "share of baseline"),
@@ -198,48 +214,3 @@ def _comparisons(config: UtilityStudy, found: dict[Place, tuple[Paired, float]])
         "direction; effect: rank-biserial correlation; equivalent: 90 % interval of the difference within the margin of "
         f"{config.margin:g}",
     )
-
-
-def _figure(path: Path, config: UtilityStudy, scores: Scores) -> None:
-    """A panel per segmenter: Dice by size, a line per arm; arms of one size are points."""
-    drawn: dict[str, list[Line]] = {}
-    for segmenter in config.segmenters:
-        lines = []
-        for arm in config.arms:
-            here = [(n, size) for n, size in enumerate(config.sizes) if (segmenter, size, arm) in scores]
-            means = [_interval(scores[segmenter, size, arm]["dice"]) for _, size in here]
-            lines.append(Line(
-                arm, [float(n) for n, _ in here], [one.value for one in means], [one.low for one in means],
-                [one.high for one in means], ticks=[str(size) for _, size in here],
-            ))  # fmt: skip
-        drawn[segmenter] = lines
-    panels(path, drawn, len(drawn), ["real patients"] * len(drawn), "Dice of real test patients")
-
-
-def _shown(config: UtilityStudy, jobs: Sequence[Job], scores: Scores, cohort: Cohort) -> Cohort:
-    """The test patients that the baseline segments worst, middling and best, at the smallest size."""
-    baseline = scores[jobs[0].segmenter, jobs[0].size, config.baseline]["dice"]
-    order = sorted(baseline, key=lambda patient: baseline[patient])
-    shown = list(dict.fromkeys(order[int(share * (len(order) - 1))] for share in (0, 0.5, 1)))
-    cases = tuple(next(case for case in cohort.cases if case.patient_id == patient) for patient in shown)
-    return replace(cohort, name="examples", cases=cases)
-
-
-def _examples(path: Path, folder: Path, jobs: Sequence[Job], scores: Scores, shown: Cohort, cache: VolumeCache) -> None:
-    """A row per test patient, a tile per arm, with the first seed."""
-    first = jobs[0]
-    models = {
-        job.arm: Segmenter.from_pretrained(folder / "cells" / job.name / "run")
-        for job in jobs
-        if (job.segmenter, job.size, job.seed) == (first.segmenter, first.size, first.seed)
-    }
-    rows = []
-    for n, patient in enumerate(shown.patients):
-        volume = cache.volume(n)
-        tiles = [Tile(f"{patient}, annotated", volume.image, volume.mask)]
-        for arm, model in models.items():
-            dice = scores[first.segmenter, first.size, arm]["dice"][patient]
-            tiles.append(Tile(f"{arm}, Dice {dice:.2f}", volume.image, model.on_grid(volume.image)))
-        rows.append(tiles)
-    title = f"{first.segmenter}, {first.size} patients, seed {first.seed}"
-    contact_sheet(path, rows, cache.recipe.grid.spacing_mm, title)

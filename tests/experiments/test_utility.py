@@ -16,7 +16,8 @@ from latentsynth import checkpoint
 from latentsynth.config import UtilityStudy, load
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.experiments.utility import Job, Utility, dosed, own
+from latentsynth.experiments.synthetic import dosed
+from latentsynth.experiments.utility import Job, Utility, own
 from latentsynth.experiments.utility_summary import comparisons, read_scores, sentences
 from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.results import Result
@@ -55,7 +56,8 @@ def test_every_arm_sees_its_own_patients_alone(finished: Utility) -> None:
     assert {
         parent for case in Manifest.load(painted / "samples" / "manifest.json").cases for parent in case.parents
     } == set(train)
-    for folder in (painted / "run", *(finished.folder / "cells" / job.name / "run" for job in finished.jobs)):
+    trained = finished.folder / "cells" / "train-diffusion-n5-s0"
+    for folder in (trained / "run", *(finished.folder / "cells" / job.name / "run" for job in finished.jobs)):
         ledger = checkpoint.read_ledger(folder / "checkpoint")
         seen, verified = ledger.seen(strangers)
         assert verified
@@ -129,7 +131,7 @@ def test_a_larger_dose_keeps_the_volumes_of_a_smaller_one(finished: Utility, tmp
     painted = finished.folder / "cells" / "paint-diffusion-n5-s0" / "samples"
     kept: set[str] = set()
     for count in (1, 3, 4, 7, 8):
-        path = dosed(painted, count, 0, tmp_path / str(count), True)
+        path = dosed(painted / "manifest.json", count, 0, tmp_path / str(count), True)
         names = {case.case_id for case in Manifest.load(path).cases}
         assert len(names) == count
         assert kept <= names
@@ -210,5 +212,5 @@ def test_a_dry_run_makes_nothing(
 ) -> None:
     changes: list[Any] = [*overrides[1:], f"folder={tmp_path / 'study'}"]
     assert run(monkeypatch, "experiment", "utility", DEBUG, *changes, "--dry-run") == 0
-    assert "0 of 7 cells done" in capsys.readouterr().out
+    assert "0 of 8 cells done" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

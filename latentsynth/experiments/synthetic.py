@@ -1,0 +1,189 @@
+"""The synthetic side of a utility study: by arm, the cells that train a generator, paint with it, and drop volumes."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from latentsynth.config import ArmConfig, UtilityStudy
+from latentsynth.data.manifest import Manifest
+from latentsynth.data.requests import Request, requests
+from latentsynth.data.splits import shuffled
+from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.evaluation.features import volumes
+from latentsynth.evaluation.inputs import halves
+from latentsynth.evaluation.memorization import Sides, judge
+from latentsynth.evaluation.report_memorization import write_memorization
+from latentsynth.evaluation.rulers import own_ruler
+from latentsynth.experiments.filter import filter_disagreeing, filter_set
+from latentsynth.experiments.roles import Roles
+from latentsynth.experiments.study import train_generator
+from latentsynth.provenance import LEDGER
+from latentsynth.synthesis import synthesize
+from latentsynth.synthesizers import load_synthesizer
+
+Step = tuple[
+    str, dict[str, Any], float, tuple[str, ...], Callable[[Path], None]
+]  # a cell: name, facts, hours, needs, work
+_PAINTING_HOURS = 0.02
+_SET = Path("samples") / "manifest.json"
+_KEPT = "kept.json"
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The patients of one cell.
+
+    Attributes:
+        name: Names them in cells.
+        roles: Of the study's patients, in this fold.
+        size: As configured.
+        seed: Of everything that is trained on it.
+        train: Whom it trains on.
+        val: Who choose its checkpoints.
+    """
+
+    name: str
+    roles: Roles
+    size: int | str
+    seed: int
+    train: Sequence[str]
+    val: Sequence[str]
+
+    @property
+    def manifest(self) -> Path:
+        """Training and validation patients."""
+        return self.roles.write(f"n{self.size}-s{self.seed}", self.train, val=self.val)
+
+
+class Synthetic:
+    """What one arm adds to its real patients.
+
+    Args:
+        config: The study.
+        arm: An arm with a model.
+        subset: Whose masks are painted, and whom the generator learns from.
+        accelerator: Gives the processes that share the work.
+    """
+
+    def __init__(self, config: UtilityStudy, arm: ArmConfig, subset: Subset, accelerator: Callable[[], Accelerator]):
+        assert arm.model is not None
+        self.config, self.arm, self.subset, self.accelerator = config, arm, subset, accelerator
+        self.model: str = arm.model
+        self.trained = f"train-{arm.model}-{subset.name}"
+        self.painted = f"paint-{arm.model}-{subset.name}"
+
+    @property
+    def file(self) -> Path:
+        """Manifest of the volumes that are left to choose from."""
+        *_, last = (name for name, *_ in self.steps("", ()))
+        return self.config.folder / "cells" / last / (_SET if last == self.painted else _KEPT)
+
+    def steps(self, judge: str, first: tuple[str, ...]) -> Iterator[Step]:
+        """The cells it needs, in order.
+
+        Args:
+            judge: The cell of the segmenter that volumes must agree with.
+            first: Cells that training needs.
+        """
+        settings, drop = self.config.models[self.model], self.arm.drop
+        hours = float(settings.get("train", {}).get("images", 0)) / IMAGES_PER_HOUR * self.config.scale
+        yield self.trained, {"model": settings}, hours, first, self._train
+        yield self.painted, {"per_mask": self._per_mask}, _PAINTING_HOURS, (self.trained,), self._paint
+        last, file = self.painted, self._cell(self.painted) / _SET
+        if drop.copies:
+            name = f"uncopied-{self.config.copy_ruler}-{self.model}-{self.subset.name}"
+            yield name, {"ruler": self.config.copy_ruler}, _PAINTING_HOURS, (last,), partial(self._drop_copies, file)
+            last, file = name, self._cell(name) / _KEPT
+        if drop.agreement:
+            name = f"agreed-{drop.agreement:g}{'-uncopied' if drop.copies else ''}-{self.model}-{self.subset.name}"
+            work = partial(self._drop_disagreeing, file, judge)
+            yield name, {"agreement": drop.agreement}, _PAINTING_HOURS, (last, judge), work
+
+    def choose(self, folder: Path) -> Path:
+        """The arm's own manifest: as many of the volumes as its dose asks for."""
+        main = self.accelerator().is_main_process
+        return dosed(self.file, round(self.arm.dose * len(self.subset.train)), self.subset.seed, folder, main)
+
+    def _cell(self, name: str) -> Path:
+        return self.config.folder / "cells" / name
+
+    @property
+    def _per_mask(self) -> int:
+        """Volumes per mask, enough for every arm that this model serves at this size."""
+        arms = [arm for arm in self.config.arms_of(self.subset.size).values() if arm.model == self.model]
+        return max(1, *(math.ceil(a.dose * (self.config.surplus if a.drop.any else 1)) for a in arms))
+
+    def _train(self, folder: Path) -> None:
+        train_generator(self.config.run_of(self.model, folder / "run", self.subset.manifest, self.subset.seed))
+
+    def _paint(self, folder: Path) -> None:
+        """Paints the masks of the subset's training patients, nobody else's; or lets the model make its own."""
+        model = load_synthesizer(self._cell(self.trained) / "run")
+        masks, count = requests(self.subset.manifest, "train"), self._per_mask
+        if model.makes_masks:
+            masks, count = [Request("new", None)], count * len(masks)
+        synthesize(
+            model, masks, folder / "samples", self.accelerator(), per_mask=count, seed=self.subset.seed * 1000, batch=4
+        )
+
+    def _drop_copies(self, file: Path, folder: Path) -> None:
+        """Calibrated by patients outside the study, who are real scans here, whatever model has seen them."""
+        config, accelerator, roles = self.config, self.accelerator(), self.subset.roles
+        train = Cohort.load("training patients", self.subset.manifest, ("train",))
+        outside = Cohort.load(
+            "patients outside", roles.write("calibration", test=list(roles.outside), val=()), ("test",)
+        )
+        sides, samples = Sides(train, *halves(outside)), Cohort.load(self.model, file)
+        caches = {
+            c.name: volumes(
+                c, config.grid, config.framing, train.manifest.labels, config.cache, accelerator, masks=True
+            )
+            for c in (*sides.all, samples)
+        }
+        judged = judge([own_ruler(config.copy_ruler, caches[train.name])], sides, [samples], caches, accelerator, LEVEL)
+        write_memorization(folder, sides, [samples], judged, None, caches, LEVEL, accelerator)
+        if accelerator.is_main_process:
+            filter_set(file, folder / "memorization.json", folder / _KEPT)
+        accelerator.wait_for_everyone()
+
+    def _drop_disagreeing(self, file: Path, judge: str, folder: Path) -> None:
+        run = self._cell(judge) / "run"
+        filter_disagreeing(file, run, folder / _KEPT, self.arm.drop.agreement, self.config.cache, self.accelerator())
+
+
+IMAGES_PER_HOUR = 50_000  # of one process on two CPU cores, rough
+LEVEL = 0.05  # share of unseen patients that a ruler flags
+
+
+def dosed(painted: Path, count: int, seed: int, folder: Path, write: bool) -> Path:
+    """A manifest of so many volumes, every mask once before any twice, masks in random order, with the ledger beside it.
+
+    Args:
+        painted: Manifest of all volumes; fewer than ``count`` are all taken.
+        count: How many to take.
+        seed: Of the order.
+        folder: Where ``synthetic/manifest.json`` is written.
+        write: False on all processes but the first.
+    """
+    manifest = Manifest.load(painted)
+    place = {mask: n for n, mask in enumerate(shuffled([case.patient_id for case in manifest.cases], seed))}
+    turns: Counter[str] = Counter()
+    ordered = []
+    for case in sorted(manifest.cases, key=lambda case: case.case_id):
+        ordered.append((turns[case.patient_id], place[case.patient_id], case))  # one mask is one patient
+        turns[case.patient_id] += 1
+    chosen = [case for *_, case in sorted(ordered, key=lambda row: row[:2])[: max(1, count)]]
+    path = folder / "synthetic" / "manifest.json"
+    if write:
+        replace(manifest, name=folder.name, cases=tuple(replace(case, split="train") for case in chosen)).save(path)
+        shutil.copyfile(painted.parent / LEDGER, path.parent / LEDGER)
+    return path
