@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from latentsynth import config as configuration
 from latentsynth.cli.evaluate import finish
-from latentsynth.cli.options import Check, ConfigFile, Overrides, experiment_app, resolve
+from latentsynth.cli.options import Check, ConfigFile, Out, Overrides, experiment_app, resolve
 
 if TYPE_CHECKING:
     from latentsynth.experiments.study import Study
@@ -42,6 +43,18 @@ def experiment_utility(
     from latentsynth.experiments.utility import Utility
 
     _run(Utility(resolved), dry_run)
+
+
+@experiment_app.command("ranks")
+def experiment_ranks(
+    studies: Annotated[list[Path], typer.Argument(help="Folders of finished utility studies, one data set each")],
+    out: Out,
+    size: Annotated[str, typer.Option(help="Which size of the real subset: a number, or all")] = "all",
+) -> None:
+    """Which arm is best over data sets? Friedman's test and Nemenyi's critical difference, from five data sets on."""
+    from latentsynth.experiments.ranks import rank_studies
+
+    finish(rank_studies(studies, out, size), out)
 
 
 def _run(study: Study, dry_run: bool) -> None:

@@ -128,7 +128,9 @@ class Utility(Study):
 
     def summarise(self) -> Result:
         """Tables, verdicts, figures and the page."""
-        return summarise(self.config, self.folder, self.jobs, self.test_manifest(), self.accelerator)
+        return summarise(
+            self.config, self.folder, self.jobs, self.test_manifest(), self.roles.cohort.fingerprint, self.accelerator
+        )
 
     def test_manifest(self, fold: int | None = None) -> Path:
         """Whom no model sees, and every segmenter is judged on."""

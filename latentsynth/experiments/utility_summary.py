@@ -34,7 +34,9 @@ Place = tuple[str, int | str, str]  # segmenter, size, arm
 Scores = dict[Place, dict[str, dict[str, float]]]  # measure to patient to mean over seeds
 
 
-def summarise(config: UtilityStudy, folder: Path, jobs: Sequence[Job], test: Path, accelerator: Accelerator) -> Result:
+def summarise(
+    config: UtilityStudy, folder: Path, jobs: Sequence[Job], test: Path, cohort_print: str, accelerator: Accelerator
+) -> Result:
     """Writes ``utility.json``, ``utility.csv``, pictures and ``report.html``.
 
     Args:
@@ -42,6 +44,7 @@ def summarise(config: UtilityStudy, folder: Path, jobs: Sequence[Job], test: Pat
         folder: Of the study.
         jobs: All segmenters that were trained.
         test: Manifest of the test patients (of the first fold).
+        cohort_print: Fingerprint of all its patients.
         accelerator: The processes; the first one writes.
 
     Raises:
@@ -56,7 +59,7 @@ def summarise(config: UtilityStudy, folder: Path, jobs: Sequence[Job], test: Pat
     result = Result(
         KIND,
         "Does training on synthetic patients help?",
-        {"baseline": config.baseline, "margin": config.margin, "seeds": list(config.seeds), "sizes": list(config.sizes),
+        {"cohort": cohort_print, "baseline": config.baseline, "margin": config.margin, "seeds": list(config.seeds), "sizes": list(config.sizes),
          "arms": {name: arm.model_dump(mode="json") for name, arm in config.arms.items()}},
         tuple(table for table in (_scores(config, scores), _comparisons(config, found), _copies(folder)) if table),
         (*(Picture(file, caption) for file, caption, *_ in drawn),
@@ -178,7 +181,11 @@ def _copies(folder: Path) -> Table | None:
         report = Result.load(file)
         dropped = (file.parent / "dropped.csv").read_text(encoding="utf-8").count("\n") - 1
         verdicts = report.tables[0]
-        rows += [(file.parent.name.removeprefix("uncopied-"), *row[1:], dropped) for row in verdicts.rows if row[0] != CONTROL]
+        rows += [
+            (file.parent.name.removeprefix("uncopied-"), *row[1:], dropped)
+            for row in verdicts.rows
+            if row[0] != CONTROL
+        ]
         columns = ("volumes", *verdicts.columns[1:], "dropped")
     return Table("copies among the synthetic volumes", columns, tuple(rows), verdicts.note) if rows else None
 
