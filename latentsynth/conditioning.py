@@ -43,13 +43,19 @@ class MaskConditioner(Pretrained):
                 f"conditioner.detail {detail} does not divide latent cells of {self.factors} voxels: use 1, 2 or 4"
             )
 
+    takes_context = False
+
     @property
     def channels(self) -> int:
         """Spatial channels ``S`` that it adds to a network's input."""
         return self.labels * math.prod(self.parts)
 
-    def forward(self, condition: Condition) -> Conditioning:
+    def forward(self, condition: Condition, host: Tensor | None = None) -> Conditioning:
         """Condition to fractions per part of a cell, shape ``(B, S, i, j, k)``.
+
+        Args:
+            condition: The mask.
+            host: For those that take a context: latents of the scan to paint into, ``(B, c, i, j, k)``, or None.
 
         Raises:
             DataError: The mask has another number of labels, or the condition carries what this model was not
@@ -59,8 +65,13 @@ class MaskConditioner(Pretrained):
             raise DataError(
                 f"the conditioner was built for {self.labels} labels, got a mask with {condition.mask.shape[1]}"
             )
-        for name in ("context", "covariates", "style"):
-            if getattr(condition, name) is not None:
+        given = {
+            "context": host if host is not None else condition.context,
+            "covariates": condition.covariates,
+            "style": condition.style,
+        }
+        for name, value in given.items():
+            if value is not None and not (name == "context" and self.takes_context):
                 raise DataError(f"this model was trained on masks alone, got also {name}: leave Condition.{name} None")
         sizes = tuple(factor // part for factor, part in zip(self.factors, self.parts, strict=True))
         fractions = functional.avg_pool3d(condition.mask, sizes)
@@ -69,7 +80,8 @@ class MaskConditioner(Pretrained):
 
     def cell_fractions(self, conditioning: Conditioning) -> Tensor:
         """The share of each whole cell that every label covers, shape ``(B, L, i, j, k)``."""
-        return reduce(conditioning.spatial, "n (l p) i j k -> n l i j k", "mean", l=self.labels)
+        spatial = conditioning.spatial[:, : self.labels * math.prod(self.parts)]
+        return reduce(spatial, "n (l p) i j k -> n l i j k", "mean", l=self.labels)
 
     def dropped(self, conditioning: Conditioning, keep: Tensor) -> Conditioning:
         """The conditioning with whole cases taken away.
@@ -79,3 +91,43 @@ class MaskConditioner(Pretrained):
             keep: Boolean, ``(B,)``; False removes that case's condition.
         """
         return Conditioning(torch.where(keep.view(-1, 1, 1, 1, 1), conditioning.spatial, 0.0))
+
+
+class ContextConditioner(MaskConditioner):
+    """A mask, and the scan that it is to be painted into, its lesion cut out (DiffTumor: Chen et al. 2024, section 3.2).
+
+    The scan comes as latents, since these are what the denoiser works on; a further channel says that there is one.
+
+    Args:
+        labels: Number of labels ``L``, background included.
+        factors: Voxels per latent cell along each axis.
+        detail: Parts per axis that a cell is described in.
+        latent_channels: Latent channels ``c`` of the scan.
+        cut_margin_mm: Voxels so near a lesion are cut out with it.
+    """
+
+    takes_context = True
+
+    @register_to_config
+    def __init__(self, labels: int, factors: Sequence[int], detail: int, latent_channels: int, cut_margin_mm: float):
+        super().__init__(labels, factors, detail)
+        self.latent_channels = latent_channels
+        self.cut_margin_mm = cut_margin_mm
+
+    @property
+    def channels(self) -> int:
+        return super().channels + self.latent_channels + 1
+
+    def forward(self, condition: Condition, host: Tensor | None = None) -> Conditioning:
+        mask = super().forward(condition, host).spatial
+        if host is None:
+            beside = mask.new_zeros(len(mask), self.latent_channels + 1, *mask.shape[2:])
+        else:
+            beside = torch.cat([host.to(mask), torch.ones_like(mask[:, :1])], dim=1)
+        return Conditioning(torch.cat([mask, beside], dim=1))
+
+    def without_host(self, conditioning: Conditioning, keep: Tensor) -> Conditioning:
+        """The conditioning with the scans of the cases taken away where ``keep``, boolean ``(B,)``, is False."""
+        count = super().channels
+        beside = torch.where(keep.view(-1, 1, 1, 1, 1), conditioning.spatial[:, count:], 0.0)
+        return Conditioning(torch.cat([conditioning.spatial[:, :count], beside], dim=1))

@@ -26,6 +26,13 @@ def sample(
         Optional[Path],  # noqa: UP045
         typer.Option(help="Scans whose look to take (SPADE): NIfTI, folder of CASE_0000.nii.gz ..., or manifest"),
     ] = None,
+    into: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Real scans to paint the lesions into: NIfTI, folder of CASE_0000.nii.gz ..., or manifest"),
+    ] = None,
+    margin_mm: Annotated[
+        float, typer.Option(help="With --into: beyond this distance from the lesion the scan stays as it is", min=0)
+    ] = 6.0,
     seed: Annotated[int, typer.Option(help="First seed")] = 0,
     batch: Annotated[int, typer.Option(help="Volumes made together", min=1)] = 2,
     steps: Annotated[Optional[int], typer.Option(help="Sampling steps [default: as trained]", min=1)] = None,  # noqa: UP045
@@ -68,8 +75,9 @@ def sample(
         model = Chained(load_synthesizer(mask_model), model)
     wanted = [Request("new", None)] if masks is None else requests(masks, split)  # type: ignore[arg-type]
     styles = scans(style, model.grid.channels) if style is not None else []
+    hosts = scans(into, model.grid.channels) if into is not None else []
     manifest = synthesize(
-        model, wanted, out, start(), count or per_mask, seed, batch, fit, styles,  # type: ignore[arg-type]
+        model, wanted, out, start(), count or per_mask, seed, batch, fit, styles, hosts, margin_mm,  # type: ignore[arg-type]
         scheduler=scheduler, steps=steps, guidance=guidance, truncation=truncation,
     )  # fmt: skip
     say(f"{len(manifest.cases)} volumes: {out / 'manifest.json'}\npicture: {out / 'contact_sheet.png'}")

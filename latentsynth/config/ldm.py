@@ -41,6 +41,11 @@ class ConditionerConfig(Strict):
         2,
         description="parts per axis in which the mask is described inside each latent cell; 1 gives one share per cell",
     )
+    context: bool = Field(
+        False, description="also give the scan with its lesion cut out, so that lesions can be painted into real scans"
+    )
+    cut_margin_mm: NotNegative = Field(4.0, description="voxels so near a lesion are cut out of the scan with it")
+    context_dropout: Fraction = Field(0.1, description="probability that a case trains without the scan")
 
 
 class DiffusionConfig(Strict):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from latentsynth.data.cutting import Cut
 from latentsynth.data.volumes import VolumeCache, one_hot
 from latentsynth.errors import DataError
 from latentsynth.files import atomic_path
@@ -27,11 +30,12 @@ class LatentCache:
         root: The ``latents`` folder of the autoencoder's run.
         autoencoder: Fingerprint of the autoencoder's weights.
         volumes: The volumes they are latents of.
+        cut: What to cut out of a second version of every volume, whose latents are kept too; None keeps no second one.
     """
 
-    def __init__(self, root: Path, autoencoder: str, volumes: VolumeCache):
-        self.volumes = volumes
-        self.folder = root / fingerprint([autoencoder, volumes.recipe.key])
+    def __init__(self, root: Path, autoencoder: str, volumes: VolumeCache, cut: Cut | None = None):
+        self.volumes, self.cut = volumes, cut
+        self.folder = root / fingerprint([autoencoder, volumes.recipe.key, *([asdict(cut)] if cut else [])])
 
     def __len__(self) -> int:
         return len(self.volumes)
@@ -54,10 +58,11 @@ class LatentCache:
         for start in range(0, len(entries), 2):
             pair = list(entries[start : start + 2])
             volumes = [self.volumes.volume(entry) for entry in pair]
-            images = torch.stack([torch.from_numpy(volume.image) for volume in volumes])
-            mean, deviation = encode(images if len(pair) > 1 else images.repeat(2, 1, 1, 1, 1))
+            made = {"": _moments([volume.image for volume in volumes], encode)}
+            if self.cut is not None:
+                made["host_"] = _moments([self.cut(volume.image, volume.mask) for volume in volumes], encode)
             for row, (entry, volume) in enumerate(zip(pair, volumes, strict=True)):
-                tensors = {"mean": mean[row].float().contiguous(), "deviation": deviation[row].float().contiguous()}
+                tensors = {f"{of}{name}": values[name][row] for of, values in made.items() for name in values}
                 if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
                     raise DataError(f"latents of {self.path(entry).name} are not finite: train the autoencoder again")
                 if volume.mask is not None:
@@ -68,6 +73,8 @@ class LatentCache:
 
     def item(self, entry: int) -> dict[str, Any]:
         """One training item: ``mean`` and ``deviation`` (c, i, j, k), ``mask`` one-hot (L, I, J, K).
+
+        With a cut also ``host_mean`` and ``host_deviation``, of the volume without what was cut out.
 
         Raises:
             DataError: The entry was not encoded, or its file is damaged.
@@ -83,4 +90,14 @@ class LatentCache:
         labels = len(recipe.labels)
         mask = tensors.get("mask")
         hot = torch.zeros(labels, *recipe.grid.shape) if mask is None else one_hot(mask, labels)
-        return {"mean": tensors["mean"], "deviation": tensors["deviation"], "mask": hot}
+        return {**{name: value for name, value in tensors.items() if name != "mask"}, "mask": hot}
+
+
+def _moments(images: Sequence[np.ndarray], encode: Encoder) -> dict[str, Tensor]:
+    """Mean and deviation of some volumes, a row each; a lone volume goes in twice."""
+    batch = torch.stack([torch.from_numpy(image) for image in images])
+    mean, deviation = encode(batch if len(images) > 1 else batch.repeat(2, 1, 1, 1, 1))
+    return {
+        "mean": mean[: len(images)].float().contiguous(),
+        "deviation": deviation[: len(images)].float().contiguous(),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -136,7 +137,9 @@ def volume_seed(seed: int, placed: Placed) -> int:
     return int(fingerprint([seed, voxel_hash(placed.values)])[:15], 16)
 
 
-def to_scanner(image: np.ndarray, placed: Placed, domain: Domain) -> np.ndarray:
+def to_scanner(
+    image: np.ndarray, placed: Placed, domain: Domain, limits: Sequence[windows.Limits] | None = None
+) -> np.ndarray:
     """A generated image on the mask's own grid, in scanner units; outside the crop the window's minimum.
 
     Cubic splines, since linear interpolation onto a finer grid blurs; kept inside the window, which they may overshoot.
@@ -145,13 +148,14 @@ def to_scanner(image: np.ndarray, placed: Placed, domain: Domain) -> np.ndarray:
         image: In [-1, 1], shape ``(C, I, J, K)`` on the model's grid.
         placed: Where it belongs.
         domain: The windows.
+        limits: Per channel, the scanner units of -1 and 1; None takes the domain's.
 
     Returns:
         float32, shape ``(C, *placed.values.shape)``.
     """
     target = Frame(placed.affine, placed.values.shape)
     channels = []
-    for channel, (low, high) in zip(image, domain.limits, strict=True):
+    for channel, (low, high) in zip(image, limits or domain.limits, strict=True):
         restored = windows.restore(channel, (low, high))
         placed_back = resample(restored, placed.frame.affine, target, fill=low, extend=True, order=3)
         channels.append(np.clip(placed_back, low, high))

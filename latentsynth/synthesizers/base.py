@@ -43,6 +43,11 @@ class Synthesizer(ABC):
         return False
 
     @property
+    def takes_context(self) -> bool:
+        """Whether it can paint lesions into a given scan."""
+        return False
+
+    @property
     def grid(self) -> Grid:
         """The voxel grid of its volumes."""
         return self.domain.grid
@@ -73,7 +78,12 @@ class Synthesizer(ABC):
         """Moves the weights."""
 
     def paint(
-        self, placed: Sequence[Placed], seeds: Sequence[int], style: Tensor | None = None, **settings: Any
+        self,
+        placed: Sequence[Placed],
+        seeds: Sequence[int],
+        style: Tensor | None = None,
+        context: Tensor | None = None,
+        **settings: Any,
     ) -> Generated:
         """Volumes for masks that were placed on the model's grid; a model that makes masks uses none of them.
 
@@ -81,18 +91,21 @@ class Synthesizer(ABC):
             placed: One per volume.
             seeds: One per volume.
             style: Reference scans ``(B, C, I, J, K)`` for a model that takes them, or None.
+            context: Scans ``(B, C, I, J, K)`` to paint into, for a model that takes them, or None.
             settings: Sampling settings; see :meth:`settings`.
 
         Raises:
-            DataError: A style for a model that takes none.
+            DataError: A style or a scan for a model that takes none.
         """
+        if context is not None and not self.takes_context:
+            raise DataError("this model cannot paint into a scan: train one with conditioner.context=true")
         if style is not None and not self.takes_style:
             raise DataError("this model takes no reference scan: leave the style out")
         if self.makes_masks:
             return self.generate(None, list(seeds), **settings)
         labels = len(self.domain.labels)
         mask = torch.stack([one_hot(torch.from_numpy(p.index), labels) for p in placed])
-        return self.generate(Condition(mask, style=style), list(seeds), **settings)
+        return self.generate(Condition(mask, context, style=style), list(seeds), **settings)
 
     def __call__(
         self,

@@ -12,10 +12,12 @@ from torch import Tensor
 
 from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder
-from latentsynth.conditioning import MaskConditioner
+from latentsynth.conditioning import ContextConditioner, MaskConditioner
 from latentsynth.config import SamplingConfig, build
+from latentsynth.data.cutting import Cut
 from latentsynth.diffusion import Denoiser, guided, sample
 from latentsynth.diffusion.sampling import sampler_named
+from latentsynth.errors import DataError
 from latentsynth.gans import Draws
 from latentsynth.provenance import Ledger
 from latentsynth.synthesizers.base import Synthesizer
@@ -89,8 +91,11 @@ class LatentDiffusion(Synthesizer):
         # On a CPU torch is several times slower on a batch of one, so a lone volume is made twice.
         repeat = 2 if rows == 1 and device.type == "cpu" else 1
         noise = Draws.seeded(seeds).normal(*self.autoencoder.latent_shape(self.grid.shape)).repeat(repeat, 1, 1, 1, 1)
+        host = self._host(condition)
+        if host is not None:
+            host = host.repeat(repeat, 1, 1, 1, 1)
         mask = condition.mask.repeat(repeat, 1, 1, 1, 1).to(device)
-        wanted = self.conditioner(replace(condition, mask=mask))
+        wanted = self.conditioner(replace(condition, mask=mask, context=None), host)
         nothing = self.conditioner.dropped(wanted, torch.zeros(rows * repeat, dtype=torch.bool, device=device))
 
         def denoise_with(conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
@@ -101,6 +106,24 @@ class LatentDiffusion(Synthesizer):
             denoise, self.denoiser.schedule, noise.to(device), chosen.scheduler, chosen.steps, self.shift, progress
         )
         return Generated(self.autoencoder.decode(z)[:rows].cpu(), condition.mask)
+
+    @property
+    def takes_context(self) -> bool:
+        return self.conditioner.takes_context
+
+    def _host(self, condition: Condition) -> Tensor | None:
+        """Latents of the scans to paint into, their lesions cut out as in training."""
+        if condition.context is None:
+            return None
+        if not isinstance(self.conditioner, ContextConditioner):
+            raise DataError("this model cannot paint into a scan: train one with conditioner.context=true")
+        cut = Cut(tuple(self.domain.lesion_indices), self.conditioner.cut_margin_mm, self.grid.spacing_mm)
+        rows = zip(condition.context.numpy(), condition.mask.argmax(1).numpy(), strict=True)
+        images = torch.stack([torch.from_numpy(cut(image, mask)) for image, mask in rows])
+        device = next(self.autoencoder.parameters()).device
+        # On a CPU torch is several times slower on a batch of one.
+        pair = images if len(images) > 1 else images.repeat(2, 1, 1, 1, 1)
+        return self.autoencoder.encode(pair.to(device))[: len(images)]
 
     def save(self, folder: Path, ledger: Ledger, metrics: Mapping[str, float]) -> checkpoint.Header:
         """Writes the checkpoint folder that :meth:`from_pretrained` reads."""

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder
-from latentsynth.config import AugmentConfig, AutoencoderRun, LatentDataConfig, build
+from latentsynth.config import AugmentConfig, AutoencoderRun, ConditionerConfig, LatentDataConfig, build
+from latentsynth.data.cutting import Cut
 from latentsynth.data.latents import LatentCache
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.volumes import Recipe, VolumeCache
@@ -45,12 +46,15 @@ class EncodedCohort:
         return Autoencoder.from_pretrained(self.folder / "autoencoder").requires_grad_(False)
 
 
-def encoded_cohort(autoencoder: Path, data: LatentDataConfig) -> EncodedCohort:
+def encoded_cohort(
+    autoencoder: Path, data: LatentDataConfig, conditioner: ConditionerConfig | None = None
+) -> EncodedCohort:
     """Finds an autoencoder and names the caches of its latents, without making them.
 
     Args:
         autoencoder: Run folder or checkpoint folder.
         data: What differs from what the autoencoder was trained on.
+        conditioner: Says whether the latents of scans without their lesions are needed too.
 
     Raises:
         CheckpointError: No autoencoder there.
@@ -70,10 +74,13 @@ def encoded_cohort(autoencoder: Path, data: LatentDataConfig) -> EncodedCohort:
             raise DataError(f"manifest {manifest_path} has {what} {ours}, the autoencoder was trained on {theirs}")
     recipe = Recipe(domain.grid, domain.framing, manifest.labels, augment, seed)
     weights = part_fingerprint(folder / "autoencoder")
+    cut = None
+    if conditioner is not None and conditioner.context:
+        cut = Cut(tuple(domain.lesion_indices), conditioner.cut_margin_mm, domain.grid.spacing_mm)
 
     def latents(split: Split, copies: int) -> LatentCache:
         volumes = VolumeCache(cache, recipe, manifest.select(split), copies)
-        return LatentCache(folder.parent / "latents", weights, volumes)
+        return LatentCache(folder.parent / "latents", weights, volumes, cut)
 
     return EncodedCohort(folder, header, manifest, latents("train", augment.copies), latents("val", 0))
 

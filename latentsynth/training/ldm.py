@@ -14,7 +14,7 @@ from torch import Tensor
 from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder, Moments
 from latentsynth.autoencoders.reconstruction import lost_lesion_warning
-from latentsynth.conditioning import MaskConditioner
+from latentsynth.conditioning import ContextConditioner, MaskConditioner
 from latentsynth.config import ConditionerConfig, LdmRun
 from latentsynth.data.loading import Positions, keyed_noise, keyed_uniform
 from latentsynth.diffusion import Denoiser, TimeSampler, denoising_loss, schedule_named, target_weight
@@ -30,7 +30,7 @@ from latentsynth.training.run import RunFolder
 from latentsynth.training.sheets import sample_sheet
 from latentsynth.types import Condition, Domain
 
-_NOISE, _TIME, _LATENT, _DROP = 2, 3, 4, 5  # streams of randomness, apart for each use of a position
+_NOISE, _TIME, _LATENT, _DROP, _DROP_HOST = 2, 3, 4, 5, 6  # streams of randomness, apart for each use of a position
 _TIMES_PER_CASE = 4  # validation times per case, spread evenly
 
 
@@ -44,7 +44,7 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
         LatentsynthError: No usable autoencoder, bad data, another run in the folder, or a loss that is not finite.
     """
     accelerator = start_training(config.train)
-    cohort = encoded_cohort(config.autoencoder, config.data)
+    cohort = encoded_cohort(config.autoencoder, config.data, config.conditioner)
     warning = lost_lesion_warning(dict(cohort.header.metrics))
     if warning and accelerator.is_main_process:
         warnings.warn(warning, UserWarning, stacklevel=2)
@@ -53,7 +53,9 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
     torch.manual_seed(config.seed)
     autoencoder = cohort.autoencoder().to(accelerator.device)
     check_levels("denoiser.channels", len(config.denoiser.channels), autoencoder, cohort.header.domain)
-    conditioner = build_conditioner(config.conditioner, len(cohort.manifest.labels), autoencoder.factors)
+    conditioner = build_conditioner(
+        config.conditioner, len(cohort.manifest.labels), autoencoder.factors, autoencoder.latent_channels
+    )
     denoiser, ledger = initial(config, autoencoder.latent_channels, conditioner.channels)
     ledger = ledger | Ledger.of(cohort.manifest.select("train")) | checkpoint.read_ledger(cohort.folder)
     loss = DenoiserLoss(config, autoencoder, conditioner, cohort.header.domain)
@@ -103,9 +105,14 @@ def check_levels(key: str, levels: int, autoencoder: Autoencoder, domain: Domain
         )
 
 
-def build_conditioner(config: ConditionerConfig, labels: int, factors: Sequence[int]) -> MaskConditioner:
-    """What brings masks to the latent grid."""
-    return MaskConditioner(labels=labels, factors=factors, detail=config.detail)
+def build_conditioner(
+    config: ConditionerConfig, labels: int, factors: Sequence[int], latent_channels: int = 0
+) -> MaskConditioner:
+    """What brings masks to the latent grid, and scans to paint into, whose latents have so many channels."""
+    common: dict[str, Any] = {"labels": labels, "factors": factors, "detail": config.detail}
+    if not config.context:
+        return MaskConditioner(**common)
+    return ContextConditioner(**common, latent_channels=latent_channels, cut_margin_mm=config.cut_margin_mm)
 
 
 def build_denoiser(config: LdmRun, latent_channels: int, spatial_channels: int) -> Denoiser:
@@ -131,8 +138,19 @@ def initial(config: LdmRun, latent_channels: int, spatial_channels: int) -> tupl
     if config.init_from is None:
         return denoiser, Ledger()
     folder = checkpoint.locate(config.init_from)
-    copy_weights(denoiser, LatentDiffusion.from_pretrained(folder).denoiser, folder)
+    source = LatentDiffusion.from_pretrained(folder).denoiser
+    if spatial_channels > source.config["spatial_channels"]:
+        widen(source, spatial_channels)  # the road's model learns to look at the scan too
+    copy_weights(denoiser, source, folder)
     return denoiser, checkpoint.read_ledger(folder)
+
+
+def widen(denoiser: Denoiser, spatial_channels: int) -> None:
+    """Lets a trained denoiser take further channels of conditioning, which at first change nothing: their weights are 0."""
+    convolution = denoiser.network.conv_in.conv
+    weight = convolution.weight.data
+    more = denoiser.config["latent_channels"] + spatial_channels - weight.shape[1]
+    convolution.weight.data = torch.cat([weight, weight.new_zeros(len(weight), more, *weight.shape[2:])], dim=1)
 
 
 @dataclass
@@ -156,18 +174,33 @@ class DenoiserLoss:
         positions, seed = batch["position"].cpu(), self.config.seed
         t = self.times(keyed_uniform(seed, positions, _TIME))
         keep = keyed_uniform(seed, positions, _DROP) >= self.config.diffusion.condition_dropout
-        losses = self.losses(modules, batch, positions, t, keep)
+        keep_host = keyed_uniform(seed, positions, _DROP_HOST) >= self.config.conditioner.context_dropout
+        losses = self.losses(modules, batch, positions, t, keep, keep_host)
         return losses.mean(), {}
 
-    def losses(self, modules: Modules, batch: Batch, positions: Tensor, t: Tensor, keep: Tensor) -> Tensor:
-        """A loss per case ``(B,)`` at times ``t``, with the condition of cases where ``keep`` is False removed."""
+    def losses(
+        self,
+        modules: Modules,
+        batch: Batch,
+        positions: Tensor,
+        t: Tensor,
+        keep: Tensor,
+        keep_host: Tensor | None = None,
+    ) -> Tensor:
+        """A loss per case ``(B,)`` at times ``t``.
+
+        The whole condition of cases where ``keep`` is False is removed, and the scan to paint into where ``keep_host`` is.
+        """
         seed, wanted = self.config.seed, self.config.diffusion
         mean = batch["mean"]
         shape = tuple(mean.shape[1:])
         # A new draw from the cached moments each time: one cached draw would be a fixed noise floor.
         raw = Moments(mean, batch["deviation"]).sample(keyed_noise(seed, positions, shape, _LATENT).to(mean))
         z = self.autoencoder.whiten(raw)
-        given = self.conditioner(Condition(batch["mask"]))
+        host = self.autoencoder.whiten(batch["host_mean"]) if "host_mean" in batch else None
+        given = self.conditioner(Condition(batch["mask"]), host)
+        if host is not None and keep_host is not None:
+            given = self.conditioner.without_host(given, keep_host.to(mean.device))
         conditioning = self.conditioner.dropped(given, keep.to(mean.device))
         t = t.to(mean)
         schedule = self.schedule

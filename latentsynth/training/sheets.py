@@ -32,7 +32,12 @@ def sample_sheet(path: Path, model: Synthesizer, volumes: VolumeCache, seed: int
         raise DataError("no validation case has a mask: give at least one, so that pictures can show what is painted")
     masks = torch.stack([volumes.item(n)["mask"] for n in annotated for _ in range(_SHOWN_SEEDS)])
     seeds = [seed + s for s in range(len(masks))]
-    made = model.generate(None if model.makes_masks else Condition(masks), seeds)
+    context = None
+    if model.takes_context:
+        context = torch.stack(
+            [torch.from_numpy(volumes.volume(n).image) for n in annotated for _ in range(_SHOWN_SEEDS)]
+        )
+    made = model.generate(None if model.makes_masks else Condition(masks, context), seeds)
     rows = []
     for row, n in enumerate(annotated):
         volume = volumes.volume(n)

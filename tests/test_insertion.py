@@ -1,0 +1,209 @@
+"""Lesions painted into real scans: the rest of the scan stays as it was, and the model sees nothing of what it replaces."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from helpers import lesion_mask, tiny_domain, tiny_model, turned, write_mask
+from tiny_runs import ldm_config
+
+from latentsynth.conditioning import ContextConditioner, MaskConditioner
+from latentsynth.config import LdmRun, load
+from latentsynth.data import nifti
+from latentsynth.data.cutting import MIDDLE, Cut, distance_to
+from latentsynth.data.hosts import paired
+from latentsynth.data.manifest import Manifest
+from latentsynth.data.requests import Request
+from latentsynth.errors import ConfigError, DataError
+from latentsynth.files import read_json
+from latentsynth.synthesis import synthesize
+from latentsynth.synthesizers import LatentDiffusion
+from latentsynth.synthesizers.rules import RuleBased
+from latentsynth.training.encode import encoded_cohort
+from latentsynth.training.ldm import DenoiserLoss, build_conditioner, initial, train_ldm, widen
+from latentsynth.types import Case, Condition
+
+SPACING, SHAPE = (1.5, 1.0, 3.0), (24, 30, 14)
+
+
+def rules(mean: float = 0.8, deviation: float = 0.05) -> RuleBased:
+    return RuleBased(tiny_domain(), np.full((3, 1), mean), np.full((3, 1), deviation))
+
+
+def scan(folder: Path, name: str, seed: int, dtype: type = np.int16) -> Case:
+    """A noisy scan on a turned, anisotropic grid, in a unit of its own."""
+    rng = np.random.default_rng(seed)
+    voxels = rng.uniform(-90, 250, SHAPE)
+    path = folder / f"{name}.nii.gz"
+    nifti.write(path, (np.rint(voxels) if dtype == np.int16 else voxels).astype(dtype), turned(SPACING, 20))
+    return Case(name, name, (path,), None)
+
+
+def mask(folder: Path, name: str = "new", radius_mm: float = 6.0, **facts: object) -> Request:
+    affine = turned(SPACING, 20)
+    return write_mask(folder / f"{name}.nii.gz", lesion_mask(affine, SHAPE, radius_mm), affine, **facts)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+def test_the_scan_is_the_hosts_own_outside_the_margin(tmp_path: Path, dtype: type) -> None:
+    host, request = scan(tmp_path, "host", 0, dtype), mask(tmp_path)
+    made = synthesize(rules(), [request], tmp_path / "out", Accelerator(cpu=True), hosts=[host], margin_mm=4.0)
+    before, affine = nifti.read(host.images[0])
+    after, written = nifti.read(made.cases[0].images[0])
+    np.testing.assert_allclose(written, affine, atol=1e-5)
+    assert after.dtype == before.dtype
+    lesion = nifti.read_labels(request.mask)[0] > 0  # type: ignore[arg-type]
+    away = distance_to(lesion, SPACING)
+    assert np.array_equal(after[away >= 4.0], before[away >= 4.0])
+    assert (after[lesion] != before[lesion]).mean() > 0.95
+    inner = distance_to(~lesion, SPACING) > 3.0
+    assert abs(after[inner].mean() - (-100 + 400 * 0.9)) < 15  # 0.8 in [-1, 1] of the window -100 to 300
+    facts = read_json(tmp_path / "out" / "sidecars" / f"{made.cases[0].case_id}.json")
+    assert facts["host"] == "host"
+    assert "host" in facts["parents"]
+    assert made.cases[0].parents == (*request.parents, "host")
+
+
+def test_another_seed_is_another_lesion_in_the_same_scan(tmp_path: Path) -> None:
+    host, request = scan(tmp_path, "host", 0), mask(tmp_path)
+    made = synthesize(rules(), [request], tmp_path / "out", Accelerator(cpu=True), per_mask=2, hosts=[host])
+    first, second = (nifti.read(case.images[0])[0].astype(float) for case in made.cases)
+    changed = first != second
+    lesion = nifti.read_labels(request.mask)[0] > 0  # type: ignore[arg-type]
+    assert changed[lesion].mean() > 0.8
+    assert not changed[distance_to(lesion, SPACING) >= 6.0].any()
+
+
+def test_masks_find_the_host_that_they_were_made_in(tmp_path: Path) -> None:
+    hosts = [scan(tmp_path, name, n) for n, name in enumerate("ab")]
+    requests = [Request("one", None, ("b",)), Request("two", None, ("a", "c"))]
+    assert [case.case_id for case in paired(requests, hosts)] == ["b", "a"]
+    assert [case.case_id for case in paired(requests, hosts[:1])] == ["a", "a"]
+    for parents in (("c",), ("a", "b")):
+        with pytest.raises(DataError, match=r"belongs to \d of the 2 hosts"):
+            paired([Request("three", None, parents)], hosts)
+
+
+def test_what_cannot_be_painted_into_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    host, request = scan(tmp_path, "host", 0), mask(tmp_path)
+    out = tmp_path / "out"
+    accelerator = Accelerator(cpu=True)
+    with pytest.raises(DataError, match=r"cannot paint into a scan: train one with conditioner.context=true"):
+        synthesize(tiny_model(), [request], out, accelerator, hosts=[host])
+    other = turned((2.0, 2.0, 2.0), 0)
+    elsewhere = write_mask(tmp_path / "elsewhere.nii.gz", lesion_mask(other, (20, 20, 20), 6.0), other)
+    with pytest.raises(DataError, match="does not lie on the grid of host host"):
+        synthesize(rules(), [elsewhere], out, accelerator, hosts=[host])
+    with pytest.raises(DataError, match="host host has 2 channels, the model makes 1"):
+        synthesize(rules(), [request], out, accelerator, hosts=[replace(host, images=host.images * 2)])
+    with pytest.raises(DataError, match="painted into scans"):
+        synthesize(rules(), [request], out, accelerator)
+    with pytest.raises(ConfigError, match="means nothing to lesions by rule"):
+        rules().settings(steps=3)
+    assert not list(out.glob("imagesTr/*"))
+
+
+def test_what_is_cut_out_is_the_lesion_and_its_margin() -> None:
+    lesions = np.zeros((12, 12, 12), np.uint8)
+    lesions[5:7, 5:7, 5:7] = 2
+    lesions[0, 0, 0] = 1  # no lesion
+    image = np.ones((2, 12, 12, 12), np.float32)
+    cut = Cut((2,), 2.0, (1.0, 2.0, 3.0))(image, lesions)
+    gone = np.argwhere(cut[0] == MIDDLE)
+    assert gone.min(0).tolist() == [3, 4, 5]  # two voxels of 1 mm, one of 2 mm, none of 3 mm
+    assert gone.max(0).tolist() == [8, 7, 6]
+    assert (image == 1).all()
+    assert np.array_equal(Cut((2,), 2.0, (1.0, 1.0, 1.0))(image, None), image)
+    assert np.array_equal(Cut((3,), 2.0, (1.0, 1.0, 1.0))(image, lesions), image)
+
+
+def context_model() -> LatentDiffusion:
+    plain = tiny_model()
+    conditioner = ContextConditioner(3, plain.autoencoder.factors, 1, plain.autoencoder.latent_channels, 2.0).eval()
+    denoiser = plain.denoiser
+    widen(denoiser, conditioner.channels)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        denoiser.network.conv_in.conv.weight[:, -5:] = 0.2 * torch.randn_like(
+            denoiser.network.conv_in.conv.weight[:, -5:]
+        )
+    return LatentDiffusion(plain.domain, plain.autoencoder, conditioner, denoiser, plain.sampling)
+
+
+def test_a_widened_denoiser_is_at_first_the_one_it_was() -> None:
+    plain = tiny_model()
+    conditioner = ContextConditioner(3, plain.autoencoder.factors, 1, plain.autoencoder.latent_channels, 2.0)
+    mask = torch.nn.functional.one_hot(torch.randint(0, 3, (2, 16, 16, 16)), 3).movedim(-1, 1).float()
+    x, host = torch.randn(2, 2, 4, 4, 4, 4)
+    narrow = plain.conditioner(Condition(mask))
+    before = plain.denoiser(x, torch.tensor(0.4), narrow)
+    widen(plain.denoiser, conditioner.channels)
+    wide = conditioner(Condition(mask), host)
+    assert torch.equal(conditioner.cell_fractions(wide), plain.conditioner.cell_fractions(narrow))
+    torch.testing.assert_close(plain.denoiser(x, torch.tensor(0.4), wide), before)
+
+
+def test_the_model_sees_the_scan_but_not_what_it_replaces() -> None:
+    model = context_model()
+    index = torch.zeros(1, 16, 16, 16, dtype=torch.long)
+    index[:, 6:10, 6:10, 6:10] = 1
+    mask = torch.nn.functional.one_hot(index, 3).movedim(-1, 1).float()
+    scan_ = torch.rand(1, 1, 16, 16, 16) * 2 - 1
+
+    def made(context: torch.Tensor | None) -> torch.Tensor:
+        return model.generate(Condition(mask, context), [5]).image
+
+    inside, outside = scan_.clone(), scan_.clone()
+    inside[:, :, 6:10, 6:10, 6:10] = 1.0
+    outside[:, :, :3] = 1.0
+    assert torch.equal(made(scan_), made(inside))
+    assert not torch.allclose(made(scan_), made(outside), atol=1e-3)
+    assert not torch.allclose(made(scan_), made(None), atol=1e-3)
+    with pytest.raises(DataError, match="cannot paint into a scan"):
+        tiny_model().generate(Condition(mask, scan_), [5])
+
+
+def test_a_model_learns_to_look_at_the_scan_starting_from_one_that_does_not(workplace: Path, trained_ldm: Path) -> None:
+    file = ldm_config(workplace, "ldm-context", "ae", init_from=str(trained_ldm))
+    config = load(LdmRun, file, ["train.images=8", "conditioner.context=true"])
+    train_ldm(config)
+    model = LatentDiffusion.from_pretrained(config.run)
+    assert model.takes_context
+    assert isinstance(model.conditioner, ContextConditioner)
+    cohort = encoded_cohort(config.autoencoder, config.data, config.conditioner)
+    item = cohort.training.item(0)
+    volume = cohort.training.volumes.volume(0)
+    cut = Cut(tuple(model.domain.lesion_indices), config.conditioner.cut_margin_mm, model.grid.spacing_mm)
+    bare = torch.from_numpy(cut(volume.image, volume.mask))[None]
+    expected = model.autoencoder.moments(bare.repeat(2, 1, 1, 1, 1)).mean[0]
+    torch.testing.assert_close(item["host_mean"], expected, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(item["host_mean"], item["mean"])
+
+    plain = encoded_cohort(config.autoencoder, config.data)
+    assert "host_mean" not in plain.training.item(0)  # another cache
+    loss = DenoiserLoss(config, model.autoencoder, model.conditioner, model.domain)
+    batch = {key: value[None] for key, value in item.items()}
+    t, keep = torch.tensor([0.5]), torch.tensor([True])
+    seen, unseen = (
+        loss.losses({"denoiser": model.denoiser}, batch, torch.tensor([1]), t, keep, torch.tensor([host]))
+        for host in (True, False)
+    )
+    assert not torch.equal(seen, unseen)
+
+
+def test_only_more_conditioning_can_be_learnt(workplace: Path, trained_ldm: Path) -> None:
+    config = load(
+        LdmRun, ldm_config(workplace, "unused", "ae", init_from=str(trained_ldm)), ["conditioner.context=true"]
+    )
+    conditioner = build_conditioner(config.conditioner, 4, (4, 4, 4), 4)
+    denoiser, ledger = initial(config, 4, conditioner.channels)
+    assert denoiser.config["spatial_channels"] == conditioner.channels
+    assert ledger.patients
+    assert not MaskConditioner(4, (4, 4, 4)).takes_context
+    manifest = Manifest.load(workplace / "manifest.json")
+    assert len(ledger.seen(manifest.select("train"))[0]) == len(manifest.select("train"))
