@@ -54,6 +54,8 @@ class MemorizationStudy(StudyConfig):
             if one.model not in self.models:
                 raise ValueError(f"overtrained model {one.model!r} is none of {', '.join(self.models)}")
             self.run_of(one.model, Path("x"), Path("x"), 0, one.changes)
+        if not self.roles.outside:
+            raise ValueError("roles.outside is 0, and the autoencoder and every validation need patients")
         for name, settings in self.models.items():
             if settings.get("generator", {}).get("form") == "joint":
                 raise ValueError(

@@ -26,7 +26,9 @@ class RolesConfig(Strict):
     """Shares of the patients; drawn at random by the study's seed, whatever split the manifest has."""
 
     pool: Share = Field(0.4, description="the generators' training patients, or subsets of them")
-    outside: Share = Field(0.3, description="patients of the autoencoder and of every validation")
+    outside: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.3, description="patients of the autoencoder and, in a memorization study, of every validation"
+    )
     heldout: Share = Field(0.3, description="half of them calibrate, half pose as a generator")
 
     @model_validator(mode="after")
@@ -87,7 +89,13 @@ class StudyConfig(Strict):
         return self.scaled(build(AutoencoderRun, values, "autoencoder"))
 
     def run_of(
-        self, model: str, folder: Path, manifest: Path, seed: int, changes: dict[str, Any] | None = None
+        self,
+        model: str,
+        folder: Path,
+        manifest: Path,
+        seed: int,
+        changes: dict[str, Any] | None = None,
+        autoencoder: Path | None = None,
     ) -> LdmRun | GanRun:
         """One training run.
 
@@ -97,6 +105,7 @@ class StudyConfig(Strict):
             manifest: Its training and validation cases.
             seed: Of its weights and noise.
             changes: Settings that differ.
+            autoencoder: Run of the autoencoder under it; None takes the study's.
         """
         wanted = self.models[model]
         for settings in (wanted, changes or {}):
@@ -109,7 +118,7 @@ class StudyConfig(Strict):
             raise ValueError(f"models.{model}: form mask_only makes no images: give a model that does")
         latent = {"manifest": manifest, "cache": self.cache, "augment": self.augment}
         start: dict[str, Any] = {"run": folder, "seed": seed}
-        on_latents = {**start, "autoencoder": self.autoencoder_folder, "data": latent}
+        on_latents = {**start, "autoencoder": autoencoder or self.autoencoder_folder, "data": latent}
         if "generator" not in wanted:
             return self.scaled(build(LdmRun, merged(on_latents, wanted), model), changes)
         given = (

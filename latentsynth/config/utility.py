@@ -63,6 +63,11 @@ class UtilityStudy(StudyConfig):
     pretrained_autoencoder: Path | None = Field(
         None, description="a finished run that saw no pool or held-out patient; null trains one on the outside patients"
     )
+    autoencoder_patients: Literal["outside", "subset"] = Field(
+        "outside",
+        description="whom autoencoders are fitted on: outside: one, on the patients outside the study; subset: one for each "
+        "subset, on its own patients, for cohorts that can spare none",
+    )
     arms: Annotated[dict[str, ArmConfig], Field(min_length=2)]
     baseline: str = Field(description="the arm that all others are compared with, declared before anything is seen")
     segmenters: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = Field(
@@ -92,6 +97,12 @@ class UtilityStudy(StudyConfig):
             strange = [size for size in arm.sizes or () if size not in self.sizes]
             if strange:
                 raise ValueError(f"arm {name}: size {strange[0]} is none of the study's sizes {self.sizes}")
+        if self.pretrained_autoencoder is not None and self.autoencoder_patients == "subset":
+            raise ValueError("pretrained_autoencoder and autoencoder_patients subset exclude each other: leave one out")
+        if not self.roles.outside and (
+            self.autoencoder_patients == "outside" or any(a.drop.copies for a in self.arms.values())
+        ):
+            raise ValueError("roles.outside is 0, and the autoencoder or drop.copies needs patients outside the study")
         for size in self.sizes:
             if self.baseline not in self.arms_of(size):
                 raise ValueError(

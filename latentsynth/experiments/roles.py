@@ -60,7 +60,7 @@ class Roles:
             if len(by["test"]) < 2:
                 raise DataError(f"{folds} folds of {len(rest)} patients hold fewer than 2 each: take fewer folds")
         cohort.labels.lesions(study.framing)  # says which labels there are
-        outside = split_patients(by["val"], _FITTED, study.seed)
+        outside = split_patients(by["val"], _FITTED, study.seed) if by["val"] else {}
         folder = study.folder / "folds" / str(fold) if folds > 1 else study.folder
         roles = cls(folder, cohort, tuple(by["train"]), outside, tuple(by["test"]))
         for size in study.sizes:

@@ -25,10 +25,11 @@ from latentsynth.evaluation.report_memorization import write_memorization
 from latentsynth.evaluation.rulers import own_ruler
 from latentsynth.experiments.filter import filter_disagreeing, filter_set
 from latentsynth.experiments.roles import Roles
-from latentsynth.experiments.study import train_generator
+from latentsynth.experiments.study import FITTING_HOURS, train_generator
 from latentsynth.provenance import LEDGER
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import load_synthesizer
+from latentsynth.training.autoencoder import train_autoencoder
 
 Step = tuple[
     str, dict[str, Any], float, tuple[str, ...], Callable[[Path], None]
@@ -96,6 +97,10 @@ class Synthetic:
         """
         settings, drop = self.config.models[self.model], self.arm.drop
         hours = float(settings.get("train", {}).get("images", 0)) / IMAGES_PER_HOUR * self.config.scale
+        if self._own_autoencoder:
+            facts = {"autoencoder": self.config.autoencoder}
+            yield self._own_autoencoder, facts, FITTING_HOURS, (), self._fit_autoencoder
+            first = (self._own_autoencoder,)
         yield self.trained, {"model": settings}, hours, first, self._train
         yield self.painted, {"per_mask": self._per_mask}, _PAINTING_HOURS, (self.trained,), self._paint
         last, file = self.painted, self._cell(self.painted) / _SET
@@ -122,8 +127,18 @@ class Synthetic:
         arms = [arm for arm in self.config.arms_of(self.subset.size).values() if arm.model == self.model]
         return max(1, *(math.ceil(a.dose * (self.config.surplus if a.drop.any else 1)) for a in arms))
 
+    @property
+    def _own_autoencoder(self) -> str:
+        """Cell of the subset's own autoencoder, or "" where all share one."""
+        return f"autoencoder-{self.subset.name}" if self.config.autoencoder_patients == "subset" else ""
+
+    def _fit_autoencoder(self, folder: Path) -> None:
+        train_autoencoder(self.config.autoencoder_run(folder / "run", self.subset.manifest))
+
     def _train(self, folder: Path) -> None:
-        train_generator(self.config.run_of(self.model, folder / "run", self.subset.manifest, self.subset.seed))
+        own = self._cell(self._own_autoencoder) / "run" if self._own_autoencoder else None
+        subset = self.subset
+        train_generator(self.config.run_of(self.model, folder / "run", subset.manifest, subset.seed, autoencoder=own))
 
     def _paint(self, folder: Path) -> None:
         """Paints the masks of the subset's training patients, nobody else's; or lets the model make its own."""
