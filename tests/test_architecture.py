@@ -110,7 +110,7 @@ def test_files_stay_short() -> None:
 
 HOMES = {
     "torchio": ("data/",),
-    "diffusers": ("pretrained.py", "diffusion/", "autoencoders/", "conditioning.py"),
+    "diffusers": ("pretrained.py", "diffusion/", "autoencoders/", "conditioning.py", "masks/"),
     "vector_quantize_pytorch": ("autoencoders/",),
     "typer": ("cli/",),
 }

@@ -149,3 +149,62 @@ def evaluate_fidelity(
         for cohort in (patients, *cohorts)
     }
     finish(evaluate(patients, cohorts, caches, extractors, out, accelerator), out)
+
+
+@evaluate_app.command("masks")
+def evaluate_masks(
+    real: Annotated[Path, typer.Option(help="Manifest of annotated real cases; their images are not read")],
+    samples: Annotated[list[str], typer.Option(help="NAME=MANIFEST of synthetic masks; repeatable")],
+    out: Out,
+    split: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Split of --real; repeatable [default: val and test, which no generator saw]"),
+    ] = None,
+    train: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="Manifest whose train split the generators learnt from; repeatable [default: --real]"),
+    ] = None,
+    lesion_labels: Annotated[
+        Optional[list[int]],  # noqa: UP045
+        typer.Option(help="Label value that counts as lesion; repeatable [default: all but background]"),
+    ] = None,
+) -> None:
+    """Are synthetic masks like real ones? Volume, surface, pieces, place, coverage, and copies of training masks."""
+    splits = split or ["val", "test"]
+    for one in splits:
+        one_of("--split", one, SPLITS)
+    from latentsynth.evaluation.cohorts import Cohort, named
+    from latentsynth.evaluation.masks import evaluate_masks as evaluate
+    from latentsynth.training.launch import start
+
+    patients = Cohort.load("real", real, splits, annotated=True)  # type: ignore[arg-type]
+    learnt = [Cohort.load("training patients", path, ("train",), annotated=True) for path in train or [real]]
+    cohorts = [Cohort.load(name, path, annotated=True) for name, path in map(named, samples)]
+    finish(evaluate(patients, learnt, cohorts, out, start(), lesion_labels or []), out)
+
+
+@evaluate_app.command("edges")
+def evaluate_edges(
+    real: Annotated[Path, typer.Option(help="Manifest of real annotated cases")],
+    samples: Annotated[list[str], typer.Option(help="NAME=MANIFEST of synthetic cases; repeatable")],
+    like: Annotated[Path, typer.Option(help="Run or checkpoint folder of the generator, whose grid is compared on")],
+    out: Out,
+    split: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Split of --real; repeatable [default: val and test]"),
+    ] = None,
+    cache: Annotated[Path, typer.Option(help="Where preprocessed volumes are kept")] = Path("runs/cache"),
+) -> None:
+    """Do painted lesions end as real ones do? The gradient across the border, beside that of real lesions."""
+    splits = split or ["val", "test"]
+    for one in splits:
+        one_of("--split", one, SPLITS)
+    from latentsynth.evaluation import features
+    from latentsynth.evaluation.cohorts import Cohort, named
+    from latentsynth.evaluation.edges import evaluate_edges as evaluate
+    from latentsynth.training.launch import start
+
+    patients = Cohort.load("real", real, splits, annotated=True)  # type: ignore[arg-type]
+    grid, framing = features.comparison_space(like, patients.manifest)
+    cohorts = [Cohort.load(name, path, annotated=True) for name, path in map(named, samples)]
+    finish(evaluate(patients, cohorts, grid, framing, out, start(), cache), out)

@@ -154,7 +154,7 @@ def surface_scores(reference: Mask, predicted: Mask, spacing_mm: Sequence[float]
         diagonal = math.hypot(*(size * step for size, step in zip(reference.shape, spacing_mm, strict=True)))
         return SurfaceScores(0.0, diagonal, "predicted" if reference.any() else "reference")
 
-    (points, areas), (other_points, other_areas) = _surfaces(reference, predicted, spacing_mm)
+    (points, areas), (other_points, other_areas) = surface_points(reference, predicted, spacing_mm)
     there, back = KDTree(other_points).query(points)[0], KDTree(points).query(other_points)[0]
     limit = tolerance_mm * (1 + _SLACK)
     near = areas[there <= limit].sum() + other_areas[back <= limit].sum()
@@ -165,7 +165,7 @@ def surface_scores(reference: Mask, predicted: Mask, spacing_mm: Sequence[float]
     )
 
 
-def _surfaces(reference: Mask, predicted: Mask, spacing_mm: Sequence[float]) -> list[tuple[Floats, Floats]]:
+def surface_points(reference: Mask, predicted: Mask, spacing_mm: Sequence[float]) -> list[tuple[Floats, Floats]]:
     """Of each mask the surface points in mm, ``(N, 3)``, and the areas around them in mm², ``(N,)``."""
     import torch  # both take seconds to import
     from monai.metrics.utils import get_mask_edges
