@@ -81,12 +81,13 @@ def test_another_seed_is_another_lesion_in_the_same_scan(tmp_path: Path) -> None
 
 def test_masks_find_the_host_that_they_were_made_in(tmp_path: Path) -> None:
     hosts = [scan(tmp_path, name, n) for n, name in enumerate("ab")]
-    requests = [Request("one", None, ("b",)), Request("two", None, ("a", "c"))]
-    assert [case.case_id for case in paired(requests, hosts)] == ["b", "a"]
-    assert [case.case_id for case in paired(requests, hosts[:1])] == ["a", "a"]
-    for parents in (("c",), ("a", "b")):
-        with pytest.raises(DataError, match=r"belongs to \d of the 2 hosts"):
-            paired([Request("three", None, parents)], hosts)
+    requests = [Request("one", None, ("b",)), Request("two", None, ("a", "c")), Request("three", None, ("b", "a"))]
+    assert [case.case_id for case in paired(requests, hosts)] == ["b", "a", "b"]
+    assert [case.case_id for case in paired(requests, hosts[:1])] == ["a", "a", "a"]
+    with pytest.raises(DataError, match="belongs to 0 of the 2 hosts"):
+        paired([Request("four", None, ("c",))], hosts)
+    with pytest.raises(DataError, match="belongs to 2 of the 3 hosts"):
+        paired([Request("five", None, ("a",))], [*hosts, hosts[0]])
 
 
 def test_what_cannot_be_painted_into_is_refused_before_anything_is_made(tmp_path: Path) -> None:

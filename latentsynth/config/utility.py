@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from latentsynth.config.mask_set import MaskSetConfig
 from latentsynth.config.numbers import NotNegative
 from latentsynth.config.segmenter import SegmenterRun
 from latentsynth.config.study import StudyConfig, cell_name, merged, refuse
@@ -31,11 +32,23 @@ class DropConfig(Strict):
         return self.copies or self.agreement > 0
 
 
+class NewMasksConfig(MaskSetConfig):
+    """New masks for an arm, made from those of its own patients alone."""
+
+    into_hosts: bool = Field(
+        False, description="put the lesions into the patients' own anatomies, beside the lesions they have"
+    )
+
+
 class ArmConfig(Strict):
     """What a segmenter is trained on."""
 
     real: Part = Field(1.0, description="share of the subset's training patients; below 1 the others are left out")
-    model: str | None = Field(None, description="which of the study's models makes synthetic volumes")
+    model: str | None = Field(
+        None,
+        description="which of the study's models makes synthetic volumes; rules paints lesions by rule, as a control",
+    )
+    masks: str = Field("own", description="what it paints: the patients' own masks, or a name in the study's masks")
     dose: NotNegative = Field(0.0, description="synthetic volumes per training patient of the whole subset")
     drop: DropConfig = DropConfig()
     augment: bool = Field(True, description="classical augmentation, the study's section augment")
@@ -70,6 +83,7 @@ class UtilityStudy(StudyConfig):
     )
     arms: Annotated[dict[str, ArmConfig], Field(min_length=2)]
     baseline: str = Field(description="the arm that all others are compared with, declared before anything is seen")
+    masks: dict[str, NewMasksConfig] = Field({}, description="ways to make new masks, by name")
     segmenters: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = Field(
         description="by name, settings of a SegmenterRun; run and data are the study's"
     )
@@ -91,9 +105,19 @@ class UtilityStudy(StudyConfig):
     def _arms_can_be_built(self) -> UtilityStudy:
         if self.baseline not in self.arms:
             raise ValueError(f"baseline {self.baseline!r} is none of the arms {', '.join(self.arms)}")
+        if "rules" in self.models or "own" in self.masks:
+            raise ValueError(
+                "rules names lesions by rule, and own the patients' masks: give your models and masks other names"
+            )
         for name, arm in self.arms.items():
-            if arm.model is not None and arm.model not in self.models:
-                raise ValueError(f"arm {name}: model {arm.model!r} is none of {', '.join(self.models) or 'no models'}")
+            if arm.model not in (None, "rules", *self.models):
+                raise ValueError(f"arm {name}: model {arm.model!r} is none of {', '.join([*self.models, 'rules'])}")
+            if arm.masks not in ("own", *self.masks):
+                raise ValueError(f"arm {name}: masks {arm.masks!r} are none of {', '.join(['own', *self.masks])}")
+            if arm.model == "rules" and arm.masks != "own" and not self.masks[arm.masks].into_hosts:
+                raise ValueError(
+                    f"arm {name}: lesions by rule are painted into scans: masks.{arm.masks} needs into_hosts"
+                )
             strange = [size for size in arm.sizes or () if size not in self.sizes]
             if strange:
                 raise ValueError(f"arm {name}: size {strange[0]} is none of the study's sizes {self.sizes}")
@@ -115,6 +139,8 @@ class UtilityStudy(StudyConfig):
                 "them alone: choose another baseline"
             )
         sources = [{"manifest": "x"}]
+        for name in self.masks:
+            cell_name(name)
         for name in self.segmenters:
             cell_name(name)
             refuse(self.segmenters[name], ("run", "seed", "data"), f"segmenters.{name}")

@@ -99,16 +99,17 @@ class Host:
 
 
 def paired(requests: Sequence[Request], hosts: Sequence[Case]) -> list[Case]:
-    """The host of every mask: the only one there is, or the patient that the mask was made in.
+    """The host of every mask: the only one there is, or the first of the mask's parents, in whose anatomy it was made.
 
     Raises:
-        DataError: A mask that belongs to none of several hosts, or to more than one.
+        DataError: A mask whose parents are none of several hosts, or whose host has several scans.
     """
     if len(hosts) == 1:
         return [hosts[0]] * len(requests)
     found = []
     for request in requests:
-        own = [case for case in hosts if case.patient_id in request.parents]
+        first = next((parent for parent in request.parents if any(case.patient_id == parent for case in hosts)), None)
+        own = [case for case in hosts if case.patient_id == first]
         if len(own) != 1:
             raise DataError(
                 f"mask {request.name} belongs to {len(own)} of the {len(hosts)} hosts: give one host, or masks that were made "

@@ -26,10 +26,14 @@ from latentsynth.evaluation.rulers import own_ruler
 from latentsynth.experiments.filter import filter_disagreeing, filter_set
 from latentsynth.experiments.roles import Roles
 from latentsynth.experiments.study import FITTING_HOURS, train_generator
+from latentsynth.masks import make_masks
+from latentsynth.masks.build import annotated, build_maker, into
 from latentsynth.provenance import LEDGER
 from latentsynth.synthesis import synthesize
-from latentsynth.synthesizers import load_synthesizer
+from latentsynth.synthesizers import Synthesizer, load_synthesizer
+from latentsynth.synthesizers.rules import RuleBased
 from latentsynth.training.autoencoder import train_autoencoder
+from latentsynth.types import Domain
 
 Step = tuple[
     str, dict[str, Any], float, tuple[str, ...], Callable[[Path], None]
@@ -80,7 +84,8 @@ class Synthetic:
         self.config, self.arm, self.subset, self.accelerator = config, arm, subset, accelerator
         self.model: str = arm.model
         self.trained = f"train-{arm.model}-{subset.name}"
-        self.painted = f"paint-{arm.model}-{subset.name}"
+        self.source = arm.model if arm.masks == "own" else f"{arm.model}-{arm.masks}"  # names what is painted in cells
+        self.painted = f"paint-{self.source}-{subset.name}"
 
     @property
     def file(self) -> Path:
@@ -95,23 +100,36 @@ class Synthetic:
             judge: The cell of the segmenter that volumes must agree with.
             first: Cells that training needs.
         """
-        settings, drop = self.config.models[self.model], self.arm.drop
+        drop = self.arm.drop
+        needs: tuple[str, ...] = ()
+        if self.model in self.config.models:
+            yield from self._training(first)
+            needs = (self.trained,)
+        facts: dict[str, Any] = {"per_mask": self._per_mask}
+        if self.arm.masks != "own":
+            made = {"masks": self.config.masks[self.arm.masks].model_dump(mode="json"), "count": self._count}
+            yield self._new_masks, made, _PAINTING_HOURS, (), self._make_masks
+            facts, needs = {}, (*needs, self._new_masks)
+        yield self.painted, facts, _PAINTING_HOURS, needs, self._paint
+        last, file = self.painted, self._cell(self.painted) / _SET
+        if drop.copies:
+            name = f"uncopied-{self.config.copy_ruler}-{self.source}-{self.subset.name}"
+            yield name, {"ruler": self.config.copy_ruler}, _PAINTING_HOURS, (last,), partial(self._drop_copies, file)
+            last, file = name, self._cell(name) / _KEPT
+        if drop.agreement:
+            name = f"agreed-{drop.agreement:g}{'-uncopied' if drop.copies else ''}-{self.source}-{self.subset.name}"
+            work = partial(self._drop_disagreeing, file, judge)
+            yield name, {"agreement": drop.agreement}, _PAINTING_HOURS, (last, judge), work
+
+    def _training(self, first: tuple[str, ...]) -> Iterator[Step]:
+        """The cells of its generator."""
+        settings = self.config.models[self.model]
         hours = float(settings.get("train", {}).get("images", 0)) / IMAGES_PER_HOUR * self.config.scale
         if self._own_autoencoder:
             facts = {"autoencoder": self.config.autoencoder}
             yield self._own_autoencoder, facts, FITTING_HOURS, (), self._fit_autoencoder
             first = (self._own_autoencoder,)
         yield self.trained, {"model": settings}, hours, first, self._train
-        yield self.painted, {"per_mask": self._per_mask}, _PAINTING_HOURS, (self.trained,), self._paint
-        last, file = self.painted, self._cell(self.painted) / _SET
-        if drop.copies:
-            name = f"uncopied-{self.config.copy_ruler}-{self.model}-{self.subset.name}"
-            yield name, {"ruler": self.config.copy_ruler}, _PAINTING_HOURS, (last,), partial(self._drop_copies, file)
-            last, file = name, self._cell(name) / _KEPT
-        if drop.agreement:
-            name = f"agreed-{drop.agreement:g}{'-uncopied' if drop.copies else ''}-{self.model}-{self.subset.name}"
-            work = partial(self._drop_disagreeing, file, judge)
-            yield name, {"agreement": drop.agreement}, _PAINTING_HOURS, (last, judge), work
 
     def choose(self, folder: Path) -> Path:
         """The arm's own manifest: as many of the volumes as its dose asks for."""
@@ -124,8 +142,23 @@ class Synthetic:
     @property
     def _per_mask(self) -> int:
         """Volumes per mask, enough for every arm that this model serves at this size."""
-        arms = [arm for arm in self.config.arms_of(self.subset.size).values() if arm.model == self.model]
-        return max(1, *(math.ceil(a.dose * (self.config.surplus if a.drop.any else 1)) for a in arms))
+        return max(1, math.ceil(self._dose))
+
+    @property
+    def _count(self) -> int:
+        """New masks, one volume each, enough for every arm."""
+        return max(1, math.ceil(self._dose * len(self.subset.train)))
+
+    @property
+    def _dose(self) -> float:
+        """The largest of the arms that share these volumes, with what filters may drop."""
+        arms = self.config.arms_of(self.subset.size).values()
+        same = [arm for arm in arms if (arm.model, arm.masks) == (self.model, self.arm.masks)]
+        return max(arm.dose * (self.config.surplus if arm.drop.any else 1) for arm in same)
+
+    @property
+    def _new_masks(self) -> str:
+        return f"masks-{self.arm.masks}-{self.subset.name}"
 
     @property
     def _own_autoencoder(self) -> str:
@@ -140,15 +173,45 @@ class Synthetic:
         subset = self.subset
         train_generator(self.config.run_of(self.model, folder / "run", subset.manifest, subset.seed, autoencoder=own))
 
+    def _make_masks(self, folder: Path) -> None:
+        """New masks, from those of the subset's training patients alone."""
+        if self.accelerator().is_main_process:
+            settings, cohort = self.config.masks[self.arm.masks], self.subset.roles.cohort
+            cases = Manifest.load(self.subset.manifest).select("train")
+            lesions = [value for value in cohort.labels.lesions(self.config.framing) if value not in settings.inside]
+            maker = build_maker(settings, cases, cohort.labels, lesions)
+            if settings.into_hosts:
+                beside = settings.model_copy(
+                    update={"compose": settings.compose.model_copy(update={"replace_lesions": False})}
+                )
+                maker = into(maker, annotated(cases, cohort.labels), cohort.labels, lesions, beside)
+            make_masks(maker, self._count, folder / "masks", seed=self.subset.seed * 1000)
+        self.accelerator().wait_for_everyone()
+
     def _paint(self, folder: Path) -> None:
-        """Paints the masks of the subset's training patients, nobody else's; or lets the model make its own."""
-        model = load_synthesizer(self._cell(self.trained) / "run")
+        """Paints masks of the subset's training patients, nobody else's, or new ones; or lets the model make its own."""
+        config, accelerator = self.config, self.accelerator()
+        cases = Manifest.load(self.subset.manifest).select("train")
+        model: Synthesizer
+        if self.model in config.models:
+            model = load_synthesizer(self._cell(self.trained) / "run")
+        else:
+            train = Cohort.load("training patients", self.subset.manifest, ("train",))
+            cache = volumes(
+                train, config.grid, config.framing, train.manifest.labels, config.cache, accelerator, masks=True
+            )
+            channels = train.manifest.channels
+            domain = Domain(config.grid, config.framing, train.manifest.labels, channels, cache.median_limits())
+            model = RuleBased.fit(domain, cache)
         masks, count = requests(self.subset.manifest, "train"), self._per_mask
+        if self.arm.masks != "own":
+            masks, count = requests(self._cell(self._new_masks) / "masks" / "manifest.json", "train"), 1
         if model.makes_masks:
             masks, count = [Request("new", None)], count * len(masks)
         synthesize(
-            model, masks, folder / "samples", self.accelerator(), per_mask=count, seed=self.subset.seed * 1000, batch=4
-        )
+            model, masks, folder / "samples", accelerator, per_mask=count, seed=self.subset.seed * 1000, batch=4,
+            fit="scale" if self.arm.masks != "own" else None, hosts=cases if model.takes_context else (),
+        )  # fmt: skip
 
     def _drop_copies(self, file: Path, folder: Path) -> None:
         """Calibrated by patients outside the study, who are real scans here, whatever model has seen them."""

@@ -107,7 +107,9 @@ class Utility(Study):
         first: tuple[str, ...] = ()
         if config.pretrained_autoencoder:
             facts["autoencoder"] = checkpoint.read_header(checkpoint.locate(config.autoencoder_folder)).fingerprint
-        elif config.autoencoder_patients == "outside" and any(arm.model for arm in config.arms.values()):
+        elif config.autoencoder_patients == "outside" and any(
+            arm.model in config.models for arm in config.arms.values()
+        ):
             cell = self.autoencoder_cell(config)
             tasks[cell.name] = cell, lambda _: self.fit_autoencoder(config)
             first = (cell.name,)

@@ -73,7 +73,7 @@ def _series(config: UtilityStudy, scores: Scores, x_of: Callable[[ArmConfig], fl
                 x = x_of(arm)
                 if x is None or arm.model is None or arm.bridge or (segmenter, size, name) not in scores:
                     continue
-                kind = f"{arm.model}{', augmented' if arm.augment else ''}{_filters(arm)}"
+                kind = f"{arm.model}{'' if arm.masks == 'own' else f', {arm.masks}'}{', augmented' if arm.augment else ''}{_filters(arm)}"
                 kinds.setdefault(kind, _anchor(config, scores, segmenter, size, arm, x_of))[x] = scores[
                     segmenter, size, name
                 ]["dice"]

@@ -171,6 +171,7 @@ def _by_patient(rows: list[dict[str, str]], lesions: Collection[str]) -> dict[st
 
 
 def interval(values: dict[str, float]) -> Estimate:
+    """The mean over patients with its 95 % bootstrap interval."""
     return Estimate(*mean_interval(list(values.values()), list(values), rng()))
 
 

@@ -22,7 +22,8 @@ class LabelMap:
         name: What to call it in file names and errors.
         values: Label values, int16, shape ``(I, J, K)`` in the affine's own axis order.
         affine: ``(4, 4)``, voxel indices to world coordinates in mm (RAS+).
-        parents: Patients whose annotation it was made from, beyond what a trained model has learnt.
+        parents: Patients whose annotation it was made from, beyond what a trained model has learnt; first the one whose
+            grid and anatomy it has.
     """
 
     name: str

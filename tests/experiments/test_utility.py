@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from helpers import run
 
 from latentsynth import checkpoint
 from latentsynth.config import UtilityStudy, load
+from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
+from latentsynth.experiments.filter import filter_disagreeing
 from latentsynth.experiments.synthetic import dosed
 from latentsynth.experiments.utility import Job, Utility, own
 from latentsynth.experiments.utility_summary import comparisons, read_scores, sentences
-from latentsynth.provenance import LEDGER, Ledger
+from latentsynth.provenance import LEDGER, Ledger, voxel_hash
 from latentsynth.results import Result
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug" / "utility.yaml"
@@ -83,12 +86,93 @@ def test_arms_are_mixed_as_declared_and_trained_equally_long(finished: Utility) 
 def test_what_is_left_behind(finished: Utility) -> None:
     result = Result.load(finished.folder / "utility.json")
     assert result.facts["baseline"] == "real"
-    assert [row[2] for row in result.tables[0].rows] == ["real", "half", "added", "synthetic", "bridge"]
+    assert [row[2] for row in result.tables[0].rows] == [*finished.config.arms]
     page = (finished.folder / "report.html").read_text()
     assert "Does training on synthetic patients help?" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     for name in ("utility.png", "utility_examples.png"):
         assert (finished.folder / name).stat().st_size > 5000
+
+
+def test_new_masks_are_made_from_the_arms_own_patients_alone(finished: Utility) -> None:
+    train, _ = own(finished.roles.subset(5, 0), finished.config.validation)
+    cells, cohort = finished.folder / "cells", finished.roles.cohort
+    own_masks = {voxel_hash(nifti.read_labels(case.mask)[0]) for case in cohort.cases if case.mask is not None}
+    for name in ("deformed", "rough"):
+        folder = cells / f"masks-{name}-n5-s0" / "masks"
+        made = Manifest.load(folder / "manifest.json")
+        assert len(made.cases) == 4  # a dose of 1 for four training patients
+        assert {parent for case in made.cases for parent in case.parents} <= set(train)
+        assert not {voxel_hash(nifti.read_labels(case.mask)[0]) for case in made.cases if case.mask} & own_masks
+    beside = Manifest.load(cells / "paint-rules-rough-n5-s0" / "samples" / "manifest.json")
+    for case in beside.cases:  # in the scan of the patient whose anatomy it has, whose own lesions are still there
+        host = next(one for one in cohort.cases if one.patient_id == case.parents[0])
+        assert host.mask is not None
+        assert case.mask is not None
+        theirs, ours = (nifti.read_labels(file)[0] for file in (host.mask, case.mask))
+        assert set(ours[theirs == 3].tolist()) == {3}
+        assert (ours == 3).sum() > (theirs == 3).sum()
+        before, after = (nifti.read(files[0])[0] for files in (host.images, case.images))
+        assert (before == after).mean() > 0.3
+
+
+def test_a_filtered_arm_keeps_what_the_baselines_segmenter_finds(finished: Utility) -> None:
+    kept = Manifest.load(finished.folder / "cells" / "agreed-0.001-diffusion-n5-s0" / "kept.json")
+    whole = Manifest.load(finished.folder / "cells" / "paint-diffusion-n5-s0" / "samples" / "manifest.json")
+    assert {case.case_id for case in kept.cases} <= {case.case_id for case in whole.cases}
+    chosen = Manifest.load(finished.folder / "cells" / "unet-agreed-n5-s0" / "synthetic" / "manifest.json")
+    assert {case.case_id for case in chosen.cases} <= {case.case_id for case in kept.cases}
+    segmenter = finished.folder / "cells" / "unet-real-n5-s0" / "run"
+    synthetic = finished.folder / "cells" / "unet-synthetic-n5-s0" / "run"
+    sample = finished.folder / "cells" / "paint-diffusion-n5-s0" / "samples" / "manifest.json"
+    out = finished.folder / "filtered" / "kept.json"
+    accelerator = finished.accelerator
+    with pytest.raises(DataError, match=r"every volume .* whose best is .*: lower the least Dice"):
+        filter_disagreeing(sample, segmenter, out, 0.9, finished.config.cache, accelerator)
+    with pytest.raises(DataError, match="was trained on synthetic cases"):
+        filter_disagreeing(sample, synthetic, out, 0.1, finished.config.cache, accelerator)
+    assert not out.exists()
+
+
+def test_folds_hold_everybody_out_once_and_autoencoders_may_be_a_subsets_own(
+    overrides: list[str], tmp_path: Path
+) -> None:
+    changes = [*overrides[1:], f"folder={tmp_path / 'study'}", "folds=3", "roles={pool: 0.7, outside: 0.0, heldout: 0.3}",
+               "autoencoder_patients=subset"]  # fmt: skip
+    study = Utility(config(changes))
+    held = [patient for roles in study.folds for patient in roles.heldout]
+    assert sorted(held) == sorted(case.patient_id for case in study.roles.cohort.cases)
+    for roles in study.folds:
+        assert not set(roles.pool) & set(roles.heldout)
+    names = [cell.name for cell in study.cells()]
+    assert "autoencoder" not in names
+    assert {f"autoencoder-n5-s0-f{fold}" for fold in range(3)} <= set(names)
+    needs = {cell.name: cell.needs for cell in study.cells()}
+    assert needs["train-diffusion-n5-s0-f2"] == ("autoencoder-n5-s0-f2",)
+    assert needs["agreed-0.001-diffusion-n5-s0-f1"] == ("paint-diffusion-n5-s0-f1", "unet-real-n5-s0-f1")
+
+
+def test_the_scale_shortens_everything_that_is_trained(overrides: list[str]) -> None:
+    whole, half = config(overrides), config([*overrides, "scale=0.5"])
+    for name in ("train.images", "train.lr_warmup_images", "train.validate_every_images"):
+        runs = [one.run_of("diffusion", Path("x"), Path("x"), 0) for one in (whole, half)]
+        runs += [one.autoencoder_run(Path("x"), Path("x")) for one in (whole, half)]
+        values = [getattr(run.train, name.partition(".")[2]) for run in runs]
+        assert [values[1], values[3]] == [round(values[0] / 2), round(values[2] / 2)]
+    assert Utility(half).cells()[0].facts["scale"] == 0.5  # so that cells of another scale are not taken for these
+    assert "scale" not in Utility(whole).cells()[0].facts
+
+
+def test_folds_add_up_to_all_patients(tmp_path: Path, overrides: list[str]) -> None:
+    jobs = written(tmp_path, config(overrides), {"real": 0.0}, patients=4)
+    first = read_scores(tmp_path, jobs, ("lesion",))["unet", 5, "real"]["dice"]
+    moved = [replace(job, fold=fold) for job in jobs for fold in (0, 1)]
+    for job in moved:
+        whole = (tmp_path / "cells" / replace(job, fold=None).name / "test" / "segmenter.csv").read_text().splitlines()
+        file = tmp_path / "cells" / job.name / "test" / "segmenter.csv"
+        file.parent.mkdir(parents=True)
+        file.write_text("\n".join([whole[0], *(whole[1:5] if job.fold == 0 else whole[5:])]))
+    assert read_scores(tmp_path, moved, ("lesion",))["unet", 5, "real"]["dice"] == first
 
 
 def test_a_second_run_does_nothing(finished: Utility, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +282,14 @@ def test_few_patients_cannot_be_significant_and_it_is_said(tmp_path: Path, overr
         (["segmenters.unet.data={}"], "segmenters.unet.data is decided by the study"),
         (["segmenters.unet.network.chanels=[4]"], "did you mean channels?"),
         (["arms={real: {}}"], "at least 2 items"),
+        (["arms.real.drop={copies: true}"], "drop is about synthetic volumes"),
+        (["arms.rules.masks=deformed"], "masks.deformed needs into_hosts"),
+        (["arms.drawn.masks=none"], "masks 'none' are none of own, deformed, rough"),
+        (["masks.deformed.deform={elastic_mm: 50}"], "elastic_mm 50 folds space"),
+        (["models.rules={}"], "rules names lesions by rule"),
+        (["baseline=half"], "drop.agreement asks the baseline's segmenter"),
+        (["roles={pool: 0.7, outside: 0, heldout: 0.3}"], "roles.outside is 0"),
+        (["models.x={generator: {kind: stylegan2, form: mask_only}}"], "form mask_only makes no images"),
         (["validation=0.6"], "less than or equal to 0.5 (found 0.6)"),
         (["segmenters={paint: {}}"], "'paint' names cells"),
     ],
@@ -212,5 +304,5 @@ def test_a_dry_run_makes_nothing(
 ) -> None:
     changes: list[Any] = [*overrides[1:], f"folder={tmp_path / 'study'}"]
     assert run(monkeypatch, "experiment", "utility", DEBUG, *changes, "--dry-run") == 0
-    assert "0 of 8 cells done" in capsys.readouterr().out
+    assert "0 of 18 cells done" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
