@@ -39,6 +39,7 @@ _TAGS = (
     *("vq", "kl", "unet", "dynunet", "swin_unetr"),
     *("pix2pix", "cyclegan", "spade", "latent_gan", "progressive_gan", "stylegan1", "stylegan2", "stylegan3"),
     *("patch", "residual", "grown"),
+    *("slice_vae", "label_vae", "mask_diffusion"),
 )
 
 ConfigT = TypeVar("ConfigT", bound=Strict)
@@ -64,9 +65,7 @@ def load(kind: type[ConfigT], path: Path | str, overrides: Sequence[str] = ()) -
         raise ConfigError(f"config {path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"config {path} holds {type(values).__name__}, expected keys and values")
-    for override in overrides:
-        _override(values, override)
-    return build(kind, values, str(path))
+    return changed(kind, values, overrides, str(path))
 
 
 def build(kind: type[ConfigT], values: dict[str, Any], origin: str = "config") -> ConfigT:
@@ -80,6 +79,13 @@ def build(kind: type[ConfigT], values: dict[str, Any], origin: str = "config") -
     except ValidationError as error:
         lines = [_explain(kind, problem) for problem in error.errors()]
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
+
+
+def changed(kind: type[ConfigT], values: dict[str, Any], overrides: Sequence[str], origin: str = "settings") -> ConfigT:
+    """:func:`build` with overrides as :func:`load` takes them."""
+    for override in overrides:
+        _override(values, override)
+    return build(kind, values, origin)
 
 
 def dump(config: Strict) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 # Imported for what they add to the tree.
-from latentsynth.cli import data, evaluate, experiment, privacy, report, sampling, training  # noqa: F401
+from latentsynth.cli import data, evaluate, experiment, masks, privacy, report, sampling, training  # noqa: F401
 from latentsynth.cli.options import app
 
 __all__ = ["app"]

@@ -26,18 +26,22 @@ from latentsynth.evaluation.rulers import own_ruler
 from latentsynth.experiments.filter import filter_disagreeing, filter_set
 from latentsynth.experiments.roles import Roles
 from latentsynth.experiments.study import FITTING_HOURS, train_generator
-from latentsynth.masks import make_masks
+from latentsynth.masks import MaskMaker, make_masks
 from latentsynth.masks.build import annotated, build_maker, into
+from latentsynth.masks.learnt import load_mask_maker
 from latentsynth.provenance import LEDGER
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import Synthesizer, load_synthesizer
 from latentsynth.synthesizers.rules import RuleBased
 from latentsynth.training.autoencoder import train_autoencoder
+from latentsynth.training.masks import train_masks
 from latentsynth.types import Domain
 
 Step = tuple[
     str, dict[str, Any], float, tuple[str, ...], Callable[[Path], None]
 ]  # a cell: name, facts, hours, needs, work
+IMAGES_PER_HOUR = 50_000  # of one process on two CPU cores, rough
+LEVEL = 0.05  # share of unseen patients that a ruler flags
 _PAINTING_HOURS = 0.02
 _SET = Path("samples") / "manifest.json"
 _KEPT = "kept.json"
@@ -107,8 +111,19 @@ class Synthetic:
             needs = (self.trained,)
         facts: dict[str, Any] = {"per_mask": self._per_mask}
         if self.arm.masks != "own":
-            made = {"masks": self.config.masks[self.arm.masks].model_dump(mode="json"), "count": self._count}
-            yield self._new_masks, made, _PAINTING_HOURS, (), self._make_masks
+            settings = self.config.masks[self.arm.masks]
+            made = {"masks": settings.model_dump(mode="json"), "count": self._count}
+            learnt: tuple[str, ...] = ()
+            if settings.model is not None:
+                learnt = (f"train-{self._new_masks}",)
+                yield (
+                    learnt[0],
+                    {"masks": settings.model},
+                    _hours(settings.model, self.config.scale),
+                    (),
+                    self._train_masks,
+                )
+            yield self._new_masks, made, _PAINTING_HOURS, learnt, self._make_masks
             facts, needs = {}, (*needs, self._new_masks)
         yield self.painted, facts, _PAINTING_HOURS, needs, self._paint
         last, file = self.painted, self._cell(self.painted) / _SET
@@ -124,7 +139,7 @@ class Synthetic:
     def _training(self, first: tuple[str, ...]) -> Iterator[Step]:
         """The cells of its generator."""
         settings = self.config.models[self.model]
-        hours = float(settings.get("train", {}).get("images", 0)) / IMAGES_PER_HOUR * self.config.scale
+        hours = _hours(settings, self.config.scale)
         if self._own_autoencoder:
             facts = {"autoencoder": self.config.autoencoder}
             yield self._own_autoencoder, facts, FITTING_HOURS, (), self._fit_autoencoder
@@ -173,13 +188,20 @@ class Synthetic:
         subset = self.subset
         train_generator(self.config.run_of(self.model, folder / "run", subset.manifest, subset.seed, autoencoder=own))
 
+    def _train_masks(self, folder: Path) -> None:
+        train_masks(self.config.masks_run(self.arm.masks, folder / "run", self.subset.manifest, self.subset.seed))
+
     def _make_masks(self, folder: Path) -> None:
         """New masks, from those of the subset's training patients alone."""
         if self.accelerator().is_main_process:
             settings, cohort = self.config.masks[self.arm.masks], self.subset.roles.cohort
             cases = Manifest.load(self.subset.manifest).select("train")
             lesions = [value for value in cohort.labels.lesions(self.config.framing) if value not in settings.inside]
-            maker = build_maker(settings, cases, cohort.labels, lesions)
+            maker: MaskMaker
+            if settings.model is None:
+                maker = build_maker(settings, cases, cohort.labels, lesions)
+            else:
+                maker = load_mask_maker(self._cell(f"train-{self._new_masks}") / "run")
             if settings.into_hosts:
                 beside = settings.model_copy(
                     update={"compose": settings.compose.model_copy(update={"replace_lesions": False})}
@@ -238,8 +260,8 @@ class Synthetic:
         filter_disagreeing(file, run, folder / _KEPT, self.arm.drop.agreement, self.config.cache, self.accelerator())
 
 
-IMAGES_PER_HOUR = 50_000  # of one process on two CPU cores, rough
-LEVEL = 0.05  # share of unseen patients that a ruler flags
+def _hours(settings: dict[str, Any], scale: float) -> float:
+    return float(settings.get("train", {}).get("images", 0)) / IMAGES_PER_HOUR * scale
 
 
 def dosed(painted: Path, count: int, seed: int, folder: Path, write: bool) -> Path:
