@@ -100,6 +100,7 @@ def test_committed_configurations_load() -> None:
         AutoencoderRun,
         GanRun,
         LdmRun,
+        MaskRun,
         MemorizationStudy,
         SegmenterRun,
         Strict,
@@ -113,12 +114,14 @@ def test_committed_configurations_load() -> None:
     def kind(path: Path) -> type[Strict]:
         if path.stem.endswith("memorization"):
             return MemorizationStudy
-        if path.stem.endswith("utility"):
+        if path.stem.endswith("utility") or path.parent.name == "experiment":
             return UtilityStudy
-        if "ldm" in path.stem:
+        if "ldm" in path.stem or path.stem.endswith("insertion"):
             return LdmRun
         if any(word in path.stem for word in ("gan", "spade", "pix2pix")):
             return GanRun
+        if any(word in path.stem for word in ("slice_vae", "label_vae", "diffusion")):
+            return MaskRun
         judges = ("unet", "swin", "segmenter")
         return SegmenterRun if any(word in path.stem for word in judges) else AutoencoderRun
 

@@ -33,6 +33,19 @@ def train_gan(config: ConfigFile, overrides: Overrides = None, check: Check = Fa
     _finished(train(resolved), resolved)
 
 
+@train_app.command("masks")
+def train_masks(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
+    """Train a generator of masks alone: a slice VAE, a label VAE, a diffusion model, or a GAN of form mask_only."""
+    resolved: configuration.MaskRun | configuration.GanRun
+    if configuration.asks_for_gan(config):
+        resolved = resolve(configuration.GanRun, config, overrides, check)
+    else:
+        resolved = resolve(configuration.MaskRun, config, overrides, check)
+    from latentsynth.training.masks import train_masks as train
+
+    _finished(train(resolved), resolved)
+
+
 @train_app.command("segmenter")
 def train_segmenter(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
     """Train a U-Net, DynUNet or Swin-UNETR on any mixture of real and synthetic cohorts."""

@@ -40,6 +40,20 @@ from latentsynth.config.ldm import (
     LdmRun,
     SamplingConfig,
 )
+from latentsynth.config.mask_generators import (
+    LabelSamplingConfig,
+    LabelVAEConfig,
+    MaskDataConfig,
+    MaskDiffusionConfig,
+    MaskGeneratorConfig,
+    MaskRun,
+    MaskSamplingConfig,
+    SliceSamplingConfig,
+    SliceVAEConfig,
+    asks_for_gan,
+)
+from latentsynth.config.mask_set import MaskSetConfig
+from latentsynth.config.mask_shapes import ComposeConfig, DeformConfig, ProceduralConfig
 from latentsynth.config.memorization import MemorizationStudy, OvertrainedConfig
 from latentsynth.config.segmenter import (
     DynUNetConfig,
@@ -55,7 +69,7 @@ from latentsynth.config.segmenter import (
 )
 from latentsynth.config.study import RolesConfig, StudyConfig
 from latentsynth.config.training import Run, TrainConfig
-from latentsynth.config.utility import ArmConfig, UtilityStudy
+from latentsynth.config.utility import ArmConfig, DropConfig, NewMasksConfig, UtilityStudy
 from latentsynth.strict import Strict, build, dump, load
 
 __all__ = [
@@ -65,12 +79,15 @@ __all__ = [
     "AugmentConfig",
     "AutoencoderConfig",
     "AutoencoderRun",
+    "ComposeConfig",
     "ConditionerConfig",
     "CycleGANConfig",
     "DataConfig",
+    "DeformConfig",
     "DenoiserConfig",
     "DiffusionConfig",
     "DiscriminatorConfig",
+    "DropConfig",
     "DynUNetConfig",
     "ExtractorRun",
     "GameConfig",
@@ -81,15 +98,25 @@ __all__ = [
     "GrownConfig",
     "InferenceConfig",
     "KLConfig",
+    "LabelSamplingConfig",
+    "LabelVAEConfig",
     "LatentDataConfig",
     "LatentGANConfig",
     "LdmRun",
+    "MaskDataConfig",
+    "MaskDiffusionConfig",
+    "MaskGeneratorConfig",
+    "MaskRun",
+    "MaskSamplingConfig",
+    "MaskSetConfig",
     "MemorizationStudy",
     "NetworkConfig",
+    "NewMasksConfig",
     "OvertrainedConfig",
     "PatchConfig",
     "PerceptualConfig",
     "Pix2PixConfig",
+    "ProceduralConfig",
     "ProgressiveGANConfig",
     "ReconstructionConfig",
     "ResidualConfig",
@@ -100,6 +127,8 @@ __all__ = [
     "SegmentationLossConfig",
     "SegmenterDataConfig",
     "SegmenterRun",
+    "SliceSamplingConfig",
+    "SliceVAEConfig",
     "SourceConfig",
     "Strict",
     "StudyConfig",
@@ -113,6 +142,7 @@ __all__ = [
     "VQConfig",
     "ValidationConfig",
     "ViewsConfig",
+    "asks_for_gan",
     "build",
     "dump",
     "load",

@@ -21,6 +21,7 @@ from latentsynth.config.generators import (
     StyleGAN3Config,
 )
 from latentsynth.config.ldm import ConditionerConfig, LatentDataConfig
+from latentsynth.config.mask_generators import MaskDataConfig
 from latentsynth.config.numbers import Fraction, NotNegative
 from latentsynth.config.training import Run
 from latentsynth.strict import Positive, Strict
@@ -66,8 +67,9 @@ class GanDataConfig(Strict):
     cache: Path | None = None
 
     def volumes(self) -> DataConfig:
-        """As voxel models take it."""
-        return DataConfig.model_validate(self.model_dump(exclude_none=True))
+        """As voxel models take it; without intensity windows, masks alone."""
+        kind = DataConfig if self.grid is None or self.grid.windows else MaskDataConfig
+        return kind.model_validate(self.model_dump(exclude_none=True))
 
     def latents(self) -> LatentDataConfig:
         """As latent models take it."""
@@ -105,6 +107,8 @@ class GanRun(Run):
 
     @model_validator(mode="after")
     def _consistent(self) -> GanRun:
+        if self.conditioner.context:
+            raise ValueError("conditioner.context is for diffusion models: leave it out")
         if self.latent:
             if self.autoencoder is None:
                 raise ValueError("generator.kind latent_gan needs autoencoder: the run folder of a trained one")
@@ -118,6 +122,8 @@ class GanRun(Run):
             missing = [name for name in ("manifest", "grid") if getattr(self.data, name) is None]
             if missing:
                 raise ValueError(f"data.{missing[0]} is missing: say what to train on")
+            if self.data.grid is not None and not self.data.grid.windows and self.form != "mask_only":
+                raise ValueError("data.grid.windows is empty: give one per channel; only form mask_only does without")
         if isinstance(self.generator, StyleGAN3Config) and self.spatial_dims == 3:
             raise ValueError("stylegan3 makes slices: give spatial_dims: 2")
         growing = self.generator.kind in ("progressive_gan", "stylegan1")

@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from latentsynth.config.gan import GanRun
+from latentsynth.config.mask_generators import MaskRun
 from latentsynth.config.mask_set import MaskSetConfig
 from latentsynth.config.numbers import NotNegative
 from latentsynth.config.segmenter import SegmenterRun
@@ -35,6 +37,11 @@ class DropConfig(Strict):
 class NewMasksConfig(MaskSetConfig):
     """New masks for an arm, made from those of its own patients alone."""
 
+    model: dict[str, Any] | None = Field(
+        None,
+        description="settings of a MaskRun or, with a GAN's generator, of a GanRun of masks, trained on the arm's own "
+        "patients; run and data are the study's; null makes masks without training",
+    )
     into_hosts: bool = Field(
         False, description="put the lesions into the patients' own anatomies, beside the lesions they have"
     )
@@ -139,8 +146,11 @@ class UtilityStudy(StudyConfig):
                 "them alone: choose another baseline"
             )
         sources = [{"manifest": "x"}]
-        for name in self.masks:
+        for name, new in self.masks.items():
             cell_name(name)
+            if new.model is not None:
+                refuse(new.model, ("run", "seed", "data"), f"masks.{name}.model")
+                self.masks_run(name, Path("x"), Path("x"), 0)
         for name in self.segmenters:
             cell_name(name)
             refuse(self.segmenters[name], ("run", "seed", "data"), f"segmenters.{name}")
@@ -155,6 +165,24 @@ class UtilityStudy(StudyConfig):
     def arms_of(self, size: int | str) -> dict[str, ArmConfig]:
         """The arms that are trained at a size."""
         return {name: arm for name, arm in self.arms.items() if arm.sizes is None or size in arm.sizes}
+
+    def masks_run(self, name: str, run: Path, manifest: Path, seed: int) -> MaskRun | GanRun:
+        """Training a generator of masks.
+
+        Args:
+            name: Of the way to make new masks.
+            run: Folder of the run.
+            manifest: Its training and validation cases.
+            seed: Of weights and noise.
+        """
+        settings = self.masks[name].model or {}
+        grid = {"shape": self.grid.shape, "spacing_mm": self.grid.spacing_mm}
+        data = {"manifest": manifest, "grid": grid, "framing": self.framing, "cache": self.cache}
+        values = merged({"run": run, "seed": seed, "data": data}, settings)
+        generator = settings.get("generator")
+        gan = isinstance(generator, dict) and "gan" in str(generator.get("kind"))
+        where = f"masks.{name}.model"
+        return self.scaled(build(GanRun, values, where) if gan else build(MaskRun, values, where))
 
     def segmenter_run(
         self,

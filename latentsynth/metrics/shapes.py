@@ -11,7 +11,7 @@ from scipy import ndimage, sparse
 
 from latentsynth.errors import DataError
 from latentsynth.metrics.lesions import components
-from latentsynth.metrics.surfaces import Mask, surface_points, check_masks, check_spacing, volume_ml
+from latentsynth.metrics.surfaces import Mask, check_masks, check_spacing, surface_points, volume_ml
 
 _REACH = 1 << 20  # cells to either side of the origin that one whole number can name
 _FULL = 0.5  # share of a cell that must be covered

@@ -17,6 +17,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.data.volumes import VolumeCache
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.gans import Annotation, Generator, build_discriminator, build_generator
+from latentsynth.masks.mask_gan import MaskGANMaker
 from latentsynth.provenance import Ledger
 from latentsynth.synthesizers import GAN, LatentGAN, Synthesizer, load_synthesizer
 from latentsynth.training.adversarial import Game
@@ -26,6 +27,8 @@ from latentsynth.training.encode import encode, encoded_cohort
 from latentsynth.training.launch import mean_rows, share, start_training
 from latentsynth.training.ldm import build_conditioner, check_levels
 from latentsynth.training.loop import Hooks, Modules, Player, fit
+from latentsynth.training.mask_items import training_facts
+from latentsynth.training.mask_sheets import mask_sheet
 from latentsynth.training.run import RunFolder
 from latentsynth.training.scenes import LatentScenes, VoxelScenes
 from latentsynth.training.sheets import sample_sheet
@@ -44,6 +47,7 @@ class _Setting:
         memory: What the discriminator's side remembers.
         synthesizer: The model that samples, from the generator's modules.
         ledger: Whom the model has seen.
+        masks: What samples where it learns from masks alone, and so is no synthesizer; None elsewhere.
     """
 
     volumes: VolumeCache
@@ -52,6 +56,7 @@ class _Setting:
     memory: dict[str, Any]
     synthesizer: Callable[[Modules], GAN | LatentGAN]
     ledger: Ledger
+    masks: Callable[[Modules], MaskGANMaker] | None = None
 
 
 def train_gan(config: GanRun) -> dict[str, float]:
@@ -76,15 +81,21 @@ def train_gan(config: GanRun) -> dict[str, float]:
         rows = share(accelerator, len(scored), lambda n: score(model, setting.volumes, scored[n], config.seed))
         health = watch(model, setting.memory)
         accelerator.print(f"watch: {health.words}")
-        return {**mean_rows(rows), **health.scores}
+        of_masks = setting.masks(modules).scores(range(config.seed, config.seed + 16)) if setting.masks else {}
+        return {**mean_rows(rows), **health.scores, **of_masks}
 
     def sketch(modules: Modules, path: Path) -> None:
-        if accelerator.is_main_process:
+        if not accelerator.is_main_process:
+            return
+        if setting.masks:
+            mask_sheet(path, setting.masks(modules), setting.volumes, config.seed)
+        else:
             sample_sheet(path, setting.synthesizer(modules).to(device), setting.volumes, config.seed)
 
     def export(modules: Modules, last: dict[str, float]) -> None:
         if accelerator.is_main_process:
-            setting.synthesizer(modules).save(run.path / "checkpoint", setting.ledger, last)
+            model = setting.masks(modules) if setting.masks else setting.synthesizer(modules)
+            model.save(run.path / "checkpoint", setting.ledger, last)
         accelerator.wait_for_everyone()
 
     return fit(setting.players, setting.items, run, config.train, Hooks(validate, sketch, export))
@@ -94,6 +105,8 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
     """Everything but latents."""
     data = config.data.volumes()
     manifest = Manifest.load(data.manifest)
+    if not data.grid.windows:
+        manifest = manifest.masks_alone()
     training, validation = volume_caches(data, config.seed, manifest, accelerator)
     masked = training.annotated
     if not masked:
@@ -124,7 +137,19 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
     def synthesizer(modules: Modules) -> GAN:
         return GAN(domain, game.generator(modules), config.form, annotation, axis, config.sampling, ledger=ledger)
 
-    return _Setting(validation, items, players, game.memory, synthesizer, ledger)
+    facts = None if domain.grid.windows else training_facts(training)
+
+    def masks(modules: Modules) -> MaskGANMaker:
+        assert facts is not None
+        return MaskGANMaker(
+            **facts,
+            sampling=config.sampling,
+            generator=game.generator(modules),
+            coding=annotation.coding,
+            slice_axis=axis,
+        )
+
+    return _Setting(validation, items, players, game.memory, synthesizer, ledger, masks if facts else None)
 
 
 def _on_latents(config: GanRun, accelerator: Accelerator) -> _Setting:

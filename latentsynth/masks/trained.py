@@ -1,0 +1,150 @@
+"""What all makers over a checkpoint share: where masks lie in space, how large those were that it learnt from."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+
+from latentsynth import checkpoint
+from latentsynth.config import Strict, build
+from latentsynth.data.frames import lay, resample_labels
+from latentsynth.data.volumes import to_index
+from latentsynth.errors import CheckpointError, DataError
+from latentsynth.masks.base import Between, MaskMaker, Wanted
+from latentsynth.masks.label_map import LabelMap
+from latentsynth.pretrained import Pretrained
+from latentsynth.provenance import Ledger, fingerprint
+from latentsynth.types import Domain
+
+_BEYOND = 2.0  # a model is asked for no more than this factor below the least and above the largest volume it has seen
+
+
+@dataclass(kw_only=True)
+class TrainedMaker(MaskMaker):
+    """Masks from a trained model.
+
+    A family names its parts, the section of its sampling settings, and further facts; each is an attribute of that
+    name, and saving and loading follow from them.
+
+    Attributes:
+        domain: The label maps it makes.
+        affine: ``(4, 4)`` of the grid they come out on: axes of RAS+, centred as the median training frame.
+        volume_ml: Least and largest lesion volume of the training masks.
+        sampling: How it samples.
+        fingerprint: Of the checkpoint and changed settings, or "unsaved".
+        ledger: The patients it has learnt from.
+    """
+
+    kind: ClassVar[str]
+    part_kinds: ClassVar[Mapping[str, type[Pretrained]]]
+    sampling_kind: ClassVar[type[Strict]]
+    facts: ClassVar[Sequence[str]] = ()
+
+    domain: Domain
+    affine: np.ndarray
+    volume_ml: Between
+    sampling: Any
+    fingerprint: str = "unsaved"
+    ledger: Ledger = Ledger()  # noqa: RUF009 (frozen)
+
+    def __post_init__(self) -> None:
+        self.labels = self.domain.labels
+        self.lesions = self.labels.lesions(self.domain.framing)
+
+    def save(self, folder: Path, ledger: Ledger, metrics: Mapping[str, float]) -> checkpoint.Header:
+        """Writes the checkpoint folder that :meth:`from_pretrained` reads."""
+        settings = {
+            "affine": self.affine.tolist(),
+            "volume_ml": list(self.volume_ml),
+            "sampling": self.sampling.model_dump(mode="json"),
+            **{name: getattr(self, name) for name in self.facts},
+        }
+        parts = {name: getattr(self, name) for name in self.part_kinds}
+        return checkpoint.write(folder, self.kind, self.domain, settings, parts, ledger, metrics)
+
+    @classmethod
+    def from_pretrained(cls, path: Path | str, **changes: Any) -> Self:
+        """Loads a checkpoint folder, or the one inside a run folder.
+
+        Args:
+            path: Which.
+            changes: Sampling settings other than those it was saved with.
+
+        Raises:
+            CheckpointError: It is of another kind, incomplete, or its parts do not fit each other.
+            ConfigError: An unknown setting or an impossible value.
+        """
+        folder = checkpoint.locate(path)
+        header = checkpoint.read_header(folder, cls.kind)
+        known = {"affine", "volume_ml", "sampling", *cls.facts}
+        checkpoint.check_keys(folder, header, set(cls.part_kinds), known)
+        affine = np.asarray(header.settings["affine"], dtype=np.float64)
+        if affine.shape != (4, 4):
+            raise CheckpointError(f"{folder}/config.json: affine has shape {affine.shape}, expected (4, 4): restore it")
+        saved = checkpoint.read_settings(cls.sampling_kind, header.settings["sampling"], folder)
+        sampling = build(cls.sampling_kind, {**saved.model_dump(), **changes}, "sampling settings")
+        named = header.fingerprint
+        if sampling != saved:
+            named = fingerprint([named, sampling.model_dump(mode="json")])
+        low, high = header.settings["volume_ml"]
+        maker = cls(
+            domain=header.domain,
+            affine=affine,
+            volume_ml=(float(low), float(high)),
+            sampling=sampling,
+            fingerprint=named,
+            ledger=checkpoint.read_ledger(folder),
+            **{name: kind.from_pretrained(folder / name) for name, kind in cls.part_kinds.items()},
+            **{name: header.settings[name] for name in cls.facts},
+        )
+        checkpoint.check_facts(folder, maker.fit())
+        return maker
+
+    @abstractmethod
+    def fit(self) -> Mapping[str, tuple[Any, Any]]:
+        """What must agree between its parts and its domain: name to (found, expected)."""
+
+    def scores(self, seeds: Sequence[int]) -> dict[str, float]:
+        """Of some samples: share without a lesion (``empty``) and mean lesion volume of the others (``volume_ml``)."""
+        made = [one.volume_ml(self.lesions) for one in self.make(seeds, Wanted()) if isinstance(one, LabelMap)]
+        filled = [volume for volume in made if volume]
+        return {"empty": 1 - len(filled) / len(seeds), "volume_ml": float(np.mean(filled)) if filled else float("nan")}
+
+    def placed(
+        self, name: object, index: np.ndarray, affine: np.ndarray | None = None, parents: tuple[str, ...] = ()
+    ) -> LabelMap:
+        """Label indices ``(I, J, K)`` as a label map, in the model's own place unless an affine is given."""
+        values = np.asarray(self.labels.values, dtype=np.int16)[index]
+        return LabelMap(str(name), values, self.affine if affine is None else affine, parents)
+
+    def laid(self, given: LabelMap) -> tuple[np.ndarray, np.ndarray]:
+        """A label map on the model's grid, as training laid it over scans: indices ``(I, J, K)`` and the affine.
+
+        Raises:
+            DataError: Its lesion does not fit the grid.
+        """
+        lesion = given.of(self.lesions)
+        frame, _ = lay(self.domain.grid, self.domain.framing, given.affine, given.values.shape, lesion, given.name)
+        return to_index(resample_labels(given.values, given.affine, frame), self.labels), frame.affine
+
+    def within_reach(self, wanted: Between) -> Between:
+        """The part of a range of volumes, ml, that the model can be asked for.
+
+        Raises:
+            DataError: None of it is within half the least and twice the largest volume learnt, or the grid's own.
+        """
+        grid_ml = float(np.prod(self.domain.grid.extent_mm)) / 1000
+        least, most = self.volume_ml[0] / _BEYOND, min(self.volume_ml[1] * _BEYOND, grid_ml)
+        low, high = max(wanted[0], least), min(wanted[1], most)
+        if low > high:
+            raise DataError(
+                f"a volume of {wanted[0]:g} to {wanted[1]:g} ml is out of reach: the masks it has learnt from hold "
+                f"{self.volume_ml[0]:.3g} to {self.volume_ml[1]:.3g} ml and its grid {grid_ml:.4g} ml; ask for "
+                f"{least:.3g} to {most:.3g} ml, or train on masks of that size"
+            )
+        return low, high
