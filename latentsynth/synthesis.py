@@ -126,7 +126,10 @@ def synthesize(
     manifest = samples.collect(out, domain)
     if accelerator.is_main_process:
         manifest.save(out / "manifest.json")
-        (model.ledger | Ledger.of(manifest.cases)).save(out / LEDGER)  # for whoever trains on these volumes
+        seen = model.ledger | Ledger.of(manifest.cases)
+        for ledger in {request.ledger for request in masks}:
+            seen |= ledger
+        seen.save(out / LEDGER)  # for whoever trains on these volumes
         shown_each = _SHOWN_EACH * (_SHOWN if model.makes_masks else 1)
         shown_seeds = [seed + n for n in range(min(per_mask, shown_each))]
         shown_masks = [replace(m, images=s.case.images) for m, s in zip(masks, scans, strict=True)] if hosts else masks

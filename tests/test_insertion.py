@@ -21,6 +21,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.data.requests import Request
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.files import read_json
+from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import LatentDiffusion
 from latentsynth.synthesizers.rules import RuleBased
@@ -67,6 +68,15 @@ def test_the_scan_is_the_hosts_own_outside_the_margin(tmp_path: Path, dtype: typ
     assert facts["host"] == "host"
     assert "host" in facts["parents"]
     assert made.cases[0].parents == (*request.parents, "host")
+
+
+def test_whoever_the_mask_maker_has_seen_is_seen_by_the_volumes(tmp_path: Path) -> None:
+    host, request = scan(tmp_path, "host", 0), mask(tmp_path)
+    taught = [Case("taught", "taught", (), None)]
+    request = replace(request, ledger=Ledger.of(taught))
+    synthesize(rules(), [request], tmp_path / "out", Accelerator(cpu=True), hosts=[host])
+    ledger = Ledger.load(tmp_path / "out" / LEDGER)
+    assert [case.case_id for case in ledger.seen([*taught, host])[0]] == ["taught", "host"]
 
 
 def test_another_seed_is_another_lesion_in_the_same_scan(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from latentsynth.data.frames import Frame, lay, resample, resample_labels
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.volumes import check_labels, read_mask, to_index
 from latentsynth.errors import DataError
-from latentsynth.provenance import fingerprint, voxel_hash
+from latentsynth.provenance import Ledger, fingerprint, voxel_hash
 from latentsynth.types import Domain, Fit, Framing, Split
 
 
@@ -27,12 +27,14 @@ class Request:
         mask: Label map, on any grid; None leaves it to a model that makes its own.
         parents: Patients the mask was taken from.
         images: A real scan of the same mask to show beside the samples, one file per channel, or empty.
+        ledger: Whom the maker of the mask has learnt from.
     """
 
     name: str
     mask: Path | None
     parents: tuple[str, ...] = ()
     images: tuple[Path, ...] = ()
+    ledger: Ledger = Ledger()  # noqa: RUF009 (frozen)
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ def requests(source: Path, split: Split | None = None) -> list[Request]:
         cases = [case for case in Manifest.load(source).select(split or "val") if case.mask is not None]
         if not cases:
             raise DataError(f"no case of {source} in split {split or 'val'} has a mask: choose another --split")
+        beside = Ledger.beside(source)
         # A synthetic case is no patient; whoever it was made from is.
         found = [
             Request(
@@ -82,6 +85,7 @@ def requests(source: Path, split: Split | None = None) -> list[Request]:
                 c.mask,
                 c.parents if c.source != "real" and c.parents else (c.patient_id, *c.parents),
                 c.images,
+                beside,
             )
             for c in cases
             if c.mask

@@ -21,6 +21,7 @@ from latentsynth.masks.trained import TrainedMaker
 from latentsynth.pretrained import Pretrained
 
 _GROUPS = 4
+_BACKGROUND = 4.0  # logit that networks start with: odds of 55 to 1
 
 
 class LabelVAE(Pretrained):
@@ -62,7 +63,11 @@ class LabelVAE(Pretrained):
         up: list[nn.Module] = []
         for before, width in narrower[:-1] if coarse else narrower:
             up += [double, _block(dims, before, width), _block(dims, width, width)]
-        up.append(_CONV[dims](widths[0], labels, 1))
+        last = _CONV[dims](widths[0], labels, 1)
+        # Nearly all of a map is background, which takes long to learn from even odds.
+        nn.init.zeros_(last.bias)
+        last.bias.data[0] = _BACKGROUND
+        up.append(last)
         self.decoder = nn.Sequential(*up, double) if coarse else nn.Sequential(*up)
 
     def encode(self, mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -127,6 +127,7 @@ def test_whom_masks_come_from_is_known_to_whoever_paints_them(tmp_path: Path) ->
     assert [case.patient_id for case in seen] == ["p1", "p2", "p3"]
     asked = requests(tmp_path / "manifest.json", "train")
     assert [request.parents for request in asked] == [("p1",), ("p2",), ("p3",)]
+    assert {request.ledger for request in asked} == {Ledger.load(tmp_path / LEDGER)}  # who the maker learnt from, too
     assert made.channels == ()
 
 
