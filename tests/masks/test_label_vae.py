@@ -58,7 +58,7 @@ def maker() -> LabelVAEMaker:
         logits, mean, log_variance = vae(hot, torch.randn(16, 2))
         terms = vae_terms(logits, hot, mean, log_variance)
         optimizer.zero_grad()
-        (terms["cross_entropy"] + 2 * terms["divergence"].sum() + 20 * terms["dice"]).backward()
+        (terms["cross_entropy"] + 0.5 * terms["divergence"].sum() + 20 * terms["dice"]).backward()
         optimizer.step()
     domain = Domain(Grid(SHAPE, (2.0, 2.0, 2.0)), Framing(), Labels((0, 4)), (), ())
     return LabelVAEMaker(
