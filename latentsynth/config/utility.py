@@ -103,6 +103,10 @@ class UtilityStudy(StudyConfig):
         1.5, description="volumes painted per volume wanted where arms drop some"
     )
     copy_ruler: Literal["voxels", "registered", "ssim"] = Field("voxels", description="what drop.copies compares by")
+    copy_level: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.05,
+        description="share of unseen patients that drop.copies may flag; half of the outside patients calibrate it",
+    )
     validation: Annotated[float, Field(gt=0, le=0.5)] = Field(
         0.2, description="share of a subset's own patients that chooses checkpoints"
     )

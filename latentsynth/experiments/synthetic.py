@@ -41,7 +41,6 @@ Step = tuple[
     str, dict[str, Any], float, tuple[str, ...], Callable[[Path], None]
 ]  # a cell: name, facts, hours, needs, work
 IMAGES_PER_HOUR = 50_000  # of one process on two CPU cores, rough
-LEVEL = 0.05  # share of unseen patients that a ruler flags
 _PAINTING_HOURS = 0.02
 _SET = Path("samples") / "manifest.json"
 _KEPT = "kept.json"
@@ -129,7 +128,8 @@ class Synthetic:
         last, file = self.painted, self._cell(self.painted) / _SET
         if drop.copies:
             name = f"uncopied-{self.config.copy_ruler}-{self.source}-{self.subset.name}"
-            yield name, {"ruler": self.config.copy_ruler}, _PAINTING_HOURS, (last,), partial(self._drop_copies, file)
+            how = {"ruler": self.config.copy_ruler, "level": self.config.copy_level}
+            yield name, how, _PAINTING_HOURS, (last,), partial(self._drop_copies, file)
             last, file = name, self._cell(name) / _KEPT
         if drop.agreement:
             name = f"agreed-{drop.agreement:g}{'-uncopied' if drop.copies else ''}-{self.source}-{self.subset.name}"
@@ -249,8 +249,9 @@ class Synthetic:
             )
             for c in (*sides.all, samples)
         }
-        judged = judge([own_ruler(config.copy_ruler, caches[train.name])], sides, [samples], caches, accelerator, LEVEL)
-        write_memorization(folder, sides, [samples], judged, None, caches, LEVEL, accelerator)
+        rulers, level = [own_ruler(config.copy_ruler, caches[train.name])], config.copy_level
+        judged = judge(rulers, sides, [samples], caches, accelerator, level)
+        write_memorization(folder, sides, [samples], judged, None, caches, level, accelerator)
         if accelerator.is_main_process:
             filter_set(file, folder / "memorization.json", folder / _KEPT)
         accelerator.wait_for_everyone()

@@ -16,7 +16,7 @@ from latentsynth.evaluation.segmentation import evaluate_segmenter
 from latentsynth.experiments.grid import Cell
 from latentsynth.experiments.roles import Roles
 from latentsynth.experiments.study import Study
-from latentsynth.experiments.synthetic import IMAGES_PER_HOUR, LEVEL, Subset, Synthetic
+from latentsynth.experiments.synthetic import IMAGES_PER_HOUR, Subset, Synthetic
 from latentsynth.experiments.utility_summary import summarise
 from latentsynth.metrics.conformal import smallest_rank
 from latentsynth.results import Result
@@ -71,7 +71,7 @@ class Utility(Study):
             for size in config.sizes:
                 roles.subset(size, config.seed)
         if any(arm.drop.copies for arm in config.arms.values()):
-            smallest_rank(len(self.roles.outside) // 2, LEVEL)
+            smallest_rank(len(self.roles.outside) // 2, config.copy_level)
         if config.pretrained_autoencoder is not None:
             self._check_autoencoder(config.pretrained_autoencoder)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,12 +17,15 @@ from torch.nn import functional
 
 from latentsynth.config import MaskSamplingConfig
 from latentsynth.diffusion import Denoiser, guided, sample
+from latentsynth.errors import DataError
 from latentsynth.gans import Draws
 from latentsynth.masks.base import Rejected, Wanted
 from latentsynth.masks.distance_maps import DistanceMaps
 from latentsynth.masks.label_map import LabelMap
+from latentsynth.masks.placement import digest
 from latentsynth.masks.trained import TrainedMaker
 from latentsynth.pretrained import Pretrained
+from latentsynth.provenance import fingerprint
 from latentsynth.types import Conditioning
 
 _MOST_LESIONS = 8  # counts above are all "many"
@@ -146,6 +149,22 @@ class MaskDiffusionMaker(TrainedMaker):
             "denoiser channels": (self.denoiser.config["latent_channels"], self.maps.channels),
             "denoiser conditions": (self.denoiser.config["spatial_channels"], self.wishes.channels),
         }
+
+    def inside(self, anatomy: Sequence[LabelMap]) -> Self:
+        """The same maker, putting each mask into one of these label maps, whose organs it is told.
+
+        Args:
+            anatomy: Label maps; lesions of their own are healed. A mask has the parents of the one it is put into.
+
+        Raises:
+            DataError: There are none, or the model knows no organ.
+        """
+        if not self.wishes.organs:
+            raise DataError("this model knows no organ: all its labels are lesions; make its masks without anatomy")
+        if not anatomy:
+            raise DataError("no anatomy to put masks into: give at least one label map")
+        named = fingerprint([self.fingerprint, [digest(one) for one in anatomy]])
+        return replace(self, anatomy=tuple(anatomy), fingerprint=named)
 
     def aim(self, seed: int, wanted: Wanted) -> tuple[float, float]:
         """What mask ``seed`` is asked to be: volume in ml, log-uniform in the range, and count; not a number where free.

@@ -188,14 +188,20 @@ def test_lesions_are_put_into_the_anatomy_they_were_made_for() -> None:
     organ = np.where(ball(20.0), 2, 0)
     organ[ball(6.0)] = 1  # his own lesion, which is healed
     host = LabelMap("host", organ.astype(np.int16), np.diag([*SPACING, 1]), ("patient-9",))
-    maker.anatomy = [host]
     maker.sampling = MaskSamplingConfig(steps=3, exact_volume=True)
+    free = maker
+    maker = maker.inside([host])
+    assert maker.fingerprint != free.fingerprint
+    with pytest.raises(DataError, match="at least one label map"):
+        free.inside([])
+    with pytest.raises(DataError, match="knows no organ"):
+        tiny().inside([host])
     (one,) = maker.make([0], Wanted(volume_ml=(2.0, 4.0)))
     assert isinstance(one, LabelMap)
     assert one.parents == ("patient-9",)
     assert 1.9 < one.volume_ml([1]) < 4.1
-    free = one.values != 1
-    assert np.array_equal(one.values[free], np.where(ball(20.0), 2, 0)[free])
+    untouched = one.values != 1
+    assert np.array_equal(one.values[untouched], np.where(ball(20.0), 2, 0)[untouched])
 
 
 def test_obedience_of_what_is_obeyed_and_of_what_is_not() -> None:
