@@ -77,13 +77,13 @@ def synthesize(
     domain = model.domain
     _check_asked(model, masks, styles, hosts)
     placed = [place(request, domain, fit) for request in masks]
-    scans = _hosts(masks, placed, hosts, domain)
+    scans = _hosts(masks, placed, hosts, domain, margin_mm)
     looks = [read_style(case, domain) for case in styles]
     recipe = {
         "checkpoint": model.fingerprint,
         "settings": chosen,
         "styles": [[case.case_id, voxel_hash(look.numpy())] for case, look in zip(styles, looks, strict=True)],
-        "margin_mm": margin_mm if hosts else None,
+        "hosts": [margin_mm, *([h.case.case_id, h.scan_hash] for h in scans)] if scans else [],
     }
     if accelerator.is_main_process:
         samples.claim(out, recipe, domain)
@@ -129,6 +129,7 @@ def synthesize(
         seen = model.ledger | Ledger.of(manifest.cases)
         for ledger in {request.ledger for request in masks}:
             seen |= ledger
+        seen |= Ledger.of([replace(host.case, voxels=host.scan_hash) for host in scans])
         seen.save(out / LEDGER)  # for whoever trains on these volumes
         shown_each = _SHOWN_EACH * (_SHOWN if model.makes_masks else 1)
         shown_seeds = [seed + n for n in range(min(per_mask, shown_each))]
@@ -153,7 +154,9 @@ def read_style(case: Case, domain: Domain) -> Tensor:
     return torch.from_numpy(recipe.read(replace(case, mask=None)).image)
 
 
-def _hosts(masks: Sequence[Request], placed: Sequence[Placed], hosts: Sequence[Case], domain: Domain) -> list[Host]:
+def _hosts(
+    masks: Sequence[Request], placed: Sequence[Placed], hosts: Sequence[Case], domain: Domain, margin_mm: float
+) -> list[Host]:
     """The host of every mask, read once; none where nothing is painted into."""
     if not hosts:
         return []
@@ -161,7 +164,7 @@ def _hosts(masks: Sequence[Request], placed: Sequence[Placed], hosts: Sequence[C
     read = {case.case_id: Host.read(case, domain) for case in cases}
     found = [read[case.case_id] for case in cases]
     for request, p, host in zip(masks, placed, found, strict=True):
-        host.check(p, request.name)
+        host.check(p, request.name, margin_mm)
     return found
 
 

@@ -70,6 +70,48 @@ def test_the_scan_is_the_hosts_own_outside_the_margin(tmp_path: Path, dtype: typ
     assert made.cases[0].parents == (*request.parents, "host")
 
 
+class Unchanged(RuleBased):
+    """Gives the scan back as it was."""
+
+    def _painted(self, image: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
+        return image
+
+
+def test_where_the_models_grid_ends_the_scan_goes_on(tmp_path: Path) -> None:
+    """A lesion that nearly fills the grid: its margin lies beyond, where nothing was generated."""
+    shape, affine = (40, 60, 20), turned(SPACING, 20)
+    request = write_mask(tmp_path / "new.nii.gz", lesion_mask(affine, shape, 14.5), affine)
+    ramp = np.broadcast_to(np.linspace(40, 60, shape[0], dtype=np.float32)[:, None, None], shape)
+    nifti.write(tmp_path / "ramp.nii.gz", np.ascontiguousarray(ramp), affine)
+    host = Case("host", "host", (tmp_path / "ramp.nii.gz",), None)
+    model = Unchanged(tiny_domain(), np.ones((1, 1)), np.ones((1, 1)))
+    made = synthesize(
+        model, [request], tmp_path / "out", Accelerator(cpu=True), fit="scale", hosts=[host], margin_mm=8.0
+    )
+    assert np.abs(nifti.read(made.cases[0].images[0])[0] - ramp).max() < 5
+
+
+def test_lesions_of_the_scan_must_keep_their_label(tmp_path: Path) -> None:
+    host, request = scan(tmp_path, "host", 0), mask(tmp_path)
+    own = lesion_mask(turned(SPACING, 20), SHAPE, 4.0)
+    own = np.roll(own, 5, axis=0)
+    nifti.write(tmp_path / "own.nii.gz", own, turned(SPACING, 20))
+    host = replace(host, mask=tmp_path / "own.nii.gz")
+    with pytest.raises(DataError, match="lesion voxels of host host would stay in the scan"):
+        synthesize(rules(), [request], tmp_path / "out", Accelerator(cpu=True), hosts=[host], margin_mm=2.0)
+    both = write_mask(
+        tmp_path / "both.nii.gz", np.maximum(nifti.read_labels(request.mask)[0], own), turned(SPACING, 20)
+    )  # type: ignore[arg-type]
+    assert synthesize(rules(), [both], tmp_path / "out", Accelerator(cpu=True), hosts=[host], margin_mm=2.0).cases
+
+
+def test_volumes_in_other_scans_are_not_taken_for_done(tmp_path: Path) -> None:
+    request, out = mask(tmp_path), tmp_path / "out"
+    synthesize(rules(), [request], out, Accelerator(cpu=True), hosts=[scan(tmp_path, "one", 0)])
+    with pytest.raises(DataError, match="made with other hosts"):
+        synthesize(rules(), [request], out, Accelerator(cpu=True), hosts=[scan(tmp_path, "two", 1)])
+
+
 def test_whoever_the_mask_maker_has_seen_is_seen_by_the_volumes(tmp_path: Path) -> None:
     host, request = scan(tmp_path, "host", 0), mask(tmp_path)
     taught = [Case("taught", "taught", (), None)]

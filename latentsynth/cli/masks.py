@@ -64,6 +64,7 @@ def masks(
     from latentsynth import strict
     from latentsynth.config import MaskSetConfig
     from latentsynth.data.manifest import Manifest
+    from latentsynth.errors import DataError
     from latentsynth.masks import MaskMaker, Wanted, make_masks
     from latentsynth.masks.build import annotated, build_maker, lesion_values
     from latentsynth.masks.build import into as put_into
@@ -77,6 +78,11 @@ def masks(
     maker: MaskMaker
     if real is not None:
         manifest = Manifest.load(real)
+        if subjects is not None and subjects.labels != manifest.labels:
+            raise DataError(
+                f"--real has labels {dict(zip(manifest.labels.names, manifest.labels.values, strict=True))}, --into "
+                f"{dict(zip(subjects.labels.names, subjects.labels.values, strict=True))}: relabel one of them"
+            )
         cases = manifest.select(split)  # type: ignore[arg-type]
         maker = build_maker(config, cases, manifest.labels, lesion_values(manifest, lesion_label, config.inside), hosts)
     else:

@@ -17,7 +17,7 @@ from latentsynth.strict import Positive, Strict, build
 from latentsynth.types import Framing, Grid
 
 _MODEL = re.compile(r"[A-Za-z0-9_+.]+")  # without a hyphen, which parts the names of cells
-_RESERVED = ("autoencoder", "detector", "pilot", "measure", "train", "paint")
+_RESERVED = ("autoencoder", "detector", "pilot", "measure", "train", "masks", "paint", "uncopied", "agreed")
 RunT = TypeVar("RunT", bound=Run)
 Share = Annotated[float, Field(gt=0, lt=1)]
 

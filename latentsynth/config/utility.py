@@ -125,18 +125,25 @@ class UtilityStudy(StudyConfig):
                 raise ValueError(f"arm {name}: model {arm.model!r} is none of {', '.join([*self.models, 'rules'])}")
             if arm.masks not in ("own", *self.masks):
                 raise ValueError(f"arm {name}: masks {arm.masks!r} are none of {', '.join(['own', *self.masks])}")
-            if arm.model == "rules" and arm.masks != "own" and not self.masks[arm.masks].into_hosts:
+            settings = self.models.get(arm.model or "", {})
+            into = arm.model == "rules" or bool(settings.get("conditioner", {}).get("context"))
+            if into and arm.masks != "own" and not self.masks[arm.masks].into_hosts:
+                raise ValueError(f"arm {name}: lesions are painted into scans here: masks.{arm.masks} needs into_hosts")
+            if into and arm.drop.copies:
                 raise ValueError(
-                    f"arm {name}: lesions by rule are painted into scans: masks.{arm.masks} needs into_hosts"
+                    f"arm {name}: around their lesions these volumes are the patients' scans: leave drop.copies out"
                 )
+            generator = settings.get("generator")
+            if arm.masks != "own" and isinstance(generator, dict) and generator.get("form") == "joint":
+                raise ValueError(f"arm {name}: model {arm.model} makes its own masks: leave masks out")
             strange = [size for size in arm.sizes or () if size not in self.sizes]
             if strange:
                 raise ValueError(f"arm {name}: size {strange[0]} is none of the study's sizes {self.sizes}")
         if self.pretrained_autoencoder is not None and self.autoencoder_patients == "subset":
             raise ValueError("pretrained_autoencoder and autoencoder_patients subset exclude each other: leave one out")
-        if not self.roles.outside and (
-            self.autoencoder_patients == "outside" or any(a.drop.copies for a in self.arms.values())
-        ):
+        shared = self.pretrained_autoencoder is None and self.autoencoder_patients == "outside"
+        fitted = shared and any(arm.model in self.models for arm in self.arms.values())
+        if not self.roles.outside and (fitted or any(arm.drop.copies for arm in self.arms.values())):
             raise ValueError("roles.outside is 0, and the autoencoder or drop.copies needs patients outside the study")
         for size in self.sizes:
             if self.baseline not in self.arms_of(size):

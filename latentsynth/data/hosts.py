@@ -10,7 +10,7 @@ import numpy as np
 from latentsynth.data import nifti, windows
 from latentsynth.data.checks import disagreement
 from latentsynth.data.cutting import distance_to
-from latentsynth.data.frames import Frame
+from latentsynth.data.frames import Frame, resample
 from latentsynth.data.requests import Placed, Request, to_scanner
 from latentsynth.data.volumes import window_channels
 from latentsynth.errors import DataError
@@ -53,15 +53,20 @@ class Host:
         )
         return cls(case, native, limits, domain)
 
+    @property
+    def scan_hash(self) -> str:
+        """Hash of its first image, as ledgers hold it."""
+        return self.case.voxels or nifti.canonical_hash(*self.native[0])
+
     def context(self, frame: Frame) -> np.ndarray:
         """The scan in a frame, float32 in [-1, 1], ``(C, *frame.shape)``."""
         return window_channels(self.native, self.domain.grid.windows, frame, self.case.images, self.limits)[0]
 
-    def check(self, placed: Placed, name: str) -> None:
-        """Refuses a mask on another grid.
+    def check(self, placed: Placed, name: str, margin_mm: float) -> None:
+        """Refuses a mask on another grid, or one that calls lesions of the scan healthy.
 
         Raises:
-            DataError: With how the grids differ.
+            DataError: With how the grids differ, or how much of the scan's own lesions would stay without a label.
         """
         voxels, affine = self.native[0]
         apart = disagreement(voxels.shape, affine, placed.values.shape, placed.affine)
@@ -69,6 +74,18 @@ class Host:
             raise DataError(
                 f"mask {name} does not lie on the grid of host {self.case.case_id} ({apart}): make masks for this scan, for "
                 "example with `latentsynth masks --into`"
+            )
+        if self.case.mask is None or self.case.source != "real":
+            return
+        values = self.domain.labels.lesions(self.domain.framing)
+        theirs = np.isin(nifti.read_labels(self.case.mask)[0], values)
+        asked = np.isin(placed.values, values)
+        spacing = np.linalg.norm(placed.affine[:3, :3], axis=0)
+        left = int((theirs & (distance_to(asked, spacing) >= margin_mm)).sum())
+        if left:
+            raise DataError(
+                f"{left} lesion voxels of host {self.case.case_id} would stay in the scan, and mask {name} does not label them: "
+                "keep the lesions it has (`latentsynth masks --into ... --set compose.replace_lesions=false`)"
             )
 
     def painted(self, image: np.ndarray, placed: Placed, margin_mm: float) -> list[np.ndarray]:
@@ -87,6 +104,10 @@ class Host:
         spacing = np.linalg.norm(placed.affine[:3, :3], axis=0)
         share = np.clip(1 - distance_to(lesion, spacing) / max(margin_mm, 1e-6), 0, 1)
         share[lesion] = 1
+        # Beyond the model's grid nothing was generated: the scan goes on there.
+        ones = np.ones(placed.frame.shape, np.float32)
+        target = Frame(placed.affine, placed.values.shape)
+        share[resample(ones, placed.frame.affine, target, 0.0, extend=True, smooth=False, order=0) == 0] = 0
         where = share > 0
         made = to_scanner(image, placed, self.domain, self.limits)
         out = []
@@ -99,17 +120,16 @@ class Host:
 
 
 def paired(requests: Sequence[Request], hosts: Sequence[Case]) -> list[Case]:
-    """The host of every mask: the only one there is, or the first of the mask's parents, in whose anatomy it was made.
+    """The host of every mask: the only one there is, or the mask's first parent, in whose anatomy it was made.
 
     Raises:
-        DataError: A mask whose parents are none of several hosts, or whose host has several scans.
+        DataError: A mask whose first parent is none of several hosts, or has several scans among them.
     """
     if len(hosts) == 1:
         return [hosts[0]] * len(requests)
     found = []
     for request in requests:
-        first = next((parent for parent in request.parents if any(case.patient_id == parent for case in hosts)), None)
-        own = [case for case in hosts if case.patient_id == first]
+        own = [case for case in hosts if request.parents and case.patient_id == request.parents[0]]
         if len(own) != 1:
             raise DataError(
                 f"mask {request.name} belongs to {len(own)} of the {len(hosts)} hosts: give one host, or masks that were made "

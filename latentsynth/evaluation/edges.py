@@ -58,7 +58,8 @@ def evaluate_edges(
         if (cohort.manifest.channels, cohort.manifest.labels.values) != (real.manifest.channels, labels.values):
             raise DataError(f"{cohort.name} has other channels or labels than {real.name}: compare like with like")
     step = max(grid.spacing_mm)
-    ends = [float((n - _BINS / 2) * step) for n in range(_BINS + 1)]
+    # Voxels beside the border lie half a step from it, on both sides: a little more, and the middle bin holds them.
+    ends = [float((n - _BINS / 2) * step * (1 + 1e-3)) for n in range(_BINS + 1)]
     lesions = [n for n, value in enumerate(labels.values) if value in labels.lesions(framing)]
     profiles = {
         cohort.name: _profiles(volumes(cohort, grid, framing, labels, cache, accelerator, masks=True), cohort, lesions, ends)
@@ -91,8 +92,10 @@ def _profiles(
         lesion = np.isin(volume.mask, lesions)
         if lesion.any() and not lesion.all():
             spacing = cache.recipe.grid.spacing_mm
-            found.append([border_gradient(channel, lesion, spacing, ends) for channel in volume.image])
-            patients.append(patient)
+            profile = [border_gradient(channel, lesion, spacing, ends) for channel in volume.image]
+            if np.isfinite([row[_BORDER] for row in profile]).all():  # a lesion of a voxel or two has no direction
+                found.append(profile)
+                patients.append(patient)
     if not found:
         raise DataError(f"no case of {cohort.name} has a lesion on the grid: give annotated cases")
     return np.array(found), patients
@@ -107,7 +110,7 @@ def _table(
         floor = halves_distance(truth[:, c, _BORDER], whose, len(whose), rng())
         for cohort in (real, *samples):
             values, patients = profiles[cohort.name]
-            border = values[:, c, _BORDER]  # every border has voxels beside it, so these are numbers
+            border = values[:, c, _BORDER]
             away = None
             if cohort is not real:
                 away = Estimate(*set_distance(truth[:, c, _BORDER], border, whose, patients, rng()))

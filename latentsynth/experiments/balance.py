@@ -232,12 +232,16 @@ def _by_label(labels: Labels, lesions: Sequence[int]) -> Strata:
 def _by_site(cases: Sequence[Case], expression: str | None) -> Strata:
     if not expression:
         raise ConfigError("by site needs --site: a regular expression whose first group, in the case id, is the site")
-    home = {}
+    home: dict[str, str] = {}
     for case in cases:
         match = re.search(expression, case.case_id)
         if match is None:
             raise DataError(f"--site {expression!r} finds nothing in case id {case.case_id}: change the expression")
-        home[case.patient_id] = match[1] if match.re.groups else match[0]
+        found = match[1] if match.re.groups else match[0]
+        if home.setdefault(case.patient_id, found) != found:
+            raise DataError(
+                f"patient {case.patient_id} has cases at {home[case.patient_id]} and {found}: balance by something else"
+            )
     names = tuple(sorted(set(home.values())))
     return Strata(names, lambda made: home.get(made.parents[0], "unknown") if made.parents else "unknown")
 

@@ -40,9 +40,12 @@ def rank_studies(studies: Sequence[Path], out: Path, size: str = "all") -> Resul
             raise DataError(
                 f"{folder} holds no finished utility study: run `latentsynth experiment utility` to its end"
             )
-        known = cohorts.setdefault(str(result.facts.get("cohort")), folder)
-        if known != folder:
-            raise DataError(f"{known} and {folder} are studies of one cohort, which counts once: give one of them")
+        cohort = str(result.facts.get("cohort"))
+        if cohort in cohorts:
+            raise DataError(
+                f"{cohorts[cohort]} and {folder} are studies of one cohort, which counts once: give one of them"
+            )
+        cohorts[cohort] = folder
         means.append(_means(folder / f"{STUDY}.csv", size))
     shared = [model for model in means[0] if all(model in one for one in means)]
     if len(studies) >= FEWEST_DATASETS and len(shared) < 3:

@@ -27,14 +27,15 @@ class Study(ABC):
 
     Args:
         config: What to do.
+        folds: In how many parts the patients are held out.
 
     Raises:
         DataError: Patients do not suffice, or cases are no annotated patients.
     """
 
-    def __init__(self, config: StudyConfig):
+    def __init__(self, config: StudyConfig, folds: int = 1):
         self.folder = config.folder
-        self.roles = Roles.draw(config)
+        self.roles = Roles.draw(config, 0, folds)
         facts = {"grid": config.grid, "framing": config.framing, "roles": config.roles, "seed": config.seed}
         self.shared = {key: plain(value) for key, value in facts.items()} | {"cohort": self.roles.cohort.fingerprint}
         if config.scale < 1:

@@ -146,10 +146,15 @@ class Synthetic:
             first = (self._own_autoencoder,)
         yield self.trained, {"model": settings}, hours, first, self._train
 
+    @property
+    def asked(self) -> int:
+        """Volumes that its dose asks for."""
+        return max(1, round(self.arm.dose * len(self.subset.train)))
+
     def choose(self, folder: Path) -> Path:
         """The arm's own manifest: as many of the volumes as its dose asks for."""
         main = self.accelerator().is_main_process
-        return dosed(self.file, round(self.arm.dose * len(self.subset.train)), self.subset.seed, folder, main)
+        return dosed(self.file, self.asked, self.subset.seed, folder, main)
 
     def _cell(self, name: str) -> Path:
         return self.config.folder / "cells" / name
@@ -157,18 +162,17 @@ class Synthetic:
     @property
     def _per_mask(self) -> int:
         """Volumes per mask, enough for every arm that this model serves at this size."""
-        return max(1, math.ceil(self._dose))
+        return max(1, math.ceil(self._dose(self.model)))
 
     @property
     def _count(self) -> int:
-        """New masks, one volume each, enough for every arm."""
-        return max(1, math.ceil(self._dose * len(self.subset.train)))
+        """New masks, one volume each, enough for every arm, whatever paints them."""
+        return max(1, math.ceil(self._dose(None) * len(self.subset.train)))
 
-    @property
-    def _dose(self) -> float:
-        """The largest of the arms that share these volumes, with what filters may drop."""
+    def _dose(self, model: str | None) -> float:
+        """The largest of the arms that share these masks (and the model, if one is given), with what filters may drop."""
         arms = self.config.arms_of(self.subset.size).values()
-        same = [arm for arm in arms if (arm.model, arm.masks) == (self.model, self.arm.masks)]
+        same = [arm for arm in arms if arm.masks == self.arm.masks and model in (None, arm.model)]
         return max(arm.dose * (self.config.surplus if arm.drop.any else 1) for arm in same)
 
     @property

@@ -11,6 +11,7 @@ from typing import Any
 
 from latentsynth import checkpoint
 from latentsynth.config import SegmenterRun, UtilityStudy
+from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.segmentation import evaluate_segmenter
 from latentsynth.experiments.grid import Cell
@@ -64,7 +65,7 @@ class Utility(Study):
     """
 
     def __init__(self, config: UtilityStudy):
-        super().__init__(config)
+        super().__init__(config, config.folds)
         self.config = config
         self.folds = [Roles.draw(config, fold, config.folds) for fold in range(config.folds)]
         for roles in self.folds:
@@ -130,8 +131,9 @@ class Utility(Study):
 
     def summarise(self) -> Result:
         """Tables, verdicts, figures and the page."""
+        cohort = self.roles.cohort.fingerprint
         return summarise(
-            self.config, self.folder, self.jobs, self.test_manifest(), self.roles.cohort.fingerprint, self.accelerator
+            self.config, self.folder, self.jobs, self.test_manifest(), cohort, self.accelerator, self._short_of()
         )
 
     def test_manifest(self, fold: int | None = None) -> Path:
@@ -145,6 +147,17 @@ class Utility(Study):
         return Subset(
             job.subset, roles, job.size, job.seed, *own(roles.subset(job.size, job.seed), self.config.validation)
         )
+
+    def _short_of(self) -> list[str]:
+        """In words, arms that were trained on fewer synthetic volumes than their dose, because filters left no more."""
+        lines = []
+        for job in self.jobs:
+            if self.config.arms[job.arm].model is not None:
+                asked = self._synthetic(job).asked
+                found = len(Manifest.load(self.folder / "cells" / job.name / "synthetic" / "manifest.json").cases)
+                if found < asked:
+                    lines.append(f"{job.name} was trained on {found} synthetic volumes of {asked}: no more were left")
+        return lines
 
     def _place(self, job: Job) -> tuple[int, int, int]:
         return self.config.sizes.index(job.size), self.config.seeds.index(job.seed), job.fold or 0

@@ -35,7 +35,13 @@ Scores = dict[Place, dict[str, dict[str, float]]]  # measure to patient to mean 
 
 
 def summarise(
-    config: UtilityStudy, folder: Path, jobs: Sequence[Job], test: Path, cohort_print: str, accelerator: Accelerator
+    config: UtilityStudy,
+    folder: Path,
+    jobs: Sequence[Job],
+    test: Path,
+    cohort_print: str,
+    accelerator: Accelerator,
+    notes: Sequence[str] = (),
 ) -> Result:
     """Writes ``utility.json``, ``utility.csv``, pictures and ``report.html``.
 
@@ -46,6 +52,7 @@ def summarise(
         test: Manifest of the test patients (of the first fold).
         cohort_print: Fingerprint of all its patients.
         accelerator: The processes; the first one writes.
+        notes: What else must be said.
 
     Raises:
         DataError: The seeds of one arm were judged on other patients.
@@ -64,7 +71,7 @@ def summarise(
         tuple(table for table in (_scores(config, scores), _comparisons(config, found), _copies(folder)) if table),
         (*(Picture(file, caption) for file, caption, *_ in drawn),
          Picture("utility_examples.png", "the test patients that the baseline segments worst, middling and best, and what each arm finds in them")),
-        tuple(sentences(config, found)),
+        (*sentences(config, found), *notes),
     )  # fmt: skip
     shown = figures.shown(config, jobs, scores, cohort)
     cache = volumes(shown, config.grid, config.framing, labels, config.cache, accelerator, masks=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 
 from latentsynth.config.mask_set import MaskSetConfig
 from latentsynth.data.manifest import Manifest
@@ -55,7 +56,10 @@ def build_maker(
 def into(
     maker: MaskMaker, hosts: Sequence[LabelMap], labels: Labels, lesions: Sequence[int], config: MaskSetConfig
 ) -> MaskMaker:
-    """A maker whose lesions go into the anatomies of given subjects."""
+    """A maker whose lesions go into the anatomies of given subjects; organs that it makes are left behind."""
+    if maker.labels.values == labels.values and set(maker.lesions) - set(lesions):
+        maker = copy(maker)
+        maker.lesions = tuple(value for value in maker.lesions if value in lesions)
     return Composed(maker, hosts, labels, lesions, config.inside, config.compose)
 
 

@@ -13,7 +13,7 @@ from latentsynth.metrics.surfaces import Mask, check_masks, check_spacing
 
 
 def signed_distance(mask: Mask, spacing_mm: Sequence[float]) -> NDArray[np.float64]:
-    """Distance of every voxel centre to the border of a mask, mm, negative inside; half-way between the two sides is 0.
+    """Distance of every voxel centre to the border of a mask, mm, negative inside; the border runs along voxel faces.
 
     Raises:
         DataError: The mask is empty, or fills the grid, so that there is no border; or as :func:`check_masks`.
@@ -22,9 +22,17 @@ def signed_distance(mask: Mask, spacing_mm: Sequence[float]) -> NDArray[np.float
     check_spacing(spacing_mm)
     if not mask.any() or mask.all():
         raise DataError(f"a mask of {int(mask.sum())} of {mask.size} voxels has no border: give one with both sides")
-    outside, inside = (ndimage.distance_transform_edt(side, sampling=spacing_mm) for side in (~mask, mask))
-    half = min(spacing_mm) / 2  # each transform counts to the other side's voxel centres
-    return np.where(mask, half - inside, outside - half)
+    outside, inside = (_to_faces(side, spacing_mm) for side in (~mask, mask))
+    return np.where(mask, -inside, outside)
+
+
+def _to_faces(side: Mask, spacing_mm: Sequence[float]) -> NDArray[np.float64]:
+    """Distance of the voxels of a side to the face of the nearest voxel beyond it, along the way to its centre."""
+    centres, nearest = ndimage.distance_transform_edt(side, sampling=spacing_mm, return_indices=True)
+    step = np.asarray(spacing_mm).reshape(3, 1, 1, 1)
+    way = np.abs(np.indices(side.shape) - nearest) * step / np.maximum(centres, 1e-9)  # a unit vector
+    half = (step / np.maximum(way, 1e-9)).min(0) / 2  # from that voxel's centre to its own face
+    return np.asarray(centres - half)
 
 
 def border_gradient(

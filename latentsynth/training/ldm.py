@@ -139,7 +139,7 @@ def initial(config: LdmRun, latent_channels: int, spatial_channels: int) -> tupl
         return denoiser, Ledger()
     folder = checkpoint.locate(config.init_from)
     source = LatentDiffusion.from_pretrained(folder).denoiser
-    if spatial_channels > source.config["spatial_channels"]:
+    if config.conditioner.context and source.config["spatial_channels"] == spatial_channels - latent_channels - 1:
         widen(source, spatial_channels)  # the road's model learns to look at the scan too
     copy_weights(denoiser, source, folder)
     return denoiser, checkpoint.read_ledger(folder)
@@ -227,7 +227,12 @@ class DenoiserLoss:
         batch = {k: v.to(device).expand(rows, *v.shape).contiguous() for k, v in item.items()}
         positions = torch.arange(rows) + (1 << 40) + case * rows  # far from every training position
         t = self.times((torch.arange(rows) + 0.5) / rows)
-        kept, dropped = (
-            float(self.losses(modules, batch, positions, t, torch.full((rows,), keep)).mean()) for keep in (True, False)
-        )
-        return {"loss": kept, "mask_gain": 1 - kept / dropped}
+        everything, nothing = torch.ones(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.bool)
+
+        def loss(keep: Tensor, keep_host: Tensor) -> float:
+            return float(self.losses(modules, batch, positions, t, keep, keep_host).mean())
+
+        # Without the scan to paint into on both sides, which would tell much of what the mask does.
+        masked, dropped = loss(everything, nothing), loss(nothing, nothing)
+        whole = loss(everything, everything) if "host_mean" in item else masked
+        return {"loss": whole, "mask_gain": 1 - masked / dropped}

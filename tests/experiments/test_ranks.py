@@ -57,6 +57,8 @@ def test_what_cannot_be_ranked_is_refused(tmp_path: Path) -> None:
         rank_studies(five[:4], out)
     with pytest.raises(DataError, match="studies of one cohort"):
         rank_studies([*five, study(tmp_path, 9, cohort="0")], out)
+    with pytest.raises(DataError, match="studies of one cohort"):
+        rank_studies([five[0]] * 5, out)
     with pytest.raises(DataError, match="nothing at size 10"):
         rank_studies(five, out, "10")
     with pytest.raises(DataError, match="2 arms are in all 6 studies"):

@@ -152,6 +152,14 @@ def test_folds_hold_everybody_out_once_and_autoencoders_may_be_a_subsets_own(
     assert needs["agreed-0.001-diffusion-n5-s0-f1"] == ("paint-diffusion-n5-s0-f1", "unet-real-n5-s0-f1")
 
 
+def test_masks_that_two_models_paint_suffice_for_the_larger_dose(overrides: list[str]) -> None:
+    more = (
+        "arms={real: {}, few: {model: rules, masks: rough, dose: 1}, many: {model: diffusion, masks: rough, dose: 3}}"
+    )
+    cells = {cell.name: cell for cell in Utility(config([*overrides, more, "arms.real.sizes=null"])).cells()}
+    assert cells["masks-rough-n5-s0"].facts["count"] == 12  # four training patients
+
+
 def test_the_scale_shortens_everything_that_is_trained(overrides: list[str]) -> None:
     whole, half = config(overrides), config([*overrides, "scale=0.5"])
     for name in ("train.images", "train.lr_warmup_images", "train.validate_every_images"):
@@ -283,6 +291,10 @@ def test_few_patients_cannot_be_significant_and_it_is_said(tmp_path: Path, overr
         (["segmenters.unet.network.chanels=[4]"], "did you mean channels?"),
         (["arms={real: {}}"], "at least 2 items"),
         (["arms.real.drop={copies: true}"], "drop is about synthetic volumes"),
+        (["arms.rules.drop={copies: true}"], "around their lesions these volumes are the patients' scans"),
+        (["models.diffusion.conditioner={context: true}"], "arm drawn: lesions are painted into scans here"),
+        (["models.joint={generator: {kind: stylegan2, form: joint}}", "arms.drawn.model=joint"], "makes its own masks"),
+        (["segmenters={masks: {}}"], "'masks' names cells"),
         (["arms.rules.masks=deformed"], "masks.deformed needs into_hosts"),
         (["arms.drawn.masks=none"], "masks 'none' are none of own, deformed, rough"),
         (["masks.deformed.deform={elastic_mm: 50}"], "elastic_mm 50 folds space"),

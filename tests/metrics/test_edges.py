@@ -24,6 +24,15 @@ def test_a_balls_distance_is_its_radius() -> None:
     assert np.array_equal(found < 0, r <= 14)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_flat_borders_distance_is_exact_along_every_axis(axis: int) -> None:
+    mask = np.zeros((10, 10, 10), bool)
+    mask[tuple(slice(0, 4) if a == axis else slice(None) for a in range(3))] = True
+    spacing = (1.0, 2.0, 5.0)
+    found = np.moveaxis(signed_distance(mask, spacing), axis, 0)[:, 5, 5]
+    np.testing.assert_allclose(found, (np.arange(10) - 3.5) * spacing[axis], atol=1e-6)
+
+
 def test_a_radial_ramp_has_its_slope_everywhere_and_a_tilted_plane_less() -> None:
     r = radius()
     ends = [-6, -3, 3, 6]
@@ -50,8 +59,8 @@ def test_it_is_the_same_in_any_axis_order_and_for_a_negative() -> None:
     ends = [-4, -2, 2, 4]
     found = border_gradient(image, r <= 12, SPACING, ends)
     turned = border_gradient(image.transpose(2, 0, 1), (r <= 12).transpose(2, 0, 1), (2.0, 1.0, 1.5), ends)
-    np.testing.assert_allclose(turned, found)
-    np.testing.assert_allclose(border_gradient(-image[::-1], (r <= 12)[::-1], SPACING, ends), found)
+    np.testing.assert_allclose(turned, found, rtol=2e-3)  # of equally near voxels another one may be taken
+    np.testing.assert_allclose(border_gradient(-image[::-1], (r <= 12)[::-1], SPACING, ends), found, rtol=2e-3)
 
 
 def test_without_a_border_there_is_no_answer() -> None:
