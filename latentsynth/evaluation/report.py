@@ -20,7 +20,17 @@ from latentsynth.plots import curves
 from latentsynth.results import Result, Table, command_line, is_result, text
 from latentsynth.training.run import read_metrics
 
-_ORDER = ("utility", "study", "memorization", "obedience", "fidelity", "edges", "mask_shapes", "segmenter", "reconstruction")
+_ORDER = (
+    "utility",
+    "study",
+    "memorization",
+    "obedience",
+    "fidelity",
+    "edges",
+    "mask_shapes",
+    "segmenter",
+    "reconstruction",
+)
 _SKIPPED = (
     "cache",
     "cells",
