@@ -12,7 +12,7 @@ from latentsynth.data.checks import disagreement
 from latentsynth.data.cutting import distance_to
 from latentsynth.data.frames import Frame, resample
 from latentsynth.data.requests import Placed, Request, to_scanner
-from latentsynth.data.volumes import window_channels
+from latentsynth.data.volumes import channel_limits, window_channels
 from latentsynth.errors import DataError
 from latentsynth.types import Case, Domain
 
@@ -46,12 +46,7 @@ class Host:
                 f"({', '.join(domain.channels)}): give one file per channel"
             )
         native = tuple(nifti.read(path) for path in case.images)
-        known = case.limits or (None,) * len(native)
-        limits = tuple(
-            given if given and window.kind == "percentile" else windows.limits(window, voxels, str(path))
-            for (voxels, _), window, path, given in zip(native, domain.grid.windows, case.images, known, strict=True)
-        )
-        return cls(case, native, limits, domain)
+        return cls(case, native, channel_limits(native, domain.grid.windows, case.images, case.limits), domain)
 
     @property
     def scan_hash(self) -> str:

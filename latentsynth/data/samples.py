@@ -19,7 +19,7 @@ from latentsynth.errors import DataError
 from latentsynth.files import clear_partial, make_folder, read_json, write_json
 from latentsynth.provenance import sidecar, voxel_hash
 from latentsynth.results import this_command
-from latentsynth.types import Case, Domain
+from latentsynth.types import Case, Domain, Labels
 
 
 def collect(out: Path, domain: Domain) -> Manifest:
@@ -70,27 +70,50 @@ def is_done(out: Path, request: Request, seed: int, placed: Placed) -> bool:
 
 def claim(out: Path, recipe: dict[str, Any], domain: Domain) -> None:
     """Opens the output folder for this checkpoint and these settings, or refuses one that belongs to others."""
+    folders = ("imagesTr", "labelsTr", "sidecars")
+    claim_folder(out, folders, "synthesis.json", recipe, "volumes", "the same checkpoint and settings")
+    describe(out, f"{out.name} (synthetic)", domain.channels, domain.labels)
+
+
+def claim_folder(out: Path, folders: Sequence[str], record: str, recipe: dict[str, Any], what: str, same: str) -> None:
+    """Opens an output folder for what is made by one recipe, or refuses one that belongs to another.
+
+    Args:
+        out: The folder.
+        folders: Made inside it, and cleared of what a killed process left unfinished.
+        record: File that holds the recipe, and the command.
+        recipe: What all that is in the folder has in common; anything JSON can hold.
+        what: What the folder holds, in the plural.
+        same: What would go on with it.
+
+    Raises:
+        DataError: With what differs.
+    """
     make_folder(out)
-    for name in ("imagesTr", "labelsTr", "sidecars"):
+    for name in folders:
         clear_partial(make_folder(out / name))
-    file = out / "synthesis.json"
+    file = out / record
     if file.is_file():
         found = read_json(file)
         differing = [key for key in recipe if found.get(key, []) != recipe[key]]
         if differing:
             raise DataError(
-                f"{out} holds volumes made with other {' and '.join(differing)}: give another --out, "
-                "or the same checkpoint and settings to continue"
+                f"{out} holds {what} made with other {' and '.join(differing)}: give another --out, "
+                f"or {same} to continue"
             )
     elif any((out / "sidecars").iterdir()):
-        raise DataError(f"{out} holds volumes but no synthesis.json: give another --out")
+        raise DataError(f"{out} holds {what} but no {record}: give another --out")
     write_json(file, {**recipe, "command": this_command()})
+
+
+def describe(out: Path, name: str, channels: Sequence[str], labels: Labels) -> None:
+    """The ``dataset.json`` of an nnU-Net raw cohort, marked as synthetic."""
     write_json(
         out / "dataset.json",
         {
-            "name": f"{out.name} (synthetic)",
-            "channel_names": {str(n): name for n, name in enumerate(domain.channels)},
-            "labels": {name: value for value, name in zip(domain.labels.values, domain.labels.names, strict=True)},
+            "name": name,
+            "channel_names": {str(n): channel for n, channel in enumerate(channels)},
+            "labels": {label: value for value, label in zip(labels.values, labels.names, strict=True)},
             "file_ending": ".nii.gz",
             "SYNTHETIC": True,
         },

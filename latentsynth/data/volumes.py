@@ -117,13 +117,29 @@ def window_channels(
     Raises:
         DataError: A channel is constant.
     """
-    channels, limits = [], []
-    for n, ((voxels, affine), window, name) in enumerate(zip(native, between, names, strict=True)):
-        given = known[n] if known and window.kind == "percentile" else None
-        limits.append(given or windows.limits(window, voxels, str(name)))
-        channels.append(windows.normalise(resample(voxels, affine, frame, fill=limits[-1][0]), limits[-1]))
-    image = np.stack(channels) if channels else np.zeros((0, *frame.shape), np.float32)
-    return image, tuple(limits)
+    limits = channel_limits(native, between, names, known)
+    channels = [
+        windows.normalise(resample(voxels, affine, frame, fill=ends[0]), ends)
+        for (voxels, affine), ends in zip(native, limits, strict=True)
+    ]
+    return np.stack(channels) if channels else np.zeros((0, *frame.shape), np.float32), limits
+
+
+def channel_limits(
+    native: Sequence[tuple[np.ndarray, np.ndarray]],
+    between: Sequence[Window],
+    names: Sequence[Path],
+    known: Sequence[windows.Limits] = (),
+) -> tuple[windows.Limits, ...]:
+    """Per channel the scanner units that map to -1 and 1; arguments as :func:`window_channels`.
+
+    Raises:
+        DataError: A channel is constant.
+    """
+    return tuple(
+        known[n] if known and window.kind == "percentile" else windows.limits(window, voxels, str(name))
+        for n, ((voxels, _), window, name) in enumerate(zip(native, between, names, strict=True))
+    )
 
 
 def read_mask(path: Path, labels: Labels) -> tuple[np.ndarray, np.ndarray]:

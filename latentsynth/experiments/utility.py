@@ -116,7 +116,8 @@ class Utility(Study):
             first = (cell.name,)
         # The baseline goes first where other arms ask its segmenter.
         for job in sorted(self.jobs, key=lambda job: (self._place(job), job.arm != config.baseline)):
-            arm, needs = config.arms[job.arm], first[:0]
+            arm = config.arms[job.arm]
+            needs: tuple[str, ...] = ()
             if arm.model is not None:
                 judge = Job(config.baseline, next(iter(config.segmenters)), job.size, job.seed, job.fold)
                 for name, more, hours, needed, do in self._synthetic(job).steps(judge.name, first):

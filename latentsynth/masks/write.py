@@ -15,15 +15,16 @@ import numpy as np
 from latentsynth.data import nifti
 from latentsynth.data.frames import lay, resample
 from latentsynth.data.manifest import Manifest
+from latentsynth.data.samples import claim_folder, describe
 from latentsynth.data.volumes import to_index
 from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
-from latentsynth.files import clear_partial, make_folder, read_json, write_json
+from latentsynth.files import read_json, write_json
 from latentsynth.masks.base import MaskMaker, Rejected, Wanted
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.progress import bar
 from latentsynth.provenance import LEDGER, Ledger, sidecar, voxel_hash
-from latentsynth.results import this_command, write_csv
+from latentsynth.results import write_csv
 from latentsynth.types import Case, Framing, Grid, Labels
 
 _PATIENCE = 100  # tries per mask before a wish counts as out of reach
@@ -120,26 +121,9 @@ def tile(title: str, made: LabelMap, labels: Labels, grid: Grid) -> Tile:
 
 def _claim(out: Path, maker: MaskMaker, wanted: Wanted, seed: int) -> None:
     """Opens the output folder for this maker and these wishes, or refuses one that belongs to others."""
-    make_folder(out)
-    for name in ("labelsTr", "sidecars"):
-        clear_partial(make_folder(out / name))
-    file = out / "masks.json"
     recipe = {"maker": maker.fingerprint, "wanted": json.loads(json.dumps(asdict(wanted))), "seed": seed}
-    if file.is_file():
-        found = read_json(file)
-        differing = [key for key in recipe if found.get(key) != recipe[key]]
-        if differing:
-            raise DataError(
-                f"{out} holds masks made with other {' and '.join(differing)}: give another --out, or the same to continue"
-            )
-    elif any((out / "sidecars").iterdir()):
-        raise DataError(f"{out} holds masks but no masks.json: give another --out")
-    write_json(file, {**recipe, "command": this_command()})
-    labels = {name: value for value, name in zip(maker.labels.values, maker.labels.names, strict=True)}
-    write_json(
-        out / "dataset.json",
-        {"name": f"{out.name} (synthetic masks)", "channel_names": {}, "labels": labels, "file_ending": ".nii.gz", "SYNTHETIC": True},
-    )  # fmt: skip
+    claim_folder(out, ("labelsTr", "sidecars"), "masks.json", recipe, "masks", "the same")
+    describe(out, f"{out.name} (synthetic masks)", (), maker.labels)
 
 
 def _write(out: Path, seed: int, made: LabelMap, maker: MaskMaker) -> None:
