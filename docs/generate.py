@@ -1,4 +1,4 @@
-"""Writes docs/reference/commands.md and docs/reference/configuration.md from the code. The tests hold them to it."""
+"""Writes the reference pages and the table of samplers from the code. The tests hold them to it."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ from pydantic import BaseModel
 
 from latentsynth import config
 from latentsynth.cli.app import app
+from latentsynth.diffusion import sampler_table, schedule_named
+from latentsynth.diffusion.gaussian import deviation_kept
 
 HERE = Path(__file__).parent / "reference"
+DIFFUSION = Path(__file__).parent / "explanation" / "diffusion.md"
+MARK = "<!-- figures of `python docs/generate.py` -->"
 MODELS = (
     config.AutoencoderRun,
     config.LdmRun,
@@ -143,8 +147,25 @@ def _type(annotation: Any) -> str:
     return "null" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
+def samplers() -> str:
+    """What every scheduler keeps of Gaussians with an exact denoiser, as Markdown."""
+    lines = [
+        "| scheduler | schedule | shift | 8 steps: 1 | 0.3 | 0.1 | 20 steps: 1 | 0.3 | 0.1 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name, schedule, _, _ in sampler_table():
+        process = schedule_named(schedule)
+        shift = config.SamplingConfig(scheduler=name).resolved(process.flow).grid_shift
+        kept = [deviation_kept(process, name, steps, std, shift) for steps in (8, 20) for std in (1.0, 0.3, 0.1)]
+        figures = " | ".join(f"{value:.2f}" for value in kept)
+        lines.append(f"| `{name}` | `{schedule}` | {'none' if shift is None else f'{shift:g}'} | {figures} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     HERE.mkdir(exist_ok=True)
     (HERE / "commands.md").write_text(commands())
     (HERE / "configuration.md").write_text(configuration())
-    click.echo(f"wrote {HERE}/commands.md and configuration.md")
+    before, _, after = DIFFUSION.read_text().split(MARK)
+    DIFFUSION.write_text(f"{before}{MARK}\n{samplers()}\n{MARK}{after}")
+    click.echo(f"wrote {HERE}/commands.md, configuration.md and {DIFFUSION}")

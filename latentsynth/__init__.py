@@ -5,6 +5,7 @@ Importing this package loads nothing heavy; the names below load what they need 
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -13,6 +14,9 @@ try:
     __version__ = version("latentsynth")
 except PackageNotFoundError:  # running from a source tree that was never installed
     __version__ = "0+unknown"
+
+# onnxruntime reports to its makers as soon as anything imports it, and writes an id of the session into TMPDIR.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "Autoencoder": "latentsynth.autoencoders",

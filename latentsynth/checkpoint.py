@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from latentsynth.errors import CheckpointError, ConfigError
-from latentsynth.files import atomic_path, write_json, write_text
+from latentsynth.errors import CheckpointError, ConfigError, DataError
+from latentsynth.files import atomic_folder, read_json, write_json, write_text
 from latentsynth.pretrained import Pretrained, part_fingerprint, read_config
 from latentsynth.provenance import LEDGER, Ledger, fingerprint
 from latentsynth.strict import ConfigT, build
 from latentsynth.types import Domain
 
-FORMAT = "latentsynth-checkpoint/1"
+FORMAT = "latentsynth-checkpoint/2"
 _FIELDS = {"format", "kind", "domain", "settings", "parts", "metrics"}
 
 
@@ -63,6 +63,14 @@ def locate(path: Path | str) -> Path:
     return path
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, of whatever version."""
+    try:
+        return str(read_json(folder / "config.json")["format"]).startswith(FORMAT.partition("/")[0])
+    except (DataError, KeyError, TypeError):
+        return False
+
+
 def write(
     folder: Path,
     kind: str,
@@ -74,7 +82,7 @@ def write(
 ) -> Header:
     """Writes a checkpoint atomically; scores that are not numbers (of lesions where there are none) are left out."""
     metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
-    with atomic_path(folder) as temporary:
+    with atomic_folder(folder, is_checkpoint) as temporary:
         temporary.mkdir()
         for name, part in parts.items():
             part.save(temporary / name)
@@ -108,7 +116,9 @@ def read_header(folder: Path, kind: str | None = None) -> Header:
     """
     value = read_config(folder)
     if value.get("format") != FORMAT:
-        raise CheckpointError(f"{folder} is not a checkpoint of this version ({FORMAT}): train it again or convert it")
+        raise CheckpointError(
+            f"{folder} is a checkpoint of {value.get('format') or 'no known version'}, expected {FORMAT}: train it again"
+        )
     if set(value) != _FIELDS:
         raise CheckpointError(f"{folder}/config.json: keys {sorted(set(value) ^ _FIELDS)} are unknown or missing")
     if kind is not None and value["kind"] != kind:

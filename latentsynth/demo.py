@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from latentsynth import config as configuration
+from latentsynth import outputs
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun
-from latentsynth.files import write_text
 
 _GRID = {
     "shape": [32, 32, 32],
@@ -119,6 +119,7 @@ def run_demo(out: Path, cases: int, seed: int) -> tuple[Path, Path]:
     from latentsynth.training.segmenter import train_segmenter
 
     console = Console()
+    outputs.claim(out, "demo")
     autoencoder, ldm, segmenter = demo_configs(out, seed)
     manifest = out / "manifest.json"
     if not manifest.is_file():
@@ -127,7 +128,7 @@ def run_demo(out: Path, cases: int, seed: int) -> tuple[Path, Path]:
         write_report_of(report, console)
     runs = {"autoencoder": autoencoder, "ldm": ldm, "segmenter": segmenter}
     for name, run in runs.items():  # so that the same can be done step by step
-        write_text(out / f"{name}.yaml", configuration.dump(run))
+        outputs.write_marked(out / f"{name}.yaml", configuration.dump(run), "demo")
     trainings = (partial(train_autoencoder, autoencoder), partial(train_ldm, ldm), partial(train_segmenter, segmenter))
     for name, train in zip(runs, trainings, strict=True):
         scores = ", ".join(f"{key} {value:.4g}" for key, value in train().items())

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,31 +14,65 @@ from typing import Any
 from latentsynth.errors import DataError
 
 _RETIRED = ".retired"
-_PARTIAL = ".partial-"  # prefix of everything unfinished, so that a later run can recognise and clear it
+PARTIAL = ".partial-"  # prefix of everything unfinished, so that a later run can recognise and clear it
 
 
 @contextmanager
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yields a path beside ``path`` to write to; renames it to ``path`` if the block ends without an error.
 
-    The temporary name keeps all suffixes of ``path`` (``.nii.gz``), since writers choose their format by them.
-    It may become a file or a folder; an existing file or folder under the final name is replaced.
+    The temporary name keeps all suffixes of ``path`` (``.nii.gz``), since writers choose their format by them. It may
+    become a file, which replaces a file, or a folder, which replaces an empty one. A folder that holds anything is never
+    replaced; see :func:`atomic_folder`.
 
     Raises:
-        DataError: The parent folder cannot be created or written.
+        DataError: The parent folder cannot be created or written, or a folder that holds something bears that name.
     """
     path = Path(path)
-    make_folder(path.parent)
-    handle = tempfile.mkdtemp(prefix=_PARTIAL, dir=path.parent)
-    temporary = Path(handle) / path.name
-    try:
+    with _beside(path) as temporary:
+        if path.is_dir() and (path.is_symlink() or any(path.iterdir())):
+            raise DataError(f"{path} is a folder that holds something: move it away, or give another name")
         yield temporary
-        if path.is_dir() and not path.is_symlink():  # os.replace refuses a folder that is not empty
-            retired = Path(handle) / f"{path.name}{_RETIRED}"
-            os.replace(path, retired)
-        os.replace(temporary, path)
+        _replace(temporary, path)
+
+
+@contextmanager
+def atomic_folder(path: Path | str, own: Callable[[Path], bool]) -> Iterator[Path]:
+    """:func:`atomic_path` for a folder that may replace an older one, if it is of the same make.
+
+    Args:
+        path: The folder.
+        own: Whether a folder that stands there is the caller's to remove.
+
+    Raises:
+        DataError: As :func:`atomic_path`; what stands there is somebody else's.
+    """
+    path = Path(path)
+    older = path.is_dir() and any(path.iterdir())
+    if older and (path.is_symlink() or not own(path)):
+        raise DataError(f"{path} is a folder that holds something else: move it away, or give another name")
+    with _beside(path) as temporary:
+        yield temporary
+        if older:  # os.replace refuses a folder that is not empty
+            os.replace(path, temporary.with_name(f"{path.name}{_RETIRED}"))
+        _replace(temporary, path)
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A name in a temporary folder beside ``path``."""
+    make_folder(path.parent)
+    handle = tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)
+    try:
+        yield Path(handle) / path.name
     finally:
         shutil.rmtree(handle, ignore_errors=True)
+
+
+def _replace(temporary: Path, path: Path) -> None:
+    if path.is_dir() and not temporary.is_dir():
+        raise DataError(f"{path} is a folder, and a file is to bear that name: move it away, or give another name")
+    os.replace(temporary, path)
 
 
 def make_folder(path: Path | str) -> Path:
@@ -62,7 +96,7 @@ def clear_partial(folder: Path) -> None:
 
     Killed between the two renames that replace a folder, it left the old one retired: that goes back to its place.
     """
-    for leftover in folder.glob(f"{_PARTIAL}*"):
+    for leftover in folder.glob(f"{PARTIAL}*"):
         for retired in leftover.glob(f"*{_RETIRED}"):
             home = folder / retired.name.removesuffix(_RETIRED)
             if not home.exists():

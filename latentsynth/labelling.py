@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from accelerate import Accelerator
 from nibabel.affines import voxel_sizes
 
+from latentsynth import outputs
 from latentsynth.data import nifti
 from latentsynth.data.frames import resample
 from latentsynth.data.volumes import to_index
 from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
-from latentsynth.files import clear_partial, make_folder, read_json, write_json
+from latentsynth.files import clear_partial
 from latentsynth.metrics.surfaces import volume_ml
 from latentsynth.progress import bar
 from latentsynth.provenance import fingerprint
@@ -22,7 +22,7 @@ from latentsynth.results import write_csv
 from latentsynth.segmentation import Segmenter
 from latentsynth.types import Case
 
-_CLAIM = "segmentation.json"
+_KIND = "label maps"
 _SHOWN = 6
 
 
@@ -44,7 +44,7 @@ def label_scans(model: Segmenter, cases: Sequence[Case], out: Path, accelerator:
     """
     files = [out / f"{case.case_id}.nii.gz" for case in cases]
     if accelerator.is_main_process:
-        _claim(make_folder(out), model, cases, files)
+        _claim(out, model, cases, files)
     accelerator.wait_for_everyone()
     model.to(accelerator.device)
     todo = [n for n, file in enumerate(files) if not file.is_file()]
@@ -59,25 +59,23 @@ def label_scans(model: Segmenter, cases: Sequence[Case], out: Path, accelerator:
     if accelerator.is_main_process:
         _table(model, cases, files, out)
         _sheet(model, cases, files, out)
+        outputs.finish(out, [*files, out / "volumes.csv", out / "contact_sheet.png"])
     accelerator.wait_for_everyone()
     return files
 
 
 def _claim(out: Path, model: Segmenter, cases: Sequence[Case], files: Sequence[Path]) -> None:
     """Opens the folder for this checkpoint and these scans, or refuses one that belongs to others."""
+    labels = dict(zip(model.domain.labels.names, model.domain.labels.values, strict=True))
+    recipe = {"checkpoint": model.fingerprint, "labels": labels}
+    scans = dict(outputs.claim(out, _KIND, recipe).notes.get("scans", {}))
     clear_partial(out)
-    claim = out / _CLAIM
-    found: dict[str, Any] = read_json(claim) if claim.is_file() else {"checkpoint": model.fingerprint, "scans": {}}
-    if found["checkpoint"] != model.fingerprint:
-        raise DataError(f"{out} holds label maps of another checkpoint: give another --out")
-    scans = dict(found["scans"])
     for case, file in zip(cases, files, strict=True):
         stamp = _stamp(case)
         if file.is_file() and scans.get(case.case_id) != stamp:
             raise DataError(f"{file} was not made from {case.images[0]}: give another --out, or rename the scan")
         scans[case.case_id] = stamp
-    labels = dict(zip(model.domain.labels.names, model.domain.labels.values, strict=True))
-    write_json(claim, {"checkpoint": model.fingerprint, "labels": labels, "scans": scans})
+    outputs.claim(out, _KIND, recipe, notes={"scans": scans})
 
 
 def _stamp(case: Case) -> str:

@@ -23,12 +23,13 @@ from latentsynth.autoencoders import build_autoencoder
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.survey import choose_grid, propose_window, survey
-from latentsynth.files import write_text
+from latentsynth.outputs import claim_file, write_marked
 from latentsynth.segmentation import build_network
 from latentsynth.training.ldm import build_conditioner, build_denoiser
 from latentsynth.training.memory import MemoryEstimate, estimate_autoencoder, estimate_ldm, estimate_segmenter
 from latentsynth.types import Conditioning, Domain, Framing, Grid, Labels
 
+KIND = "plan"
 _MARGIN_MM = 15.0  # anatomy shown around the largest lesion of a lesion crop
 _LESION_SHARE = 0.4  # crop on the lesion if it needs less than this share of the scan's volume
 _SHARES = (0.4, 0.5, 0.1)  # of the hours, for autoencoder, denoiser and segmenter
@@ -121,7 +122,6 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
             "channels": machine.denoiser,
             "attention": [False] * (len(machine.denoiser) - 1) + [True],
         },
-        "diffusion": {"shift": "auto"},
         "train": {"batch": 2 * batch, "lr": 5e-4, "precision": machine.precision},
     }
     segmenter: dict[str, Any] = {
@@ -238,9 +238,11 @@ def write_plan(plan: Plan, out: Path, console: Console) -> None:
     """Prints the proposal and writes ``NAME_vq.yaml``, ``NAME_ldm.yaml`` and ``NAME_unet.yaml`` into ``out``."""
     name = plan.autoencoder.run.name.removesuffix("-vq")
     runs = (plan.autoencoder, plan.ldm, plan.segmenter)
-    files = tuple(out / f"{name}_{kind}.yaml" for kind in ("vq", "ldm", "unet"))
+    files = plan_files(name, out)
+    for file in files:  # all or none
+        claim_file(file, KIND)
     for file, run in zip(files, runs, strict=True):
-        write_text(file, configuration.dump(run))
+        write_marked(file, configuration.dump(run), KIND)
     grid, framing = plan.autoencoder.data.grid, plan.autoencoder.data.framing
     table = Table("what", "proposal", title=f"plan for {name} on {plan.machine.name}")
     for what, value in plan.facts:
@@ -261,6 +263,12 @@ def write_plan(plan: Plan, out: Path, console: Console) -> None:
     console.print(table)
     for file, verb in zip(files, ("autoencoder", "ldm", "segmenter"), strict=True):
         console.print(f"latentsynth train {verb} {file}", soft_wrap=True)
+
+
+def plan_files(name: str, out: Path) -> tuple[Path, Path, Path]:
+    """The configurations of a plan: autoencoder, diffusion model, segmenter."""
+    vq, ldm, unet = (out / f"{name}_{kind}.yaml" for kind in ("vq", "ldm", "unet"))
+    return vq, ldm, unet
 
 
 def _where(framing: Framing) -> str:

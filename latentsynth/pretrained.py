@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint
 
 from latentsynth.errors import CheckpointError, DataError
-from latentsynth.files import atomic_path, read_json
+from latentsynth.files import atomic_folder, read_json
 from latentsynth.provenance import file_fingerprint
 
 __all__ = ["CONFIG", "Pretrained", "part_fingerprint", "read_config", "recompute", "register_to_config"]
@@ -35,8 +35,16 @@ class Pretrained(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is
     config_name = CONFIG
 
     def save(self, folder: Path | str) -> None:
-        """Writes the part atomically; whatever stood under ``folder`` is replaced."""
-        with atomic_path(folder) as temporary:
+        """Writes the part atomically into a new folder, or over an older part.
+
+        Raises:
+            DataError: Something else stands there.
+        """
+
+        def older(found: Path) -> bool:
+            return (found / CONFIG).is_file() and any(found.glob("*.safetensors"))
+
+        with atomic_folder(folder, older) as temporary:
             self.save_pretrained(temporary, safe_serialization=True)
 
     @classmethod

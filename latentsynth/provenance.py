@@ -16,11 +16,13 @@ import numpy as np
 
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.files import atomic_path, read_json, write_json
+from latentsynth.outputs import claim_file
 from latentsynth.types import Case
 
 KEY_VARIABLE = "LATENTSYNTH_KEY"
 LEDGER = "ledger.json"
 _KEY_FILE = Path(".latentsynth") / "ledger.key"
+_KEY_BYTES = 32
 
 
 def fingerprint(value: Any) -> str:
@@ -64,19 +66,28 @@ def project_key(create: bool = False) -> bytes | None:
     for place in places:
         if place.is_file():
             return _read_key(place)
+    if named and places[0].exists():
+        raise DataError(f"{KEY_VARIABLE} names {named}, which is not a file: name the key's file, also one to be made")
     if not create:
         return None
+    claim_file(places[0], "ledger key")
     with atomic_path(places[0]) as temporary:
-        temporary.write_text(secrets.token_hex(32))
+        temporary.write_text(secrets.token_hex(_KEY_BYTES))
         temporary.chmod(0o600)
     return _read_key(places[0])
 
 
 def _read_key(file: Path) -> bytes:
     try:
-        return bytes.fromhex(file.read_text().strip())
-    except ValueError as error:
-        raise DataError(f"{file} is not a ledger key: restore it, or delete it to start a new ledger") from error
+        key = bytes.fromhex(file.read_text().strip())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file} is not a ledger key: restore it, or move it away to start a new ledger") from error
+    if len(key) < _KEY_BYTES:  # patients' hashes under an empty or short key can be guessed
+        raise DataError(
+            f"{file} holds a ledger key of {len(key)} bytes, expected {_KEY_BYTES}: restore it, or move it away to start a new "
+            "ledger"
+        )
+    return key
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-import shlex
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentsynth import outputs
 from latentsynth.errors import DataError
 from latentsynth.files import atomic_path, make_folder, read_json, write_json
+from latentsynth.invocation import this_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,21 +53,6 @@ class Picture:
     caption: str
 
 
-def this_command() -> str:
-    """The command line of this process, as a person would type it again."""
-    return command_line(sys.argv, int(os.environ.get("WORLD_SIZE", "1")))
-
-
-def command_line(arguments: Sequence[str], processes: int = 1) -> str:
-    """A process's arguments as a person would type them, without the folder that the command is installed in."""
-    program = Path(arguments[0])
-    script = "/".join(program.parts[-2:]) if program.is_absolute() else arguments[0]  # names no machine
-    start = ["python", script] if program.suffix == ".py" else [program.name]
-    if processes > 1:
-        start = ["accelerate", "launch", "--num_processes", str(processes), script]
-    return shlex.join([*start, *arguments[1:]])
-
-
 @dataclass(frozen=True)
 class Result:
     """One measurement.
@@ -90,6 +74,11 @@ class Result:
     pictures: tuple[Picture, ...] = ()
     notes: tuple[str, ...] = ()
     command: str = field(default_factory=this_command)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of its JSON file and pictures, and of the table that may stand beside them."""
+        return (f"{self.kind}.json", f"{self.kind}.csv", *(picture.file for picture in self.pictures))
 
     def save(self, folder: Path) -> Path:
         """Writes ``<kind>.json``; numbers that are not finite become null."""
@@ -135,6 +124,20 @@ class Result:
             console.print(printed)
         for note_ in self.notes:
             console.print(Text(f"- {note_}"))
+
+
+def open_results(out: Path) -> None:
+    """Opens a folder for results, before the work begins; results of several kinds may share it.
+
+    Raises:
+        DataError: It holds something else, or results that were changed since.
+    """
+    outputs.claim(out, "results")
+
+
+def close_results(out: Path, result: Result) -> None:
+    """Says that a result stands whole in an opened folder."""
+    outputs.finish(out, result.files)
 
 
 def is_result(value: Any) -> bool:

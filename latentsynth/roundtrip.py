@@ -8,22 +8,20 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from latentsynth import checkpoint
+from latentsynth import checkpoint, outputs
 from latentsynth.autoencoders import Autoencoder
 from latentsynth.autoencoders.reconstruction import reconstruct
 from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti
+from latentsynth.data.identity import volume_hash
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.requests import Placed, to_scanner
 from latentsynth.data.volumes import Recipe, read_mask
 from latentsynth.data.windows import Limits
 from latentsynth.errors import CheckpointError, DataError
-from latentsynth.files import make_folder, read_json, write_json
 from latentsynth.pretrained import part_fingerprint
 from latentsynth.training.launch import over_cases
 from latentsynth.types import Case
-
-_RECIPE = "roundtrip.json"
 
 
 def reconstruct_cohort(
@@ -68,7 +66,7 @@ def reconstruct_cohort(
     model = Autoencoder.from_pretrained(folder / "autoencoder").to(accelerator.device)
     recipe = Recipe(domain.grid, domain.framing, domain.labels, AugmentConfig(), 0)
 
-    def rebuild(n: int) -> tuple[Limits, ...]:
+    def rebuild(n: int) -> tuple[tuple[Limits, ...], tuple[str, ...]]:
         case = cases[n]
         assert case.mask is not None
         files, volume = _files(out, case, len(domain.channels)), recipe.read(case)
@@ -82,19 +80,25 @@ def reconstruct_cohort(
             scanner = to_scanner(image, placed, replace(domain, limits=volume.limits))
             for file, voxels in zip(files, scanner, strict=True):
                 nifti.write(file, voxels, placed.affine)
-        return volume.limits
+        return volume.limits, tuple(volume_hash(*nifti.read(file)) for file in files)
 
-    windows = over_cases(accelerator, "reconstructing", cases, rebuild)
+    rebuilt = over_cases(accelerator, "reconstructing", cases, rebuild)
     accelerator.wait_for_everyone()
     made = []
-    for case, limits in zip(cases, windows, strict=True):
+    for case, (limits, hashes) in zip(cases, rebuilt, strict=True):
         images = tuple(_files(out, case, len(domain.channels)))
         name = f"reconstructed-{case.case_id}"
         source = f"{print_}:reconstruction"
-        made.append(Case(name, name, images, case.mask, "train", source, (case.patient_id,), limits=limits))
+        made.append(
+            Case(
+                name, name, images, case.mask, "train", source, (case.patient_id,), image_hashes=hashes,
+                mask_hash=case.mask_hash, limits=limits,
+            )
+        )  # fmt: skip
     file = out / "manifest.json"
     if accelerator.is_main_process:
         Manifest(f"{manifest.name} reconstructed", domain.channels, domain.labels, tuple(made)).save(file)
+        outputs.finish(out, [*(image for case in made for image in case.images), file])
     accelerator.wait_for_everyone()
     return file
 
@@ -106,8 +110,5 @@ def _files(out: Path, case: Case, channels: int) -> list[Path]:
 def _claim(out: Path, recipe: dict[str, str], accelerator: Accelerator) -> None:
     """Opens the folder for this autoencoder and cohort, or refuses one that belongs to others."""
     if accelerator.is_main_process:
-        file = make_folder(out / "imagesTr").parent / _RECIPE
-        if file.is_file() and read_json(file) != recipe:
-            raise DataError(f"{out} holds reconstructions of another autoencoder or cohort: give another --out")
-        write_json(file, recipe)
+        outputs.claim(out, "reconstructions", recipe, ("imagesTr",))
     accelerator.wait_for_everyone()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -17,6 +17,10 @@ class Strict(BaseModel):
     """Base of every section: unknown keys are refused, values are frozen, paths stay as written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    def with_changes(self, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Plain values with some changed, to be validated again."""
+        return {**self.model_dump(), **changes}
 
 
 def default_kind(values: Any, section: str, kind: str) -> Any:
@@ -56,6 +60,15 @@ def load(kind: type[ConfigT], path: Path | str, overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: The file is missing or is not YAML; a key is unknown; a value is impossible.
     """
+    return changed(kind, read_yaml(path), overrides, str(path))
+
+
+def read_yaml(path: Path | str) -> dict[str, Any]:
+    """The keys and values of a YAML file, not yet validated.
+
+    Raises:
+        ConfigError: The file is missing, is not YAML, or holds something else.
+    """
     path = Path(path)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -65,7 +78,7 @@ def load(kind: type[ConfigT], path: Path | str, overrides: Sequence[str] = ()) -
         raise ConfigError(f"config {path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"config {path} holds {type(values).__name__}, expected keys and values")
-    return changed(kind, values, overrides, str(path))
+    return values
 
 
 def build(kind: type[ConfigT], values: dict[str, Any], origin: str = "config") -> ConfigT:

@@ -135,6 +135,7 @@ def synthesize(
         shown_seeds = [seed + n for n in range(min(per_mask, shown_each))]
         shown_masks = [replace(m, images=s.case.images) for m, s in zip(masks, scans, strict=True)] if hosts else masks
         _sheet(out, shown_masks, placed, shown_seeds, domain, [s.limits for s in scans])
+        samples.finish(out, manifest)
     accelerator.wait_for_everyone()
     return manifest
 

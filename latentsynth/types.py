@@ -48,7 +48,8 @@ class Case:
             another program.
         parents: Patients whose mask or scan a synthetic case was made from.
         voxels: Hash of the first image's voxels on a canonical grid (see :mod:`latentsynth.provenance`), or "".
-        content: Hash of all images, their affine and the mask; changes with any edit, or "".
+        image_hashes: Hash of the voxels and the place of each image, as it was prepared; empty where nobody knows.
+        mask_hash: The same of the mask, or "".
         limits: Per channel, the scanner units that a synthetic case was written with for -1 and 1; empty where nobody
             knows them. Percentiles of a crop would be others than those of the scan it stands for.
     """
@@ -61,8 +62,16 @@ class Case:
     source: str = "real"
     parents: tuple[str, ...] = ()
     voxels: str = ""
-    content: str = ""
+    image_hashes: tuple[str, ...] = ()
+    mask_hash: str = ""
     limits: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def content(self) -> str:
+        """Changes with whatever its files hold; "" where one of them has no hash."""
+        held = (*(self.image_hashes if self.images else ()), *((self.mask_hash,) if self.mask else ()))
+        complete = len(self.image_hashes) == len(self.images) or not self.images
+        return ":".join(held) if held and complete and all(held) else ""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,14 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from tiny_runs import ldm_config
 
+import latentsynth
 from latentsynth.cli import main
+from latentsynth.config import LatentDataConfig, LdmRun, load
 from latentsynth.data import nifti
+from latentsynth.errors import DataError
+from latentsynth.training.encode import encoded_cohort
 
 REFERENCE = Path(__file__).parents[1] / "configs" / "reference" / "hippocampus_vq.yaml"
 
@@ -131,7 +136,36 @@ def test_an_unknown_scheduler_and_a_refused_one(
     command = ("sample", trained_ldm, "--masks", mask, "--out", tmp_path / "out", "--scheduler")
     assert "choose one of ddim" in fails(capsys, *command, "eulerr")
     assert "refused: it draws fresh noise" in fails(capsys, *command, "ddpm")
+    assert "takes none" in fails(capsys, *command, "ddim", "--shift", "0.5")
     assert run("sample", "--list-schedulers") == 0
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"latentsynth {latentsynth.__version__}\n"
+
+
+def test_encode_takes_what_errors_recommend(
+    capsys: pytest.CaptureFixture[str], workplace: Path, trained_autoencoder: Path, trained_ldm: Path, tmp_path: Path
+) -> None:
+    """The run folder of an autoencoder, of a model on its latents, or a configuration; each encodes what it trains on."""
+    context = ldm_config(workplace, "ldm-context", trained_autoencoder.name, conditioner={"context": True})
+    folders = []
+    for source in (trained_autoencoder, trained_ldm, context):
+        assert run("encode", source) == 0
+        folders.append(Path(capsys.readouterr().out.strip().removeprefix("latents: ")))
+    assert folders[0] == folders[1] != folders[2]  # scans without their lesions are other latents
+    kept = encoded_cohort(trained_autoencoder, LatentDataConfig(), load(LdmRun, context).conditioner).training
+    assert kept.folder == folders[2]
+    assert kept.missing() == []
+    assert "host_mean" in kept.item(0)
+    lost = kept.path(0)
+    lost.unlink()
+    with pytest.raises(DataError, match="latentsynth encode"):
+        kept.item(0)
+    assert run("encode", context) == 0
+    assert lost.is_file()
+    assert "does not exist" in fails(capsys, "encode", tmp_path)
 
 
 @pytest.mark.parametrize("fault", ["missing tensor", "unknown key", "pickle", "foreign class", "exchanged part"])

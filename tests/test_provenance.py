@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nibabel as nib
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 
 from latentsynth.errors import CheckpointError, DataError
-from latentsynth.provenance import Ledger, file_fingerprint, fingerprint, project_key, sidecar, voxel_hash
+from latentsynth.provenance import KEY_VARIABLE, Ledger, file_fingerprint, fingerprint, project_key, sidecar, voxel_hash
 from latentsynth.types import Case
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
@@ -160,3 +163,28 @@ def test_ledger_beside_a_manifest(tmp_path: Path) -> None:
     ledger = Ledger(frozenset({"a"}), frozenset({"b"}))
     ledger.save(tmp_path / "ledger.json")
     assert Ledger.beside(tmp_path / "manifest.json") == ledger
+
+
+@pytest.mark.parametrize("text", ["", "\n", "00", "ab" * 31, "not hex"])
+def test_a_key_that_could_be_guessed_is_refused(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_text(text)
+    monkeypatch.setenv(KEY_VARIABLE, str(tmp_path / "key"))
+    with pytest.raises(DataError, match="ledger key"):
+        project_key(create=True)
+    assert (tmp_path / "key").read_text() == text
+
+
+def test_whatever_imports_onnxruntime_sends_nothing(tmp_path: Path) -> None:
+    """It writes an id of the session into TMPDIR as soon as it would report."""
+    pytest.importorskip("onnxruntime")
+    environment = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    line = "import latentsynth, onnxruntime, os; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    done = subprocess.run(
+        [sys.executable, "-c", line],
+        env={**environment, "TMPDIR": str(tmp_path)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "1"
+    assert list(tmp_path.iterdir()) == []

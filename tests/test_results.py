@@ -17,7 +17,8 @@ from rich.console import Console
 
 from latentsynth.errors import DataError
 from latentsynth.files import write_json
-from latentsynth.results import Cell, Estimate, Picture, Result, Table, is_result, text, this_command, write_csv
+from latentsynth.invocation import this_command
+from latentsynth.results import Cell, Estimate, Picture, Result, Table, is_result, text, write_csv
 
 NAN, INF = float("nan"), float("inf")
 

@@ -134,7 +134,7 @@ def test_the_folder_belongs_to_one_autoencoder_and_cohort(tmp_path: Path, cpu: A
     before = contents(out)
     with pytest.raises(DataError, match=r"another autoencoder or cohort.*another --out"):
         reconstruct_cohort(write(tmp_path / "other", seed=1), manifest, manifest.cases, out, cpu)
-    edited = replace(manifest, cases=(replace(manifest.cases[0], content="edited"), *manifest.cases[1:]))
+    edited = replace(manifest, cases=(replace(manifest.cases[0], mask_hash="edited"), *manifest.cases[1:]))
     with pytest.raises(DataError, match=r"another autoencoder or cohort.*another --out"):
         reconstruct_cohort(folder, edited, edited.cases, out, cpu)
     assert contents(out) == before

@@ -21,9 +21,8 @@ from latentsynth.config import AugmentConfig
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.volumes import Recipe
 from latentsynth.errors import DataError
-from latentsynth.files import make_folder
 from latentsynth.progress import bar
-from latentsynth.results import Cell, Picture, Result, Table, write_csv
+from latentsynth.results import Cell, Picture, Result, Table, close_results, open_results, write_csv
 from latentsynth.types import Split
 
 _COLUMNS = ("psnr", "ssim", "lesion_error", "detail_kept")
@@ -58,6 +57,7 @@ def evaluate(path: Path, manifest_path: Path, split: Split, out: Path) -> Result
         raise DataError(
             f"the autoencoder was trained on {len(seen)} of these cases ({names}, ...): use patients it never saw"
         )
+    open_results(out)
     recipe = Recipe(domain.grid, domain.framing, manifest.labels, AugmentConfig(), 0)
     cpu = torch.device("cpu")
     rows: dict[str, CaseScores] = {}
@@ -66,7 +66,6 @@ def evaluate(path: Path, manifest_path: Path, split: Split, out: Path) -> Result
             volume = recipe.read(case)
             rows[case.case_id] = scores(volume, reconstruct(model, volume, cpu), domain)
             shown.advance()
-    make_folder(out)
     write_csv(
         out / "reconstruction.csv",
         ("case", *_COLUMNS),
@@ -88,6 +87,7 @@ def evaluate(path: Path, manifest_path: Path, split: Split, out: Path) -> Result
         "reconstruction", "Reconstruction by the autoencoder", facts, (_table(rows, means),), (picture,), tuple(notes)
     )
     result.save(out)
+    close_results(out, result)
     return result
 
 

@@ -22,7 +22,8 @@ class KLAutoencoder(Autoencoder):
         res_blocks: Residual blocks per level.
         factors: Voxels per latent cell along each axis.
         backbone: Trunk, see :mod:`latentsynth.autoencoders.networks`.
-        kl_weight: Weight of the KL divergence summed over a case and divided by its voxels.
+        kl_weight: Weight of the KL divergence, summed over a case and divided by its voxels and channels, beside a
+            reconstruction error that is a mean over them.
     """
 
     @register_to_config
@@ -55,7 +56,7 @@ class KLAutoencoder(Autoencoder):
         raw = moments.mean if noise is None else moments.sample(noise)
         variance = moments.deviation**2
         kl = 0.5 * (moments.mean**2 + variance - 1 - variance.clamp_min(1e-20).log())  # against N(0, 1)
-        # Summed over a case and divided by its voxels, as the reconstruction error is a mean over voxels.
-        per_voxel = kl.flatten(1).sum(1).mean() / image[0].numel()
-        weighted = self.kl_weight * per_voxel * image.shape[1]
-        return Reconstruction(self.decoder(raw), weighted, raw.new_tensor(float(self.latent_channels)))
+        per_value = kl.flatten(1).sum(1).mean() / image[0].numel()
+        return Reconstruction(
+            self.decoder(raw), self.kl_weight * per_value, raw.new_tensor(float(self.latent_channels))
+        )

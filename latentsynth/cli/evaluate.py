@@ -81,6 +81,7 @@ def evaluate_obedience(
         raise typer.BadParameter("--autoencoder reconstructs real cases: give --real too")
     from latentsynth.evaluation.cohorts import Cohort, named
     from latentsynth.evaluation.obedience import evaluate_obedience as evaluate
+    from latentsynth.results import open_results
     from latentsynth.roundtrip import reconstruct_cohort
     from latentsynth.training.launch import start
 
@@ -90,6 +91,8 @@ def evaluate_obedience(
         patients = Cohort.load("real", real, (split,), annotated=True)  # type: ignore[arg-type]
         references.append(patients)
         if autoencoder is not None:
+            if accelerator.is_main_process:
+                open_results(out)
             made = reconstruct_cohort(
                 autoencoder, patients.manifest, patients.cases, out / "reconstructed", accelerator
             )

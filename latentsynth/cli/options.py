@@ -8,6 +8,7 @@ from typing import Annotated, Optional, TypeVar
 
 import typer
 
+from latentsynth import __version__
 from latentsynth import config as configuration
 
 app = typer.Typer(
@@ -21,6 +22,23 @@ evaluate_app = typer.Typer(help="Measure a model, or synthetic volumes of any or
 experiment_app = typer.Typer(
     help="Studies: many models, sizes and seeds. The same command again resumes one.", no_args_is_help=True
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"latentsynth {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and stop.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
 app.add_typer(train_app, name="train")
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(experiment_app, name="experiment")

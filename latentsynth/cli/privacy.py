@@ -79,7 +79,7 @@ def filter_copies(
 ) -> None:
     """Drop copies, or volumes that do not show their mask, from a synthetic set, and say which.
 
-    Files stay; a new manifest and dropped.csv are written.
+    Files stay; a new manifest and NAME_dropped.csv are written.
     """
     if (report is None) == (segmenter is None):
         raise typer.BadParameter(
@@ -93,7 +93,7 @@ def filter_copies(
     else:
         assert segmenter is not None
         kept, dropped = filter_disagreeing(samples, segmenter, out, least_dice, cache, start())
-    say(f"kept {kept} volumes: {out}\ndropped {dropped}: {out.with_name('dropped.csv')}")
+    say(f"kept {kept} volumes: {out}\ndropped {dropped}: {out.with_name(f'{out.stem}_dropped.csv')}")
 
 
 @app.command()

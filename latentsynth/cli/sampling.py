@@ -36,6 +36,10 @@ def sample(
     seed: Annotated[int, typer.Option(help="First seed")] = 0,
     batch: Annotated[int, typer.Option(help="Volumes made together", min=1)] = 2,
     steps: Annotated[Optional[int], typer.Option(help="Sampling steps [default: as trained]", min=1)] = None,  # noqa: UP045
+    shift: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(help="Time shift of the sampling grid; below 1, more steps near the data [default: as trained]"),
+    ] = None,
     guidance: Annotated[Optional[float], typer.Option(help="Guidance scale [default: as trained]", min=0)] = None,  # noqa: UP045
     scheduler: Annotated[Optional[str], typer.Option(help="See --list-schedulers [default: as trained]")] = None,  # noqa: UP045
     truncation: Annotated[
@@ -78,7 +82,7 @@ def sample(
     hosts = scans(into, model.grid.channels) if into is not None else []
     manifest = synthesize(
         model, wanted, out, start(), count or per_mask, seed, batch, fit, styles, hosts, margin_mm,  # type: ignore[arg-type]
-        scheduler=scheduler, steps=steps, guidance=guidance, truncation=truncation,
+        scheduler=scheduler, steps=steps, shift=shift, guidance=guidance, truncation=truncation,
     )  # fmt: skip
     say(f"{len(manifest.cases)} volumes: {out / 'manifest.json'}\npicture: {out / 'contact_sheet.png'}")
 

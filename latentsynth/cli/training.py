@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
 from latentsynth import config as configuration
 from latentsynth.cli.options import Check, ConfigFile, Overrides, app, resolve, say, train_app
 
@@ -61,13 +66,17 @@ def _finished(scores: dict[str, float], config: configuration.Run) -> None:
 
 
 @app.command()
-def encode(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
-    """Write the latents that `train ldm CONFIG` will train on, if they are not there yet."""
-    resolved = resolve(configuration.LdmRun, config, overrides, check)
+def encode(
+    source: Annotated[
+        Path, typer.Argument(help="YAML file of `train ldm`, or the run folder of an autoencoder or of a latent model")
+    ],
+    overrides: Overrides = None,
+) -> None:
+    """Write the latents that training will use, if they are not there yet."""
+    from latentsynth.training.encode import cohort_of
     from latentsynth.training.encode import encode as write
-    from latentsynth.training.encode import encoded_cohort
     from latentsynth.training.launch import start
 
-    cohort = encoded_cohort(resolved.autoencoder, resolved.data)
+    cohort = cohort_of(source, overrides or [])
     write(cohort, start())
     say(f"latents: {cohort.training.folder}")

@@ -33,6 +33,7 @@ from latentsynth.config.generators import (
     StyleGAN3Config,
 )
 from latentsynth.config.ldm import (
+    SCHEDULER_SHIFTS,
     ConditionerConfig,
     DenoiserConfig,
     DiffusionConfig,
@@ -75,6 +76,7 @@ from latentsynth.strict import Strict, build, dump, load
 __all__ = [
     "COPY_DETECTOR",
     "PRESETS",
+    "SCHEDULER_SHIFTS",
     "ArmConfig",
     "AugmentConfig",
     "AutoencoderConfig",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import yaml
 from pydantic import Field, model_validator
@@ -109,6 +109,7 @@ class MaskDiffusionConfig(Strict):
             raise ValueError(
                 "diffusion.lesion_weight is not available for masks, which are lesions alone: leave it at 1"
             )
+        self.sampling.resolved(self.diffusion.flow)  # refuses a shift that sampling would not heed
         return self
 
     @property
@@ -125,6 +126,8 @@ MaskGeneratorConfig = Annotated[
 
 class MaskRun(Run):
     """Training a generator of masks alone; GANs of masks have the settings of any GAN, with ``form: mask_only``."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("train", "generator.sampling")
 
     data: MaskDataConfig
     generator: MaskGeneratorConfig

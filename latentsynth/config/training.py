@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -37,6 +37,8 @@ class TrainConfig(Strict):
 
 class Run(Strict):
     """What every trained thing has."""
+
+    may_change: ClassVar[tuple[str, ...]] = ("train", "sampling")  # between a run and its continuation
 
     run: Path = Field(description="run folder; the same command again resumes it")
     seed: int = Field(0, ge=0)

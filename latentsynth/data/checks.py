@@ -10,14 +10,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 
 from latentsynth.data import nifti
+from latentsynth.data.identity import unfit_id, volume_hash
 from latentsynth.data.layouts import Cohort
 from latentsynth.errors import DataError
 from latentsynth.progress import bar
-from latentsynth.provenance import fingerprint
 from latentsynth.types import Case, Labels
 
 SPACING_MM = (0.05, 20.0)  # finer is a wrong unit (metres), coarser a wrong header
@@ -56,8 +55,8 @@ class CaseFacts:
         shape: Voxels ``(I, J, K)`` in the file's own axis order, or None if no image could be read.
         spacing_mm: Voxel edges in mm along the same axes, or None.
         label_voxels: Voxels per label value in the mask, 0 included; empty without a valid mask.
-        content: As in :class:`latentsynth.types.Case`; the same in every orientation on disk, "" if no image could be
-            read.
+        image_hashes: As in :class:`latentsynth.types.Case`, "" for an image that could not be read.
+        mask_hash: The same of the mask.
     """
 
     hashes: tuple[str, ...] = ()
@@ -65,7 +64,8 @@ class CaseFacts:
     shape: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
     label_voxels: dict[int, int] = field(default_factory=dict)
-    content: str = ""
+    image_hashes: tuple[str, ...] = ()
+    mask_hash: str = ""
 
     @property
     def voxels(self) -> str:
@@ -89,19 +89,20 @@ def check_case(
     def report(file: Path | str, found: str, expected: str, cure: str) -> None:
         problems.append(Problem(case.case_id, str(file), found, expected, cure))
 
-    if not case.case_id or any(mark in case.case_id for mark in "/\\") or case.case_id in (".", ".."):
-        report(case.case_id, "a case id with a slash or dots", "an id that can be a file name", "rename the case")
+    if unfit := unfit_id(case.case_id):
+        report(case.case_id, unfit, "an id that can be a file name", "rename the case")
     if not case.patient_id:
         cure = "change the --patient expression so that it matches this case id, or complete the patient column"
         report(case.case_id, "no patient", "a patient id for every case", cure)
 
-    hashes, constant = [], []
+    hashes, placed, constant = [], [], []
     grid: _VoxelGrid | None = None
     for number, path in enumerate(case.images):
         name = channels[number] if number < len(channels) else f"undeclared channel {number}"
         read = _read(path, f"a readable 3D NIfTI file for {name}", case.case_id, problems)
         if read is None:
             hashes.append("")
+            placed.append("")
             constant.append(False)
             continue
         voxels, affine = read
@@ -115,6 +116,7 @@ def check_case(
             if apart:
                 report(path, apart, f"the grid of {case.images[0].name}", "resample it onto the first image")
         hashes.append(nifti.canonical_hash(voxels, affine))
+        placed.append(volume_hash(voxels, affine))
         constant.append(bool(voxels.min() == voxels.max()))
     split_channels = any("axes" in problem.found for problem in problems)  # one 4D file: the count says nothing more
     if len(case.images) != len(channels) and not split_channels:
@@ -136,10 +138,7 @@ def check_case(
     if grid is None:
         return problems, CaseFacts(tuple(hashes), tuple(constant), label_voxels=counts)
     (i, j, k), edges = grid[0], spacing(grid[1])
-    turn = nib.orientations.inv_ornt_aff(nib.orientations.io_orientation(grid[1]), grid[0])
-    canonical = np.round(grid[1] @ turn, 4) + 0.0  # the last digits depend on the tool that wrote it; no -0.0
-    content = fingerprint([hashes, mask_hash, canonical.tolist()])
-    return problems, CaseFacts(tuple(hashes), tuple(constant), (i, j, k), edges, counts, content)
+    return problems, CaseFacts(tuple(hashes), tuple(constant), (i, j, k), edges, counts, tuple(placed), mask_hash)
 
 
 def _read(path: Path, expected: str, case_id: str, problems: list[Problem]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -204,7 +203,7 @@ def _check_mask(
     if unknown:
         values = ", ".join(map(str, labels.values if labels else ()))
         report(f"unknown labels {unknown[:8]}", f"labels {values}", "declare the label or correct the mask")
-    return counts, nifti.canonical_hash(voxels, affine), (voxels.shape, affine)
+    return counts, volume_hash(voxels, affine), (voxels.shape, affine)
 
 
 def check_cohort(

@@ -11,6 +11,7 @@ from latentsynth.data import nifti, windows
 from latentsynth.data.checks import disagreement
 from latentsynth.data.cutting import distance_to
 from latentsynth.data.frames import Frame, resample
+from latentsynth.data.identity import check_files
 from latentsynth.data.requests import Placed, Request, to_scanner
 from latentsynth.data.volumes import channel_limits, window_channels
 from latentsynth.errors import DataError
@@ -46,6 +47,7 @@ class Host:
                 f"({', '.join(domain.channels)}): give one file per channel"
             )
         native = tuple(nifti.read(path) for path in case.images)
+        check_files(case, native)
         return cls(case, native, channel_limits(native, domain.grid.windows, case.images, case.limits), domain)
 
     @property

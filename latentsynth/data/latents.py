@@ -81,7 +81,7 @@ class LatentCache:
         """
         path = self.path(entry)
         if not path.is_file():
-            raise DataError(f"latents {path} are missing: run `latentsynth encode` on the autoencoder's run folder")
+            raise DataError(f"latents {path} are missing: run `latentsynth encode {self.folder.parent.parent}`")
         try:
             tensors = load_file(path)
         except SafetensorError as error:

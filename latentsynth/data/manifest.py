@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from latentsynth.data.identity import unfit_id
 from latentsynth.errors import DataError
 from latentsynth.files import read_json, write_json
 from latentsynth.provenance import fingerprint
 from latentsynth.types import Case, Labels, Split
 
-FORMAT = "latentsynth-manifest/1"
+FORMAT = "latentsynth-manifest/2"
+KIND, KIND_MADE_HERE = "manifest", "manifest of volumes or masks made here"
+_KEYS = {"format", "kind", "name", "channels", "labels", "fingerprint", "cases"}
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
@@ -61,12 +65,18 @@ class Manifest:
                 c.source,
                 c.parents,
                 c.voxels,
-                c.content,
+                c.image_hashes,
+                c.mask_hash,
                 *([c.limits] if c.limits else []),
             ]
             for c in self.cases
         ]
         return fingerprint([self.channels, asdict(self.labels), sorted(facts)])
+
+    @property
+    def kind(self) -> str:
+        """Whether the cases came in (:data:`KIND`) or were made by a model of ours (:data:`KIND_MADE_HERE`)."""
+        return KIND_MADE_HERE if any(":" in case.source for case in self.cases) else KIND
 
     def select(self, *splits: Split) -> tuple[Case, ...]:
         """Cases of some splits, in manifest order.
@@ -91,6 +101,7 @@ class Manifest:
                 "images": [_relative(image, path.parent) for image in case.images],
                 "mask": _relative(case.mask, path.parent) if case.mask else None,
                 "parents": list(case.parents),
+                "image_hashes": list(case.image_hashes),
             }
             for case in self.cases
         ]
@@ -98,6 +109,7 @@ class Manifest:
             path,
             {
                 "format": FORMAT,
+                "kind": self.kind,
                 "name": self.name,
                 "channels": list(self.channels),
                 "labels": {name: v for v, name in zip(self.labels.values, self.labels.names, strict=True)},
@@ -119,9 +131,17 @@ class Manifest:
         value = read_json(path)
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise DataError(f"{path} is not a manifest ({FORMAT}): make one with `latentsynth prepare`")
+        if set(value) != _KEYS:
+            raise DataError(
+                f"{path}: keys {', '.join(sorted(set(value) ^ _KEYS))} are unknown or missing: make it again with "
+                "`latentsynth prepare`"
+            )
         try:
             manifest = cls._parse(value, path.parent.resolve())
-        except (KeyError, TypeError, AttributeError) as error:
+            _check_cases(path, manifest.cases)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, DataError):
+                raise
             raise DataError(
                 f"{path} is a damaged manifest ({error!r}): make it again with `latentsynth prepare`"
             ) from None
@@ -141,6 +161,7 @@ class Manifest:
                     "images": tuple(home / image for image in case["images"]),
                     "mask": home / case["mask"] if case["mask"] else None,
                     "parents": tuple(case["parents"]),
+                    "image_hashes": tuple(case["image_hashes"]),
                     "limits": tuple((float(low), float(high)) for low, high in case.get("limits", ())),
                 }
             )
@@ -152,7 +173,7 @@ class Manifest:
 
     def masks_alone(self) -> Manifest:
         """The annotated cases without their images, for models of masks."""
-        cases = tuple(replace(case, images=(), limits=()) for case in self.cases if case.mask is not None)
+        cases = tuple(replace(case, images=(), image_hashes=(), limits=()) for case in self.cases if case.mask is not None)
         if not cases:
             raise DataError(f"no case of manifest {self.name} has a mask: give annotated cases")
         return replace(self, channels=(), cases=cases)
@@ -160,6 +181,29 @@ class Manifest:
     def with_splits(self, split_of: dict[str, Split]) -> Manifest:
         """The same cohort with another split per case id."""
         return replace(self, cases=tuple(replace(c, split=split_of[c.case_id]) for c in self.cases))
+
+
+def _check_cases(path: Path, cases: Sequence[Case]) -> None:
+    """Refuses what :func:`latentsynth.data.prepare.prepare` would not have written.
+
+    Raises:
+        DataError: An id that cannot name files, an unknown split, no patient, or a value of a wrong kind.
+    """
+    for case in cases:
+        texts = (case.case_id, case.patient_id, case.split, case.source, case.voxels, case.mask_hash)
+        if not all(isinstance(text, str) for text in (*texts, *case.parents, *case.image_hashes)):
+            raise DataError(
+                f"{path}: case {case.case_id!r} holds a value that is no text: run `latentsynth prepare` again"
+            )
+        wrong = unfit_id(case.case_id)
+        if not wrong and case.split not in SPLITS:
+            wrong = f"split {case.split!r}, expected {', '.join(SPLITS)}"
+        if not wrong and not case.patient_id:
+            wrong = "no patient"
+        if not wrong and case.image_hashes and len(case.image_hashes) != len(case.images):
+            wrong = f"{len(case.image_hashes)} hashes for {len(case.images)} images"
+        if wrong:
+            raise DataError(f"{path}: case {case.case_id!r} has {wrong}: run `latentsynth prepare` again")
 
 
 def _relative(file: Path, home: Path) -> str:

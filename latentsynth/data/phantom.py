@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from latentsynth import outputs
 from latentsynth.data import nifti
 from latentsynth.data.anatomy import LABELS, Array, body, ct, lesions, mr
 from latentsynth.errors import DataError
-from latentsynth.files import clear_partial, make_folder, write_json
+from latentsynth.files import clear_partial, write_json
 
 NAME = "phantom"
 CHANNELS = ("CT", "MR")
@@ -36,7 +37,7 @@ def write_cohort(
     """Writes a cohort as an nnU-Net raw dataset: ``imagesTr``, ``labelsTr`` and, last, ``dataset.json``.
 
     Images are stored as scanners store them, rounded to int16. A cohort that an earlier call left in ``out`` is
-    replaced, whole or unfinished.
+    replaced, whole or unfinished, if nobody has touched it since.
 
     Args:
         out: Folder to write; made if missing.
@@ -56,12 +57,11 @@ def write_cohort(
         raise DataError(f"a cohort of {cases} cases: ask for at least 1")
     _check(seed, 0, shape, spacing_mm, channels)
     out = Path(out)
-    folders = [make_folder(out / "imagesTr"), make_folder(out / "labelsTr")]
+    outputs.claim(out, "phantom patients", parts=("imagesTr", "labelsTr"))
+    folders = [out / "imagesTr", out / "labelsTr"]
     for folder in folders:
         clear_partial(folder)
-    old = [path for folder in folders for path in folder.iterdir()]
-    if foreign := [path for path in old if not _OURS.fullmatch(path.name)]:
-        raise DataError(f"{out} holds other data ({foreign[0].name}): choose an empty folder for the phantom cohort")
+    old = [path for folder in folders for path in folder.iterdir() if _OURS.fullmatch(path.name)]
     (out / "dataset.json").unlink(missing_ok=True)  # first, since its presence says that the cohort is complete
     for path in old:
         path.unlink()
@@ -80,6 +80,7 @@ def write_cohort(
         "file_ending": ".nii.gz",
     }
     write_json(out / "dataset.json", description)
+    outputs.finish(out, [out / "dataset.json", *(path for folder in folders for path in folder.iterdir())])
     return out
 
 

@@ -15,10 +15,11 @@ from rich.text import Text
 
 from latentsynth.data.checks import CaseFacts, Problem, check_cohort, twins
 from latentsynth.data.layouts import Cohort, few, read_cohort, recognise
-from latentsynth.data.manifest import FORMAT, SPLITS, Manifest
+from latentsynth.data.manifest import KIND, SPLITS, Manifest
 from latentsynth.data.splits import FRACTIONS, declared_splits, require_fractions, split_patients
 from latentsynth.errors import DataError
 from latentsynth.files import read_json
+from latentsynth.outputs import claim_file
 from latentsynth.types import Case, Labels
 
 EXTERNAL = "external"  # source of synthetic cases that another program made
@@ -110,7 +111,10 @@ def prepare(
             notes.append("of a scan found under several patients, every copy was left out")
     synthetic = synthetic or _says_synthetic(source)
     origin = EXTERNAL if synthetic else "real"
-    cases = [replace(case, voxels=fact.voxels, content=fact.content, source=origin) for case, fact in kept]
+    cases = [
+        replace(case, voxels=fact.voxels, image_hashes=fact.image_hashes, mask_hash=fact.mask_hash, source=origin)
+        for case, fact in kept
+    ]
     if synthetic:
         notes.append("these cases are synthetic: nothing takes them for patients")
     notes += _remarks(cohort, cases, [fact for _, fact in kept], allow_unlabelled)
@@ -150,22 +154,11 @@ def _says_synthetic(source: Path) -> bool:
 
 
 def _require_free(out: Path) -> None:
-    """Refuses to replace anything but a manifest (a folder of scans, the table that is being read)."""
-    if out.exists():
-        found = "a folder" if out.is_dir() else "a file that is not a manifest"
-        if not out.is_file() or not _is_manifest(out):
-            raise DataError(f"{out} is {found}: choose another place for the manifest, such as manifest.json")
+    """Refuses to replace anything but a manifest of the same kind (a folder of scans, the table that is being read)."""
+    claim_file(out, KIND)
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise DataError(f"cannot write {out}: {parent} is not a writable folder; choose another place")
-
-
-def _is_manifest(path: Path) -> bool:
-    try:
-        value = read_json(path)
-    except DataError:
-        return False
-    return isinstance(value, dict) and str(value.get("format", "")).startswith(FORMAT.partition("/")[0])
 
 
 def _remarks(cohort: Cohort, cases: Sequence[Case], facts: Sequence[CaseFacts], allow_unlabelled: bool) -> list[str]:

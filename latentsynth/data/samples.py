@@ -12,14 +12,18 @@ from typing import Any
 
 import numpy as np
 
+from latentsynth import outputs
 from latentsynth.data import nifti, windows
+from latentsynth.data.identity import volume_hash
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.requests import Placed, Request
 from latentsynth.errors import DataError
-from latentsynth.files import clear_partial, make_folder, read_json, write_json
-from latentsynth.provenance import sidecar, voxel_hash
-from latentsynth.results import this_command
+from latentsynth.files import clear_partial, read_json, write_json
+from latentsynth.provenance import LEDGER, sidecar, voxel_hash
 from latentsynth.types import Case, Domain, Labels
+
+KIND = "synthetic volumes"
+FOLDERS = ("imagesTr", "labelsTr", "sidecars")
 
 
 def collect(out: Path, domain: Domain) -> Manifest:
@@ -41,6 +45,8 @@ def collect(out: Path, domain: Domain) -> Manifest:
                 f"{facts['checkpoint']}:{facts['seed']}",
                 tuple(facts["parents"]),
                 facts["voxels"],
+                tuple(facts["image_hashes"]),
+                facts["mask_hash"],
                 limits=tuple((float(low), float(high)) for low, high in (facts["limits"][c] for c in domain.channels)),
             )
         )
@@ -70,40 +76,29 @@ def is_done(out: Path, request: Request, seed: int, placed: Placed) -> bool:
 
 def claim(out: Path, recipe: dict[str, Any], domain: Domain) -> None:
     """Opens the output folder for this checkpoint and these settings, or refuses one that belongs to others."""
-    folders = ("imagesTr", "labelsTr", "sidecars")
-    claim_folder(out, folders, "synthesis.json", recipe, "volumes", "the same checkpoint and settings")
+    outputs.claim(out, KIND, recipe, FOLDERS)
+    for name in FOLDERS:
+        clear_partial(out / name)
     describe(out, f"{out.name} (synthetic)", domain.channels, domain.labels)
 
 
-def claim_folder(out: Path, folders: Sequence[str], record: str, recipe: dict[str, Any], what: str, same: str) -> None:
-    """Opens an output folder for what is made by one recipe, or refuses one that belongs to another.
+def finish(out: Path, manifest: Manifest) -> None:
+    """Says that a cohort is complete."""
+    outputs.finish(
+        out,
+        [
+            *case_files(out, manifest),
+            *(out / name for name in ("dataset.json", "manifest.json", LEDGER, "contact_sheet.png")),
+        ],
+    )
 
-    Args:
-        out: The folder.
-        folders: Made inside it, and cleared of what a killed process left unfinished.
-        record: File that holds the recipe, and the command.
-        recipe: What all that is in the folder has in common; anything JSON can hold.
-        what: What the folder holds, in the plural.
-        same: What would go on with it.
 
-    Raises:
-        DataError: With what differs.
-    """
-    make_folder(out)
-    for name in folders:
-        clear_partial(make_folder(out / name))
-    file = out / record
-    if file.is_file():
-        found = read_json(file)
-        differing = [key for key in recipe if found.get(key, []) != recipe[key]]
-        if differing:
-            raise DataError(
-                f"{out} holds {what} made with other {' and '.join(differing)}: give another --out, "
-                f"or {same} to continue"
-            )
-    elif any((out / "sidecars").iterdir()):
-        raise DataError(f"{out} holds {what} but no {record}: give another --out")
-    write_json(file, {**recipe, "command": this_command()})
+def case_files(out: Path, manifest: Manifest) -> list[Path]:
+    """Every file of every case of a cohort that was made in a folder."""
+    found = []
+    for case in manifest.cases:
+        found += [*case.images, *([case.mask] if case.mask else []), out / "sidecars" / f"{case.case_id}.json"]
+    return found
 
 
 def describe(out: Path, name: str, channels: Sequence[str], labels: Labels) -> None:
@@ -145,6 +140,8 @@ def write(
             mask_voxels=voxel_hash(placed.values),
             parents=list(request.parents),
             voxels=nifti.canonical_hash(scanner[0], placed.affine),
+            image_hashes=[volume_hash(voxels, placed.affine) for voxels in scanner],
+            mask_hash=volume_hash(placed.values, placed.affine),
             limits=dict(zip(domain.channels, limits, strict=True)),
             median_window_channels=[] if "host" in facts else per_image,
             **facts,

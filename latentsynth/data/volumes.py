@@ -17,8 +17,9 @@ from torch import Tensor
 from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti, windows
 from latentsynth.data.frames import Frame, lay, resample, resample_labels
+from latentsynth.data.identity import check_files, files_of, identity
 from latentsynth.errors import DataError
-from latentsynth.files import atomic_path, write_json
+from latentsynth.files import atomic_path, read_json, write_json
 from latentsynth.provenance import fingerprint
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 
@@ -79,6 +80,7 @@ class Recipe:
         mask_file = case.mask
         labels, affine = (None, None) if mask_file is None else read_mask(mask_file, self.labels)
         native = [nifti.read(path) for path in case.images]
+        check_files(case, native, None if labels is None or affine is None else (labels, affine))
         if affine is None:
             affine = native[0][1]
         shape = native[0][0].shape if labels is None else labels.shape
@@ -199,7 +201,7 @@ class VolumeCache:
         self.recipe = recipe
         self.folder = Path(root) / recipe.key
         self.entries = [(case, copy) for case in cases for copy in range(copies + 1)]
-        self._stamps: dict[str, str] = {}
+        self._identities: dict[Case, str] = {}
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -212,27 +214,17 @@ class VolumeCache:
     def path(self, entry: int, folder: Path | None = None) -> Path:
         """File of an entry in this cache, or in another folder that is organised alike.
 
-        Its name holds a stamp of the source files, so that an edited mask is read anew. Where no source file is left
-        (a cache that was carried to another machine), the newest entry stands for the case.
+        Its name tells what the case's files hold, so that an edited mask is read anew and a cache that was carried to
+        another machine is found without them.
+
+        Raises:
+            DataError: The manifest holds no hashes, and a file is missing.
         """
         case, copy = self.entries[entry]
-        folder = folder or self.folder
-        stamp = self._stamps.get(case.case_id)
-        if stamp is None:
-            sources = [path for path in (*case.images, *([case.mask] if case.mask else [])) if path.is_file()]
-            start = f"{case.case_id}.{copy}."
-            if not sources:
-                # Exactly one more part: the entries of a case named like the start of another are not its own.
-                found = [
-                    p
-                    for p in folder.glob("*.safetensors")
-                    if p.name.startswith(start) and p.name.count(".", len(start)) == 1
-                ]
-                return max(found, key=lambda p: p.stat().st_mtime, default=folder / f"{start}missing.safetensors")
-            stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in sources]
-            facts = [case.content or case.voxels, stats, *([case.limits] if case.limits else [])]
-            stamp = self._stamps[case.case_id] = fingerprint(facts)[:8]
-        return folder / f"{case.case_id}.{copy}.{stamp}.safetensors"
+        name = self._identities.get(case)
+        if name is None:
+            name = self._identities[case] = identity(case)
+        return (folder or self.folder) / f"{name}.{copy}.safetensors"
 
     def build(self, rank: int = 0, world: int = 1, advance: Callable[[], None] = lambda: None) -> None:
         """Makes the missing entries of this rank's share.
@@ -245,10 +237,35 @@ class VolumeCache:
             write_json(self.folder / "recipe.json", {"grid": asdict(recipe.grid), "framing": asdict(recipe.framing)})
         for entry in range(rank, len(self.entries), world):
             path = self.path(entry)
+            case, copy = self.entries[entry]
             if not path.is_file():
-                case, copy = self.entries[entry]
                 _save(path, self.recipe.read(case, copy))
+                self._remember(case)
+            elif copy == 0:
+                self._recheck(case)
             advance()
+
+    def _remember(self, case: Case) -> None:
+        """Notes when the files of a case were last found to hold what its manifest says."""
+        write_json(self._seen(case), _stats(case))
+
+    def _recheck(self, case: Case) -> None:
+        """Reads the files of a cached case again if one has changed its size or date since, and compares them.
+
+        Raises:
+            DataError: One holds something else than the manifest says.
+        """
+        stats = _stats(case)
+        if not any(stats) or not case.content:  # no file is left, or the cache is found by what they hold now
+            return
+        seen = self._seen(case)
+        if seen.is_file() and read_json(seen) == stats:
+            return
+        check_files(case, [nifti.read(path) for path in case.images], nifti.read(case.mask) if case.mask else None)
+        self._remember(case)
+
+    def _seen(self, case: Case) -> Path:
+        return self.folder / "sources" / f"{self._identities[case]}.json"
 
     def volume(self, entry: int) -> Volume:
         """Reads one entry.
@@ -271,6 +288,12 @@ class VolumeCache:
         """Per channel, the median window over the unaugmented cases."""
         rows = [self.volume(e).limits for e, (_, copy) in enumerate(self.entries) if copy == 0]
         return tuple(windows.median([row[c] for row in rows]) for c in range(self.recipe.grid.channels))
+
+
+def _stats(case: Case) -> list[Any]:
+    """Place, size and date of every file of a case; None for one that is not there."""
+    found = [(path.resolve(), path.stat()) if path.is_file() else None for path in files_of(case)]
+    return [None if one is None else [str(one[0]), one[1].st_size, one[1].st_mtime_ns] for one in found]
 
 
 def _save(path: Path, volume: Volume) -> None:

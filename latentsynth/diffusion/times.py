@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -45,5 +44,9 @@ class TimeSampler:
 
 
 def automatic_shift(cells: int) -> float:
-    """The square root of the number of latent cells over 512 (8 x 8 x 8), at least 1."""
-    return max(1.0, math.sqrt(cells / 512))
+    """The cube root of latent cells over 32^3, at least 1 and at most 3.
+
+    Information per cell falls as cells grow in number, and with it what a noise level destroys; MONAI's
+    ``RFlowScheduler`` grows its shift by the same root. More than 3 leaves too few levels where fine detail is decided.
+    """
+    return min(max(1.0, (cells / 32**3) ** (1 / 3)), 3.0)

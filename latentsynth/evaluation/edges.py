@@ -14,12 +14,11 @@ from latentsynth.data.volumes import VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, rng
 from latentsynth.evaluation.features import volumes
-from latentsynth.files import make_folder
 from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.metrics.edges import border_gradient
 from latentsynth.metrics.wasserstein import halves_distance, set_distance
 from latentsynth.plots import Line, panels
-from latentsynth.results import Cell, Estimate, Picture, Result, Table
+from latentsynth.results import Cell, Estimate, Picture, Result, Table, close_results, open_results
 from latentsynth.types import Framing, Grid
 
 KIND = "edges"
@@ -57,6 +56,8 @@ def evaluate_edges(
     for cohort in samples:
         if (cohort.manifest.channels, cohort.manifest.labels.values) != (real.manifest.channels, labels.values):
             raise DataError(f"{cohort.name} has other channels or labels than {real.name}: compare like with like")
+    if accelerator.is_main_process:
+        open_results(out)
     step = max(grid.spacing_mm)
     # Voxels beside the border lie half a step from it, on both sides: a little more, and the middle bin holds them.
     ends = [float((n - _BINS / 2) * step * (1 + 1e-3)) for n in range(_BINS + 1)]
@@ -75,8 +76,9 @@ def evaluate_edges(
         notes,
     )  # fmt: skip
     if accelerator.is_main_process:
-        result.save(make_folder(out))
+        result.save(out)
         _draw(out / _PICTURE, cohorts, profiles, ends)
+        close_results(out, result)
     accelerator.wait_for_everyone()
     return result
 

@@ -20,13 +20,12 @@ from latentsynth.evaluation.comparison import Scores, compare, principal, spread
 from latentsynth.evaluation.extractors import Extractor
 from latentsynth.evaluation.features import extract
 from latentsynth.figures import Tile, contact_sheet
-from latentsynth.files import make_folder
 from latentsynth.metrics.bootstrap import ratio_interval
 from latentsynth.metrics.diversity import mean_similarity, ms_ssim_scales, random_pairs
 from latentsynth.metrics.sharpness import detail
 from latentsynth.plots import scatters
 from latentsynth.progress import bar
-from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
+from latentsynth.results import Cell, Estimate, Picture, Result, Table, close_results, open_results, write_csv
 from latentsynth.training.launch import over_cases
 from latentsynth.types import Framing, Grid
 
@@ -61,6 +60,8 @@ def evaluate_fidelity(
     notes = []
     if not real.real:
         notes.append(f"{real.name} holds synthetic cases: the floor is not one of real patients")
+    if accelerator.is_main_process:
+        open_results(out)
     features = {
         cohort.name: extract(extractors, cohort, caches[cohort.name], accelerator) for cohort in (real, *samples)
     }
@@ -90,11 +91,12 @@ def evaluate_fidelity(
         (*notes, preprocessing(recipe.grid, recipe.framing)),
     )  # fmt: skip
     if accelerator.is_main_process:
-        result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
+        result.save(out)  # first: a picture that fails must not cost the numbers
         write_csv(out / "fidelity.csv", ("extractor", "volumes", *Scores.columns), rows)
         _sheet(out / "fidelity_cases.png", (real, *samples), caches)
         panels = {one.name: {name: features[name][one.name].values for name in names} for one in extractors}
         scatters(out / "fidelity_features.png", {name: principal(sets) for name, sets in panels.items()})
+        close_results(out, result)
     accelerator.wait_for_everyone()
     return result
 

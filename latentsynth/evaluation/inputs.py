@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from latentsynth.data import nifti
+from latentsynth.data.identity import volume_hash
 from latentsynth.data.manifest import SPLITS, Manifest
 from latentsynth.data.scans import scans
 from latentsynth.data.splits import split_patients
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort
-from latentsynth.provenance import fingerprint
 from latentsynth.types import Case, Labels, Split
 
 
@@ -114,11 +112,9 @@ def _folder(name: str, folder: Path, real: bool, channels: int | None) -> Manife
     made = []
     for case in _guessed(folder) if channels is None else scans(folder, channels):
         volumes = [nifti.read(image) for image in case.images]
-        hashes = [nifti.canonical_hash(*volume) for volume in volumes]
-        content = fingerprint(
-            [hashes, np.round(volumes[0][1], 4).tolist()]
-        )  # folders may hold files of equal names and times
-        made.append(replace(case, voxels=hashes[0], content=content, source="real" if real else "external"))
+        hashes = tuple(volume_hash(*volume) for volume in volumes)
+        source = "real" if real else "external"
+        made.append(replace(case, voxels=nifti.canonical_hash(*volumes[0]), image_hashes=hashes, source=source))
     return Manifest(name, tuple(f"channel {n}" for n in range(len(made[0].images))), Labels((0,)), tuple(made))
 
 

@@ -22,10 +22,9 @@ from latentsynth.evaluation.features import Features
 from latentsynth.evaluation.rulers import LabelMap as MaskRows
 from latentsynth.evaluation.rulers import Ruler
 from latentsynth.evaluation.yardstick import Measured, Yardstick, one_per_patient
-from latentsynth.files import make_folder
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.metrics.shapes import Shape, cells_of, centroid_mm, mask_of, overlaps, shape_of
-from latentsynth.results import Result
+from latentsynth.results import Result, close_results, open_results
 from latentsynth.training.launch import over_cases
 from latentsynth.types import Framing
 
@@ -108,6 +107,8 @@ def evaluate_masks(
     cohorts = (real, everyone, *samples)
     lesions = _lesion_labels(cohorts, tuple(lesion_labels))
     lattice = _lattice((real, *samples), lesions)
+    if accelerator.is_main_process:
+        open_results(out)
     described = [_describe(cohort, lattice, accelerator) for cohort in cohorts]
     notes += [f"{one.cohort.name}: {one.empty} masks without a lesion were left out" for one in described if one.empty]
     patients, learnt, *sets = described
@@ -130,8 +131,9 @@ def evaluate_masks(
         (*figures.said(apart, scores, judged), *notes, figures.looked_at(lattice.voxel_mm, lattice.cell_mm)),
     )
     if accelerator.is_main_process:
-        result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
+        result.save(out)  # first: a picture that fails must not cost the numbers
         figures.write(out, shown, learnt.cohort, measures, judged, lesions)
+        close_results(out, result)
     accelerator.wait_for_everyone()
     return result
 

@@ -22,7 +22,7 @@ from latentsynth.evaluation.report_memorization import copy_rate, write_memoriza
 from latentsynth.evaluation.rulers import OWN, Ruler, own_ruler
 from latentsynth.metrics.conformal import smallest_rank
 from latentsynth.metrics.membership import Membership, membership
-from latentsynth.results import Result
+from latentsynth.results import Result, close_results, open_results
 from latentsynth.types import Framing, Grid
 
 DEFAULT = (*OWN, "contrastive")
@@ -84,6 +84,8 @@ def measure_memorization(
     labels = learned.manifest.labels
     if framing.crop == "lesion" and not masks:
         raise DataError(f"{like} looks at crops around lesions, and some cases have no mask: give all cases masks")
+    if accelerator.is_main_process:
+        open_results(out)
     caches = {c.name: volumes(c, grid, framing, labels, cache, accelerator, masks) for c in (*sides.all, *sets)}
     if not masks:
         notes.append("masks were not compared: some cases have none, or their labels differ")
@@ -94,6 +96,8 @@ def measure_memorization(
     judged = judge(chosen, sides, sets, caches, accelerator, level, dar2024)
     of_masks = judge_masks(sides, sets, caches, accelerator, level) if masks else None
     result = write_memorization(out, sides, sets, judged, of_masks, caches, level, accelerator, notes, losses_of)
+    if accelerator.is_main_process:
+        close_results(out, result)
     return result, copy_rate(judged)
 
 

@@ -27,11 +27,10 @@ from latentsynth.evaluation.intensities import Intensities, contrasts, distances
 from latentsynth.evaluation.sheets import same_masks, shared_patients
 from latentsynth.evaluation.strata import Strata
 from latentsynth.figures import Tile, contact_sheet
-from latentsynth.files import make_folder
 from latentsynth.metrics.bootstrap import mean_interval, ratio_interval
 from latentsynth.metrics.surfaces import dice, mean_dice
 from latentsynth.plots import strips
-from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
+from latentsynth.results import Cell, Estimate, Picture, Result, Table, close_results, open_results, write_csv
 from latentsynth.segmentation import Segmenter
 from latentsynth.training.launch import over_cases
 
@@ -94,13 +93,16 @@ def evaluate_obedience(
     notes += chosen_on(everyone) + [note for cohort in samples for note in generator_saw(everyone, cohort)]
     if not samples:
         raise DataError("no synthetic cohort was given: give at least one, --samples NAME=MANIFEST")
+    if accelerator.is_main_process:
+        open_results(out)
     answers = {cohort.name: _answers(model, cohort, accelerator) for cohort in cohorts}
     labels = len(model.domain.labels)
     others = {cohort.name: exchanged(answers[cohort.name], cohort.patients, labels) for cohort in cohorts}
     result = _result(model, cohorts, len(references), answers, others, notes)
     if accelerator.is_main_process:
-        result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
+        result.save(out)  # first: a picture that fails must not cost the numbers
         _write(out, model, cohorts, len(references), answers, others)
+        close_results(out, result)
     accelerator.wait_for_everyone()
     return result
 

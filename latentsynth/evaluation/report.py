@@ -14,12 +14,16 @@ from typing import Any
 import jinja2
 
 from latentsynth import __version__
+from latentsynth.data.samples import KIND as VOLUMES
 from latentsynth.errors import DataError
-from latentsynth.files import read_json, write_text
+from latentsynth.files import read_json
+from latentsynth.invocation import command_line
+from latentsynth.outputs import Record, claim_file, write_marked
 from latentsynth.plots import curves
-from latentsynth.results import Result, Table, command_line, is_result, text
+from latentsynth.results import Result, Table, is_result, text
 from latentsynth.training.run import read_metrics
 
+KIND = "report"
 _ORDER = (
     "utility",
     "study",
@@ -71,17 +75,20 @@ def write_report(source: Path, out: Path) -> Path:
     Raises:
         DataError: There is nothing to report.
     """
+    if out.suffix != ".html":
+        raise DataError(f"{out} is no name for a page: give a file that ends in .html, for example {out}.html")
+    claim_file(out, KIND)
     if not source.is_dir():
         raise DataError(f"{source} is not a folder: give a run folder, or a folder of runs and results")
     folders = _folders(source)
     found = [(file, Result.load(file)) for folder in folders for file in sorted(folder.glob("*.json")) if _holds(file)]
     found.sort(key=lambda pair: (_ORDER.index(pair[1].kind) if pair[1].kind in _ORDER else len(_ORDER), str(pair[0])))
     sections = [_result(result, file, source) for file, result in found]  # conclusions first, then what led to them
-    sections += [_cohort(folder, source) for folder in folders if (folder / "synthesis.json").is_file()]
+    sections += [_cohort(folder, source) for folder in folders if _kind_of(folder) == VOLUMES]
     sections += [_run(folder, source) for folder in folders if (folder / "metrics.jsonl").is_file()]
     if not sections:
         raise DataError(
-            f"{source} holds no run (metrics.jsonl), no synthetic cohort (synthesis.json) and no result of "
+            f"{source} holds no run (metrics.jsonl), no synthetic cohort (from `latentsynth sample`) and no result of "
             "`latentsynth evaluate`: give the folder that holds them"
         )
     # Running numbers: names may be alike, and paths would name this machine.
@@ -96,7 +103,7 @@ def write_report(source: Path, out: Path) -> Path:
         written=time.strftime("%Y-%m-%d"),
         sections=sections,
     )
-    write_text(out, page)
+    write_marked(out, page, KIND)
     return out
 
 
@@ -115,6 +122,15 @@ def _holds(file: Path) -> bool:
         return is_result(read_json(file))
     except DataError:
         return False
+
+
+def _kind_of(folder: Path) -> str:
+    """What a folder's record says it holds; "" where there is none, or one that cannot be read."""
+    try:
+        record = Record.read(folder)
+    except DataError:
+        return ""
+    return record.kind if record else ""
 
 
 def _run(folder: Path, source: Path) -> _Section:
@@ -161,7 +177,9 @@ def _run(folder: Path, source: Path) -> _Section:
 
 
 def _cohort(folder: Path, source: Path) -> _Section:
-    facts = read_json(folder / "synthesis.json")
+    record = Record.read(folder)
+    assert record is not None
+    facts = record.recipe
     count = len(list((folder / "sidecars").glob("*.json")))
     sheet = folder / "contact_sheet.png"
     pictures = (
@@ -172,7 +190,7 @@ def _cohort(folder: Path, source: Path) -> _Section:
         f"Synthetic cohort {folder.resolve().name}",
         "",
         f"{_place(folder, source)}: {count} volumes by checkpoint {facts.get('checkpoint')}; {settings}",
-        facts.get("command", ""),
+        record.command,
         pictures=pictures,
     )
 

@@ -17,9 +17,8 @@ from latentsynth.evaluation.cohorts import Cohort, check_new, chosen_on, rng
 from latentsynth.evaluation.scores import UNION, Scores, plain, score_case
 from latentsynth.evaluation.strata import Strata
 from latentsynth.figures import Tile, contact_sheet
-from latentsynth.files import make_folder
 from latentsynth.metrics.bootstrap import mean_interval
-from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
+from latentsynth.results import Cell, Estimate, Picture, Result, Table, close_results, open_results, write_csv
 from latentsynth.segmentation import Segmenter
 from latentsynth.training.launch import over_cases
 from latentsynth.types import Split
@@ -58,6 +57,8 @@ def evaluate_segmenter(
     whole = region == "scan" or (region == "auto" and model.domain.framing.crop == "whole")
     if not whole and model.domain.framing.crop == "lesion":
         notes.append("the segmenter was shown a crop centred on the annotated lesion; it did not have to find it")
+    if accelerator.is_main_process:
+        open_results(out)
     edges = [max(voxel_sizes(nifti.geometry(case.images[0])[1])) for case in cohort.cases]
     tolerance = float(np.median(edges)) if tolerance_mm is None else tolerance_mm
 
@@ -75,9 +76,10 @@ def evaluate_segmenter(
     rows = [row for rows in over_cases(accelerator, "segmenting", cohort.cases, score) for row in rows]
     result = _result(model, cohort, rows, tolerance, whole, notes)
     if accelerator.is_main_process:
-        result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
+        result.save(out)  # first: a picture that fails must not cost the numbers
         write_csv(out / "segmenter.csv", [f.name for f in fields(Scores)], map(plain, rows))
         _sheet(out / result.pictures[0].file, model, cohort, rows, whole)
+        close_results(out, result)
     accelerator.wait_for_everyone()
     return result
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from latentsynth.data import nifti
+from latentsynth.data.identity import check_files
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.experiments.filter import Verdicts, read_report, require_trust, verdicts_on
 from latentsynth.files import atomic_path, write_json, write_text
+from latentsynth.outputs import free_name
 from latentsynth.progress import bar
 from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.results import Result, Table, text
@@ -30,7 +33,7 @@ def export_set(
 
     Args:
         samples: Manifest of the set.
-        out: Folder to write; must not exist.
+        out: Folder to write; new or empty.
         licence: Printed in the card.
         report: ``memorization.json`` made for exactly these files and the generator's training set.
         publish_mask_copies: Masks of patients may be published; the card says so.
@@ -47,8 +50,8 @@ def export_set(
     real = [case.case_id for case in manifest.cases if case.source == "real"]
     if real:
         raise DataError(f"{samples} holds {len(real)} real cases ({real[0]}): export synthetic volumes alone")
-    if out.exists():
-        raise DataError(f"{out} exists: give a folder that does not")
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"{out} exists: nothing was written; give another name, for example {free_name(out)}")
     if without_report is not None and not without_report.strip():
         raise DataError("--without-privacy-report needs a reason: say why, the card prints it")
     result = read_report(report) if report else None
@@ -135,18 +138,21 @@ def _copy(manifest: Manifest, folder: Path) -> list[str]:
             (folder / sub).mkdir(parents=True)
         for n, case in enumerate(manifest.cases):
             name = f"synthetic_{n:05d}"  # case names may name patients
-            for channel, image in enumerate(case.images):
-                _copy_voxels(image, folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz")
-            if case.mask:
-                _copy_voxels(case.mask, folder / "labelsTr" / f"{name}.nii.gz")
+            if not case.content:
+                raise DataError(
+                    f"case {case.case_id} has no hash of its files, so nothing says that they are what was made: run "
+                    "`latentsynth prepare --synthetic` on the set"
+                )
+            images, mask = [nifti.read(image) for image in case.images], nifti.read(case.mask) if case.mask else None
+            check_files(case, images, mask)
+            # The same voxels and geometry under a header of ours: the file's own has room for names and comments.
+            for channel, image in enumerate(images):
+                nifti.write(folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz", *image)
+            if mask:
+                nifti.write(folder / "labelsTr" / f"{name}.nii.gz", *mask)
             names.append(name)
             shown.advance()
     return names
-
-
-def _copy_voxels(source: Path, target: Path) -> None:
-    """The same voxels and geometry under a header of ours: the file's own has room for names and comments."""
-    nifti.write(target, *nifti.read(source))
 
 
 def _card(

@@ -14,6 +14,7 @@ from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.features import volumes
 from latentsynth.evaluation.report_memorization import KIND, case_files
 from latentsynth.metrics.surfaces import mean_dice
+from latentsynth.outputs import claim_file
 from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.results import Result, write_csv
 from latentsynth.segmentation import Segmenter
@@ -23,7 +24,7 @@ Verdicts = dict[str, dict[str, Any]]  # by case, what a report says of it
 
 
 def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = False) -> tuple[int, int]:
-    """Writes a manifest of the volumes that no trusted ruler flagged, and ``dropped.csv`` beside it.
+    """Writes a manifest of the volumes that no trusted ruler flagged, and ``NAME_dropped.csv`` beside it.
 
     Args:
         samples: Manifest of the set.
@@ -38,13 +39,12 @@ def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = 
         DataError: The report is of other files, clears nobody or did not compare the masks; nothing would be left; or
             ``out`` is the set itself, or anything else that stands there.
     """
-    _check_out(samples, out)
+    manifest = _opened(samples, out)
     result = read_report(report)
     if drop_mask_copies and not result.facts["masks"]:
         raise DataError(
             f"{report} did not compare masks, so it cannot say which are copies: measure again with masks on all cohorts"
         )
-    manifest = Manifest.load(samples)
     verdicts = verdicts_on(manifest, result, report)
     require_trust(result, report)
     reasons = {case.case_id: _reasons(verdicts[case.case_id], drop_mask_copies) for case in manifest.cases}
@@ -54,7 +54,7 @@ def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = 
 def filter_disagreeing(
     samples: Path, segmenter: Path, out: Path, least_dice: float, cache: Path, accelerator: Accelerator
 ) -> tuple[int, int]:
-    """Writes a manifest of the volumes in which a segmenter finds the mask they were made for, and ``dropped.csv``.
+    """Writes a manifest of the volumes in which a segmenter finds the mask they were made for, and ``NAME_dropped.csv``.
 
     Args:
         samples: Manifest of the set.
@@ -71,7 +71,7 @@ def filter_disagreeing(
         DataError: The segmenter has seen synthetic cases, or works on other channels or labels; nothing would be left; or
             ``out`` is the set itself, or anything else that stands there.
     """
-    _check_out(samples, out)
+    _opened(samples, out)
     model = Segmenter.from_pretrained(segmenter)
     if model.trained_on.get("synthetic"):
         raise DataError(
@@ -101,17 +101,28 @@ def filter_disagreeing(
     return counts[0] - counts[1], counts[1]
 
 
-def _check_out(samples: Path, out: Path) -> None:
+def _opened(samples: Path, out: Path) -> Manifest:
+    """The set, if the manifest of what is kept of it may be written."""
     if out.resolve() == samples.resolve():
         raise DataError(f"{out} is the set itself: give another --out")
     if out.is_dir() or out.suffix != ".json":
         raise DataError(
             f"{out} is no name for a manifest: give a .json file, for example {out.with_suffix('') / 'kept.json'}"
         )
-    if out.name == LEDGER or (out.exists() and not _synthetic(out)):
-        raise DataError(
-            f"{out} exists and is no manifest of synthetic cases, or would stand where a ledger does: give another --out"
-        )
+    if out.name == LEDGER:
+        raise DataError(f"{out} would stand where a ledger does: give another --out")
+    manifest = Manifest.load(samples)
+    claim_file(out, manifest.kind)
+    if out.exists() and not _synthetic(out):
+        raise DataError(f"{out} is a manifest of real cases: give another --out")
+    if not out.exists() and _dropped(out).exists():
+        raise DataError(f"{_dropped(out)} exists and is not of this command: give another --out")
+    return manifest
+
+
+def _dropped(out: Path) -> Path:
+    """What was dropped and why, beside the manifest of what was kept."""
+    return out.with_name(f"{out.stem}_dropped.csv")
 
 
 def _keep(samples: Path, manifest: Manifest, reasons: dict[str, str], out: Path, cure: str) -> tuple[int, int]:
@@ -125,7 +136,7 @@ def _keep(samples: Path, manifest: Manifest, reasons: dict[str, str], out: Path,
         # Whoever trains on these volumes must know whom they come from; another set there keeps its own entries.
         (Ledger.beside(samples) | Ledger.beside(out)).save(out.parent / LEDGER)
     dropped = [(name, why) for name, why in reasons.items() if why]
-    write_csv(out.with_name("dropped.csv"), ("case", "reason"), dropped)
+    write_csv(_dropped(out), ("case", "reason"), dropped)
     return len(kept), len(dropped)
 
 

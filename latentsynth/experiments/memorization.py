@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from latentsynth.checkpoint import is_checkpoint
 from latentsynth.config import GanRun, LdmRun, MemorizationStudy, OvertrainedConfig
 from latentsynth.data.requests import requests
 from latentsynth.experiments.grid import Cell
 from latentsynth.experiments.measuring import measure_stage
 from latentsynth.experiments.memorization_summary import summarise
 from latentsynth.experiments.study import FITTING_HOURS, Study, plain, train_generator
-from latentsynth.files import atomic_path, read_json, write_json
+from latentsynth.files import atomic_folder, read_json, write_json
 from latentsynth.metrics.conformal import smallest_rank
 from latentsynth.results import Result
 from latentsynth.synthesis import synthesize
@@ -161,7 +162,7 @@ class Memorization(Study):
                 if self.accelerator.is_main_process:  # the checkpoint last: it says that all is here
                     last = [line for line in read_metrics(config.run) if "cpu_seconds" in line][-1]
                     write_json(kept / "cost.json", {key: last[key] for key in ("images_seen", "cpu_seconds")})
-                    with atomic_path(kept / "checkpoint") as temporary:
+                    with atomic_folder(kept / "checkpoint", is_checkpoint) as temporary:
                         shutil.copytree(config.run / "checkpoint", temporary)
                 self.accelerator.wait_for_everyone()
             if not (kept / "samples" / "manifest.json").is_file():

@@ -11,10 +11,9 @@ import numpy as np
 
 from latentsynth.errors import DataError
 from latentsynth.experiments.utility_summary import KIND as STUDY
-from latentsynth.files import make_folder
 from latentsynth.metrics.significance import FEWEST_DATASETS, rank_models
 from latentsynth.plots import critical_differences
-from latentsynth.results import Cell, Picture, Result, Table
+from latentsynth.results import Cell, Picture, Result, Table, close_results, open_results
 
 KIND = "ranks"
 _PICTURE = "ranks.png"
@@ -77,8 +76,10 @@ def rank_studies(studies: Sequence[Path], out: Path, size: str = "all") -> Resul
         (Picture(_PICTURE, "mean ranks; a bar joins arms that do not differ"),),
         (f"over {len(studies)} data sets the {len(shared)} arms {answer} (Friedman, p = {found.p:.3g})",),
     )
-    result.save(make_folder(out))
+    open_results(out)
+    result.save(out)
     critical_differences(out / _PICTURE, ranks, found.critical_difference)
+    close_results(out, result)
     return result
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from latentsynth import outputs
 from latentsynth.config import GanRun, LdmRun, StudyConfig
 from latentsynth.experiments.grid import Cell, Grid
 from latentsynth.experiments.roles import Roles
@@ -72,6 +73,9 @@ class Study(ABC):
         Raises:
             TrainingError: Some cells failed.
         """
+        if self.accelerator.is_main_process:
+            outputs.claim(self.folder, "study")
+        self.accelerator.wait_for_everyone()
         self.grid().run(self.work, self.accelerator)
         return self.summarise()
 

@@ -53,6 +53,15 @@ class Growth(nn.Module):
         return 1 + int(self.grown) / _STEP - self.top
 
 
+def fade(before: Tensor, after: Tensor, share: float) -> Tensor:
+    """From ``before`` (share 0) to ``after`` (share 1), in the finer of their two precisions.
+
+    Autocast computes means and interpolation in float32 and convolutions in bfloat16; ``lerp`` takes no mixture.
+    """
+    kind = torch.promote_types(before.dtype, after.dtype)
+    return torch.lerp(before.to(kind), after.to(kind), share)
+
+
 def _climbing_blocks(dims: int, widths: Sequence[int]) -> nn.ModuleList:
     """One convolution on the smallest grid, two on each above."""
     blocks = nn.ModuleList([nn.ModuleList([Conv(dims, widths[0], widths[0])])])
@@ -89,7 +98,7 @@ class _GrownGenerator(Generator):
             x = self._block(n, x, styles, draws)
         image = self.images[top](x)
         if before is not None:
-            image = torch.lerp(resize(before, self.levels[top], smooth=False), image, share)
+            image = fade(resize(before, self.levels[top], smooth=False), image, share)
         return resize(image, self.shape, smooth=False)
 
 
@@ -271,6 +280,6 @@ class GrownDiscriminator(WholeDiscriminator):
             one, two = cast(nn.ModuleList, self.blocks[n - 1])
             x = resize(activate(two(activate(one(x)))), self.levels[n - 1])
             if n == top and share < 1:
-                x = torch.lerp(activate(self.starts[n - 1](resize(given, self.levels[n - 1]))), x, share)
+                x = fade(activate(self.starts[n - 1](resize(given, self.levels[n - 1]))), x, share)
             features.append(x)
         return self._verdict(x, features, parts)

@@ -53,7 +53,10 @@ class StyleEncoder(nn.Module):
 
 
 class SPADEBlock(nn.Module):
-    """Residual block with two label-modulated normalisations (Park et al. 2019, fig. 4; MONAI's SPADE layer)."""
+    """Residual block with label-modulated normalisations, one on a learnt shortcut (Park et al. 2019, fig. 4).
+
+    The layer is MONAI's.
+    """
 
     def __init__(self, dims: int, inputs: int, outputs: int, labels: int, hidden: int):
         super().__init__()
@@ -62,6 +65,7 @@ class SPADEBlock(nn.Module):
         self.convs = nn.ModuleList(
             spectral_norm(_CONV[dims](a, b, 3, padding=1)) for a, b in ((inputs, middle), (middle, outputs))
         )
+        self.skip_norm = None if inputs == outputs else _spade(dims, labels, inputs, hidden)
         self.skip = None if inputs == outputs else spectral_norm(_CONV[dims](inputs, outputs, 1, bias=False))
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -69,7 +73,7 @@ class SPADEBlock(nn.Module):
         y = x
         for norm, conv in zip(self.norms, self.convs, strict=True):
             y = conv(functional.leaky_relu(norm(y, mask), 0.2))
-        return y + (x if self.skip is None else self.skip(x))
+        return y + (x if self.skip is None or self.skip_norm is None else self.skip(self.skip_norm(x, mask)))
 
 
 def _spade(dims: int, labels: int, width: int, hidden: int) -> nn.Module:

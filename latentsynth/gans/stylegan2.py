@@ -124,13 +124,14 @@ def mixed_styles(
 ) -> Tensor:
     """One style per layer, ``(B, layers, w)``; with probability ``mixing`` the later layers take a second latent's.
 
-    Karras et al. 2019, sec. 3.1.
+    Karras et al. 2019, sec. 3.1. They are float32 under autocast too: what a network returns is brought to float32 on its
+    way out, and path lengths ask for gradients by the very tensor that the image was made from.
     """
     z = draws.normal(mapping.latent)
-    w = mapping(z, place, truncation)[:, None].expand(-1, layers, -1)
+    w = mapping(z, place, truncation).float()[:, None].expand(-1, layers, -1)
     if not mixing:
         return w
-    other = mapping(draws.normal(mapping.latent), place, truncation)[:, None]
+    other = mapping(draws.normal(mapping.latent), place, truncation).float()[:, None]
     chance, where = draws.uniform(2).unbind(1)
     start = torch.where(chance < mixing, 1 + (where * (layers - 1)).long(), layers)
     return torch.where(torch.arange(layers, device=w.device)[None, :, None] < start[:, None, None], w, other)

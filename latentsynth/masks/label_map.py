@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from scipy import ndimage
 
+from latentsynth.data.identity import check_files
 from latentsynth.data.volumes import read_mask
 from latentsynth.errors import DataError
 from latentsynth.metrics.lesions import components
@@ -42,6 +43,7 @@ class LabelMap:
         if case.mask is None:
             raise DataError(f"case {case.case_id} has no mask: give annotated cases")
         values, affine = read_mask(case.mask, labels)
+        check_files(case, mask=(values, affine))
         # A synthetic case is no patient; whoever it was made from is.
         parents = (case.patient_id,) if case.source == "real" else case.parents
         return cls(case.case_id, values, affine, parents)

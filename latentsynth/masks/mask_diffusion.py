@@ -126,20 +126,21 @@ class MaskDiffusionMaker(TrainedMaker):
         maps: Distance maps to label maps.
         wishes: What is asked for, as the network takes it in.
         denoiser: The averaged weights.
-        shift: Time shift it was trained with.
         anatomy: Label maps whose organs are drawn from, one per seed; empty makes lesions without organs.
     """
 
     kind = "mask_diffusion"
     part_kinds = MappingProxyType({"maps": DistanceMaps, "wishes": Wishes, "denoiser": Denoiser})
     sampling_kind = MaskSamplingConfig
-    facts = ("shift",)
 
     maps: DistanceMaps
     wishes: Wishes
     denoiser: Denoiser
-    shift: float
     anatomy: Sequence[LabelMap] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.sampling = self.sampling.resolved(self.denoiser.schedule.flow)
 
     def fit(self) -> Mapping[str, tuple[Any, Any]]:
         return {
@@ -223,7 +224,7 @@ class MaskDiffusionMaker(TrainedMaker):
         chosen = self.sampling
         denoise = guided(denoise_with(given), denoise_with(nothing), chosen.guidance, chosen.guidance_interval)
         start = noise.repeat(repeat, 1, 1, 1, 1).to(device)
-        return sample(denoise, self.denoiser.schedule, start, chosen.scheduler, chosen.steps, self.shift)[:rows]
+        return sample(denoise, self.denoiser.schedule, start, chosen.scheduler, chosen.steps, chosen.grid_shift)[:rows]
 
     def _host(self, seed: int) -> tuple[LabelMap, np.ndarray] | None:
         """The anatomy that mask ``seed`` is made in: label map and indices on the model's grid, its own lesions healed."""

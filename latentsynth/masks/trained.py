@@ -87,7 +87,7 @@ class TrainedMaker(MaskMaker):
         if affine.shape != (4, 4):
             raise CheckpointError(f"{folder}/config.json: affine has shape {affine.shape}, expected (4, 4): restore it")
         saved = checkpoint.read_settings(cls.sampling_kind, header.settings["sampling"], folder)
-        sampling = build(cls.sampling_kind, {**saved.model_dump(), **changes}, "sampling settings")
+        sampling = build(cls.sampling_kind, saved.with_changes(changes), "sampling settings")
         named = header.fingerprint
         if sampling != saved:
             named = fingerprint([named, sampling.model_dump(mode="json")])

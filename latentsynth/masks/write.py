@@ -12,21 +12,25 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from latentsynth import outputs
 from latentsynth.data import nifti
 from latentsynth.data.frames import lay, resample
+from latentsynth.data.identity import volume_hash
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.samples import claim_folder, describe
+from latentsynth.data.samples import case_files, describe
 from latentsynth.data.volumes import to_index
 from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
-from latentsynth.files import read_json, write_json
+from latentsynth.files import clear_partial, read_json, write_json
 from latentsynth.masks.base import MaskMaker, Rejected, Wanted
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.progress import bar
-from latentsynth.provenance import LEDGER, Ledger, sidecar, voxel_hash
+from latentsynth.provenance import LEDGER, Ledger, sidecar
 from latentsynth.results import write_csv
 from latentsynth.types import Case, Framing, Grid, Labels
 
+KIND = "synthetic masks"
+_FOLDERS = ("labelsTr", "sidecars")
 _PATIENCE = 100  # tries per mask before a wish counts as out of reach
 _SHOWN = 12
 _SHOWN_EACH = 4
@@ -84,6 +88,8 @@ def make_masks(
     manifest.save(out / "manifest.json")
     (maker.ledger | _parents(manifest)).save(out / LEDGER)
     sheet(out / "contact_sheet.png", manifest, maker.lesions)
+    kept = ("dataset.json", "manifest.json", LEDGER, "rejected.csv", "contact_sheet.png")
+    outputs.finish(out, [*case_files(out, manifest), *(out / name for name in kept)])
     return manifest
 
 
@@ -122,7 +128,9 @@ def tile(title: str, made: LabelMap, labels: Labels, grid: Grid) -> Tile:
 def _claim(out: Path, maker: MaskMaker, wanted: Wanted, seed: int) -> None:
     """Opens the output folder for this maker and these wishes, or refuses one that belongs to others."""
     recipe = {"maker": maker.fingerprint, "wanted": json.loads(json.dumps(asdict(wanted))), "seed": seed}
-    claim_folder(out, ("labelsTr", "sidecars"), "masks.json", recipe, "masks", "the same")
+    outputs.claim(out, KIND, recipe, _FOLDERS)
+    for name in _FOLDERS:
+        clear_partial(out / name)
     describe(out, f"{out.name} (synthetic masks)", (), maker.labels)
 
 
@@ -136,7 +144,7 @@ def _write(out: Path, seed: int, made: LabelMap, maker: MaskMaker) -> None:
         "parents": list(made.parents),
         "lesion_ml": made.volume_ml(maker.lesions),
         "lesions": made.pieces(maker.lesions),
-        "mask_voxels": voxel_hash(made.values),
+        "mask_hash": volume_hash(made.values, made.affine),
     }
     write_json(out / "sidecars" / f"{name}.json", sidecar(**facts))
 
@@ -149,7 +157,7 @@ def _collect(out: Path, labels: Labels) -> Manifest:
         source = f"{facts['maker']}:{facts['seed']}"
         cases.append(
             Case(file.stem, f"synthetic-{file.stem}", (), mask, "train", source, tuple(facts["parents"]),
-                 content=facts["mask_voxels"])
+                 mask_hash=facts["mask_hash"])
         )  # fmt: skip
     return Manifest(out.name, (), labels, tuple(cases))
 

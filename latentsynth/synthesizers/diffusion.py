@@ -16,7 +16,6 @@ from latentsynth.conditioning import ContextConditioner, MaskConditioner
 from latentsynth.config import SamplingConfig, build
 from latentsynth.data.cutting import Cut
 from latentsynth.diffusion import Denoiser, guided, sample
-from latentsynth.diffusion.sampling import sampler_named
 from latentsynth.errors import DataError
 from latentsynth.gans import Draws
 from latentsynth.provenance import Ledger
@@ -37,7 +36,6 @@ class LatentDiffusion(Synthesizer):
         conditioner: Mask to cell fractions.
         denoiser: The averaged weights.
         sampling: Defaults of :meth:`generate`.
-        shift: Time shift it was trained with.
         fingerprint: Of the checkpoint, or "unsaved".
         ledger: The patients it has seen, through its autoencoder too.
     """
@@ -47,9 +45,11 @@ class LatentDiffusion(Synthesizer):
     conditioner: MaskConditioner
     denoiser: Denoiser
     sampling: SamplingConfig
-    shift: float = 1.0
     fingerprint: str = "unsaved"
     ledger: Ledger = Ledger()  # noqa: RUF009 (frozen)
+
+    def __post_init__(self) -> None:
+        self.sampling = self.sampling.resolved(self.denoiser.schedule.flow)
 
     def to(self, device: torch.device | str) -> LatentDiffusion:
         for part in (self.autoencoder, self.conditioner, self.denoiser):
@@ -58,9 +58,8 @@ class LatentDiffusion(Synthesizer):
 
     def settings(self, **changes: Any) -> dict[str, Any]:
         wanted = {key: value for key, value in changes.items() if value is not None}
-        config = build(SamplingConfig, {**self.sampling.model_dump(), **wanted}, "sampling settings")
-        sampler_named(config.scheduler, self.denoiser.schedule)  # refuses an unknown name before any work is done
-        return config.model_dump(mode="json")
+        config = build(SamplingConfig, self.sampling.with_changes(wanted), "sampling settings")
+        return config.resolved(self.denoiser.schedule.flow).model_dump(mode="json")
 
     @torch.no_grad()
     def generate(
@@ -76,7 +75,7 @@ class LatentDiffusion(Synthesizer):
             condition: Masks ``(B, L, I, J, K)``; None samples without a mask.
             seeds: One per volume.
             progress: Called with (denoiser calls done, in all).
-            settings: ``scheduler``, ``steps``, ``guidance``, ``guidance_interval``.
+            settings: ``scheduler``, ``steps``, ``shift``, ``guidance``, ``guidance_interval``.
 
         Raises:
             DataError: The condition does not fit the model.
@@ -103,7 +102,13 @@ class LatentDiffusion(Synthesizer):
 
         denoise = guided(denoise_with(wanted), denoise_with(nothing), chosen.guidance, chosen.guidance_interval)
         z = sample(
-            denoise, self.denoiser.schedule, noise.to(device), chosen.scheduler, chosen.steps, self.shift, progress
+            denoise,
+            self.denoiser.schedule,
+            noise.to(device),
+            chosen.scheduler,
+            chosen.steps,
+            chosen.grid_shift,
+            progress,
         )
         return Generated(self.autoencoder.decode(z)[:rows].cpu(), condition.mask)
 
@@ -127,7 +132,7 @@ class LatentDiffusion(Synthesizer):
 
     def save(self, folder: Path, ledger: Ledger, metrics: Mapping[str, float]) -> checkpoint.Header:
         """Writes the checkpoint folder that :meth:`from_pretrained` reads."""
-        settings = {"sampling": self.sampling.model_dump(mode="json"), "shift": self.shift}
+        settings = {"sampling": self.sampling.model_dump(mode="json")}
         parts = {"autoencoder": self.autoencoder, "conditioner": self.conditioner, "denoiser": self.denoiser}
         return checkpoint.write(folder, KIND, self.domain, settings, parts, ledger, metrics)
 
@@ -140,14 +145,13 @@ class LatentDiffusion(Synthesizer):
         """
         folder = checkpoint.locate(path)
         header = checkpoint.read_header(folder, KIND)
-        checkpoint.check_keys(folder, header, {"autoencoder", "conditioner", "denoiser"}, {"sampling", "shift"})
+        checkpoint.check_keys(folder, header, {"autoencoder", "conditioner", "denoiser"}, {"sampling"})
         model = cls(
             header.domain,
             Autoencoder.from_pretrained(folder / "autoencoder"),
             MaskConditioner.from_pretrained(folder / "conditioner"),
             Denoiser.from_pretrained(folder / "denoiser"),
             checkpoint.read_settings(SamplingConfig, header.settings["sampling"], folder),
-            float(header.settings["shift"]),
             header.fingerprint,
             checkpoint.read_ledger(folder),
         )

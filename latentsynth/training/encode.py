@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,15 @@ from torch import Tensor
 
 from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder
-from latentsynth.config import AugmentConfig, AutoencoderRun, ConditionerConfig, LatentDataConfig, build
+from latentsynth.config import (
+    AugmentConfig,
+    AutoencoderRun,
+    ConditionerConfig,
+    GanRun,
+    LatentDataConfig,
+    LdmRun,
+    build,
+)
 from latentsynth.data.cutting import Cut
 from latentsynth.data.latents import LatentCache
 from latentsynth.data.manifest import Manifest
@@ -19,6 +28,7 @@ from latentsynth.data.volumes import Recipe, VolumeCache
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.pretrained import part_fingerprint
 from latentsynth.progress import bar
+from latentsynth.strict import changed, read_yaml
 from latentsynth.training.launch import fill
 from latentsynth.types import Split
 
@@ -83,6 +93,32 @@ def encoded_cohort(
         return LatentCache(folder.parent / "latents", weights, volumes, cut)
 
     return EncodedCohort(folder, header, manifest, latents("train", augment.copies), latents("val", 0))
+
+
+def cohort_of(source: Path, overrides: Sequence[str] = ()) -> EncodedCohort:
+    """The cohort of a configuration or run folder.
+
+    Args:
+        source: Configuration of a latent diffusion model, or a run folder: of such a model, of a latent GAN, or of an
+            autoencoder, whose own training data are meant then.
+        overrides: ``key=value`` changes of a configuration.
+
+    Raises:
+        ConfigError: No such configuration.
+        LatentsynthError: As :func:`encoded_cohort`.
+    """
+    file = source / "config.yaml" if source.is_dir() else source
+    sections = read_yaml(file)
+    if isinstance(sections.get("autoencoder"), dict):
+        changed(AutoencoderRun, sections, overrides, str(file))
+        return encoded_cohort(source if source.is_dir() else Path(sections["run"]), LatentDataConfig())
+    if "denoiser" not in sections and "generator" in sections:
+        gan = changed(GanRun, sections, overrides, str(file))
+        if gan.autoencoder is None:
+            raise ConfigError(f"{file} is of a GAN on voxels, which has no latents: give a run on latents")
+        return encoded_cohort(gan.autoencoder, gan.data.latents())
+    ldm = changed(LdmRun, sections, overrides, str(file))
+    return encoded_cohort(ldm.autoencoder, ldm.data, ldm.conditioner)
 
 
 def encode(cohort: EncodedCohort, accelerator: Accelerator) -> None:

@@ -63,7 +63,7 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
 
     def synthesizer(modules: Modules) -> LatentDiffusion:
         net = cast(Denoiser, modules["denoiser"])
-        return LatentDiffusion(cohort.header.domain, autoencoder, conditioner, net, config.sampling, loss.times.shift)
+        return LatentDiffusion(cohort.header.domain, autoencoder, conditioner, net, config.sampling)
 
     def validate(modules: Modules) -> dict[str, float]:
         return mean_rows(share(accelerator, len(validation), lambda n: loss.score(modules, validation.item(n), n)))

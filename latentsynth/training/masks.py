@@ -172,7 +172,7 @@ def _diffusion(config: MaskRun, training: VolumeCache, validation: VolumeCache) 
     def maker(modules: Modules) -> TrainedMaker:
         net = cast(Denoiser, modules["denoiser"])
         parts = {"maps": items.maps, "wishes": items.wishes, "denoiser": net}
-        return MaskDiffusionMaker(**common, sampling=generator.sampling, shift=loss.times.shift, **parts)
+        return MaskDiffusionMaker(**common, sampling=generator.sampling, **parts)
 
     def score(modules: Modules, n: int) -> dict[str, float]:
         return loss.score(modules["denoiser"], seen(n), n)

@@ -8,7 +8,7 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from latentsynth import config as configuration
 from latentsynth.config import Run
 from latentsynth.errors import TrainingError
 from latentsynth.files import clear_partial, make_folder, write_json, write_text
+from latentsynth.outputs import claim
 
 _KEPT_STATES = 2
 _PACKAGES = (
@@ -54,7 +55,7 @@ class RunFolder:
         self.tensorboard: Any = None
         self._lock = FileLock(self.path / "run.lock")
         if accelerator.is_main_process:
-            make_folder(self.path)
+            claim(self.path, "run")
             self._lock_out_others()
             self._claim(config)
             write_json(self.path / "environment.json", environment(accelerator))
@@ -78,14 +79,16 @@ class RunFolder:
         self._lock.release()
 
     def _claim(self, config: Run) -> None:
-        """Writes the configuration, or refuses a folder that belongs to another. ``train`` may change between runs."""
+        """Writes the configuration, or refuses a folder that belongs to another.
+
+        What ``config.may_change`` names may change from one call to the next.
+        """
         file = self.path / "config.yaml"
         wanted = config.model_dump(mode="json")
         if file.is_file():
             found = yaml.safe_load(file.read_text())
-            differing = [
-                key for key in sorted(set(wanted) | set(found)) if key != "train" and wanted.get(key) != found.get(key)
-            ]
+            before, now = (_without(values, config.may_change) for values in (found, wanted))
+            differing = [key for key in sorted(set(now) | set(before)) if now.get(key) != before.get(key)]
             if differing or wanted["train"]["batch"] != found["train"]["batch"]:
                 differing = differing or ["train.batch"]
                 raise TrainingError(
@@ -157,6 +160,18 @@ class RunFolder:
         if self.tensorboard is not None:
             for key, value in values.items():
                 self.tensorboard.add_scalar(key, value, images_seen)
+
+
+def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Nested values without some of them, named ``section.key``."""
+    kept = dict(values)
+    for key in keys:
+        first, _, rest = key.partition(".")
+        if rest and isinstance(kept.get(first), dict):
+            kept[first] = _without(kept[first], [rest])
+        elif not rest:
+            kept.pop(first, None)
+    return kept
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from helpers import tiny_denoiser
 from scipy import special
 from torch import Tensor
 
-from latentsynth.diffusion import SAMPLERS, Schedule, sample, sampler_table, schedule_named
-from latentsynth.diffusion.guidance import Denoise
+from latentsynth.diffusion import SAMPLERS, sample, sampler_table, schedule_named
+from latentsynth.diffusion.gaussian import gaussian_denoiser as gaussian
 from latentsynth.diffusion.sampling import build_scheduler, model_output, sampler_named
 from latentsynth.errors import ConfigError, UnknownNameError
 from latentsynth.types import Conditioning
@@ -23,16 +23,6 @@ PAIRS = [(name, schedule) for name, schedule, _, _ in sampler_table()]
 FIRST_ORDER = ("euler", "ddim")
 # Quantiles instead of draws: exactly unit variance, and 31.7 % lie outside [-1, 1].
 NOISE = torch.tensor(special.ndtri((np.arange(1500) + 0.5) / 1500), dtype=torch.float32).view(-1, 1, 1, 1, 1)
-
-
-def gaussian(schedule: Schedule, mean: float, std: float) -> Denoise:
-    """The exact denoiser of data N(mean, std^2)."""
-
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        a, s = float(schedule.alpha(t.double())), float(schedule.sigma(t.double()))
-        return mean + a * std**2 / (a**2 * std**2 + s**2) * (x_t - a * mean)
-
-    return denoise
 
 
 def draw(name: str, schedule: str, steps: int, mean: float, std: float) -> Tensor:
@@ -166,10 +156,11 @@ def test_the_table_tells_the_calls_and_progress_counts_them(name: str, schedule:
     assert asked[0] == max(asked)
 
 
-@pytest.mark.parametrize(("name", "reason"), [("ddpm", "use ddim"), ("pndm", "use unipc"), ("lcm", "distilled")])
-def test_refused_names_say_why(name: str, reason: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{name}.*refused.*{reason}"):
-        sampler_named(name, schedule_named("cosine"))
+@pytest.mark.parametrize(("name", "schedule"), [("ddim", "rectified"), ("unipc", "cosine"), ("euler", "linear")])
+def test_a_shift_that_would_be_ignored_is_refused(name: str, schedule: str) -> None:
+    process = schedule_named(schedule)
+    with pytest.raises(ConfigError, match=r"takes no shift, found 0\.5"):
+        sample(gaussian(process, 0.0, 1.0), process, NOISE[:4], name, 4, shift=0.5)
 
 
 def test_unknown_names_list_the_choices() -> None:

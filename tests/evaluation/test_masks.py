@@ -58,7 +58,7 @@ def write(folder: Path, maps: list[np.ndarray], source: str = "made:0", affine: 
         file = folder / "masks" / f"{n:02d}.nii.gz"
         nifti.write(file, values, affine)
         split = facts.get("split", "train")
-        cases.append(Case(f"{folder.name}-{n}", f"{folder.name}-{n}", (), file, split, source, content=f"{folder}{n}"))
+        cases.append(Case(f"{folder.name}-{n}", f"{folder.name}-{n}", (), file, split, source))
     manifest = Manifest(folder.name, (), facts.get("labels", LABELS), tuple(cases))
     manifest.save(folder / "manifest.json")
     return Cohort(folder.name, manifest, manifest.cases)

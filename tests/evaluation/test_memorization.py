@@ -40,7 +40,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def synthetic(name: str, images: tuple[Case, ...], masks: tuple[Case, ...], parents: list[str]) -> None:
         cases = [
             replace(image, case_id=f"{name}-{n}", patient_id=f"{name}-{n}", split="train", source="model:0", mask=mask.mask,
-                    content="", parents=(parent,) if parent else ())
+                    mask_hash=mask.mask_hash, parents=(parent,) if parent else ())
             for n, (image, mask, parent) in enumerate(zip(images, masks, parents, strict=True))
         ]  # fmt: skip
         replace(real, cases=tuple(cases)).save(folder / f"{name}.json")

@@ -191,7 +191,7 @@ def test_a_synthetic_cohort_gets_its_sheet(tmp_path: Path, cpu: Accelerator) -> 
     body = normal(found.texts["body"][0])
     assert "2 volumes by checkpoint echo; level 1" in body
     assert found.tags["figure"] == 1
-    assert json.loads((tmp_path / "runs" / "samples" / "synthesis.json").read_text())["command"] in found.texts["pre"]
+    assert json.loads((tmp_path / "runs" / "samples" / "output.json").read_text())["command"] in found.texts["pre"]
 
 
 def test_sections_come_in_one_order(tmp_path: Path) -> None:

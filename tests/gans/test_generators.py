@@ -24,7 +24,7 @@ from latentsynth.gans.discriminators import PatchDiscriminators
 from latentsynth.gans.draws import Draws
 from latentsynth.gans.latent import LatentGenerator
 from latentsynth.gans.progressive import ProgressiveGenerator, StyleGAN1Generator
-from latentsynth.gans.spade import SPADEGenerator, StyleEncoder, _spade
+from latentsynth.gans.spade import SPADEBlock, SPADEGenerator, StyleEncoder, _spade
 from latentsynth.gans.stylegan2 import StyleGAN2Generator, mixed_styles
 from latentsynth.gans.translators import ResNetGenerator, UNetGenerator, drop
 
@@ -387,6 +387,17 @@ def test_modulation_depends_on_the_mask_nearby(shape: tuple[int, ...]) -> None:
     centre = (..., *(n // 2 for n in shape))
     assert not torch.allclose(layer(x, one), layer(x, two))
     torch.testing.assert_close(layer(x, one)[centre], layer(x, two)[centre])
+
+
+def test_a_spade_block_normalises_its_learnt_shortcut_too() -> None:
+    """So that the level and spread of its input's channels change nothing (Park et al. 2019, fig. 4)."""
+    generator = torch.Generator().manual_seed(0)
+    x, mask = torch.randn(2, 4, 6, 6, generator=generator), torch.rand(2, LABELS, 6, 6, generator=generator)
+    other = 3 * x + torch.randn(1, 4, 1, 1, generator=generator)
+    block = SPADEBlock(2, 4, 6, LABELS, 4).eval()
+    torch.testing.assert_close(block(other, mask), block(x, mask), atol=1e-4, rtol=1e-4)
+    straight = SPADEBlock(2, 4, 4, LABELS, 4).eval()  # as many features: the shortcut is the input itself
+    assert not torch.allclose(straight(other, mask), straight(x, mask), atol=0.1)
 
 
 @cases(["spade vae", "spade bottleneck"])

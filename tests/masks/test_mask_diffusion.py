@@ -123,7 +123,7 @@ def tiny(labels: Labels = Labels((0, 5)), lesions: tuple[int, ...] = (), seed: i
         p.data += 0.05 * torch.randn(p.shape)
     return MaskDiffusionMaker(
         domain=domain, affine=np.diag([*SPACING, 1]), volume_ml=(1.4, 7.2), sampling=MaskSamplingConfig(steps=3), maps=maps,
-        wishes=wishes, denoiser=net.eval(), shift=1.0,
+        wishes=wishes, denoiser=net.eval(),
     )  # fmt: skip
 
 

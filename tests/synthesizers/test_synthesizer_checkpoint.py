@@ -94,9 +94,11 @@ def test_the_fingerprint_names_weights_and_settings(tmp_path: Path, saved: Path)
     first = checkpoint.read_header(saved / "checkpoint").fingerprint
     model = tiny_model("kl")
     assert model.save(tmp_path / "same", Ledger(), {"loss": 9.0}).fingerprint == first
-    model.shift = 2.0
+    settings = model.sampling
+    assert settings.shift == 0.33  # the scheduler's best, as a number
+    model.sampling = settings.model_copy(update={"shift": 2.0})
     assert model.save(tmp_path / "shifted", Ledger(), {}).fingerprint != first
-    model.shift = 1.0
+    model.sampling = settings
     with torch.no_grad():
         next(model.denoiser.parameters()).view(-1)[0] += 1e-3
     assert model.save(tmp_path / "trained", Ledger(), {}).fingerprint != first

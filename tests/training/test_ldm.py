@@ -13,7 +13,7 @@ from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder, VQAutoencoder
 from latentsynth.config import AutoencoderRun, LdmRun, load
 from latentsynth.data.manifest import Manifest
-from latentsynth.errors import CheckpointError
+from latentsynth.errors import CheckpointError, TrainingError
 from latentsynth.synthesizers import LatentDiffusion
 from latentsynth.training.autoencoder import initial as initial_autoencoder
 from latentsynth.training.encode import encoded_cohort
@@ -45,6 +45,17 @@ def test_a_loss_depends_on_its_own_case_alone(workplace: Path, trained_autoencod
         one = {key: value[n : n + 1] for key, value in batch.items()}
         alone = loss.losses(modules, one, positions[n : n + 1], t[n : n + 1], keep[n : n + 1])
         assert torch.allclose(alone, together[n : n + 1], rtol=1e-4)
+
+
+def test_sampling_may_change_when_a_run_goes_on_and_nothing_else(workplace: Path, trained_autoencoder: Path) -> None:
+    file = ldm_config(workplace, "ldm-resampled", trained_autoencoder.name)
+    train_ldm(load(LdmRun, file, ["train.images=4"]))
+    changed = load(LdmRun, file, ["train.images=8", "sampling.scheduler=dpmpp_2m", "sampling.steps=5"])
+    train_ldm(changed)
+    kept = LatentDiffusion.from_pretrained(changed.run).sampling
+    assert (kept.scheduler, kept.steps, kept.shift) == ("dpmpp_2m", 5, 0.5)
+    with pytest.raises(TrainingError, match="they differ in diffusion"):
+        train_ldm(load(LdmRun, file, ["train.images=12", "diffusion.shift=2"]))
 
 
 def test_an_autoencoder_that_loses_the_lesion_is_warned_of_with_the_numbers(workplace: Path, trained_ldm: Path) -> None:
