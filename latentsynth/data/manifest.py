@@ -173,7 +173,9 @@ class Manifest:
 
     def masks_alone(self) -> Manifest:
         """The annotated cases without their images, for models of masks."""
-        cases = tuple(replace(case, images=(), image_hashes=(), limits=()) for case in self.cases if case.mask is not None)
+        cases = tuple(
+            replace(case, images=(), image_hashes=(), limits=()) for case in self.cases if case.mask is not None
+        )
         if not cases:
             raise DataError(f"no case of manifest {self.name} has a mask: give annotated cases")
         return replace(self, channels=(), cases=cases)
