@@ -103,20 +103,20 @@ def run_demo(out: Path, cases: int, seed: int) -> tuple[Path, Path]:
     """
     from rich.console import Console
 
-    from latentsynth.data.phantom import write_cohort
-    from latentsynth.data.prepare import prepare
-    from latentsynth.data.prepare import write_report as write_report_of
-    from latentsynth.data.requests import requests
+    from latentsynth.data.exchange.requests import requests
+    from latentsynth.data.intake.prepare import prepare
+    from latentsynth.data.intake.prepare import write_report as write_report_of
     from latentsynth.evaluation.cohorts import Cohort
-    from latentsynth.evaluation.obedience import evaluate_obedience
+    from latentsynth.evaluation.obedience.evaluate import evaluate_obedience
     from latentsynth.evaluation.report import write_report
+    from latentsynth.parallel import start
+    from latentsynth.phantom.cohort import write_cohort
     from latentsynth.roundtrip import reconstruct_cohort
     from latentsynth.synthesis import synthesize
     from latentsynth.synthesizers import load_synthesizer
-    from latentsynth.training.autoencoder import train_autoencoder
-    from latentsynth.training.launch import start
-    from latentsynth.training.ldm import train_ldm
-    from latentsynth.training.segmenter import train_segmenter
+    from latentsynth.training.recipes.autoencoder import train_autoencoder
+    from latentsynth.training.recipes.ldm import train_ldm
+    from latentsynth.training.recipes.segmenter import train_segmenter
 
     console = Console()
     outputs.claim(out, "demo")

@@ -10,12 +10,13 @@ from nibabel.affines import voxel_sizes
 
 from latentsynth import outputs
 from latentsynth.data import nifti
+from latentsynth.data.cache.volumes import to_index
 from latentsynth.data.frames import resample
-from latentsynth.data.volumes import to_index
 from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.files import clear_partial
 from latentsynth.metrics.surfaces import volume_ml
+from latentsynth.parallel import own
 from latentsynth.progress import bar
 from latentsynth.provenance import fingerprint
 from latentsynth.results import write_csv
@@ -49,7 +50,7 @@ def label_scans(model: Segmenter, cases: Sequence[Case], out: Path, accelerator:
     model.to(accelerator.device)
     todo = [n for n, file in enumerate(files) if not file.is_file()]
     accelerator.wait_for_everyone()  # every process must have looked before any of them writes
-    mine = todo[accelerator.process_index :: accelerator.num_processes]
+    mine = own(accelerator, todo)
     with bar("segmenting", len(mine), "scans", accelerator.is_main_process) as shown:
         for n in mine:
             labels, affine = model.segment(cases[n])

@@ -21,12 +21,12 @@ from torch import nn
 from latentsynth import config as configuration
 from latentsynth.autoencoders import build_autoencoder
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun
+from latentsynth.data.intake.survey import choose_grid, propose_window, survey
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.survey import choose_grid, propose_window, survey
 from latentsynth.outputs import claim_file, write_marked
 from latentsynth.segmentation import build_network
-from latentsynth.training.ldm import build_conditioner, build_denoiser
 from latentsynth.training.memory import MemoryEstimate, estimate_autoencoder, estimate_ldm, estimate_segmenter
+from latentsynth.training.recipes.ldm import build_conditioner, build_denoiser
 from latentsynth.types import Conditioning, Domain, Framing, Grid, Labels
 
 KIND = "plan"

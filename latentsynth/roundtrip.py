@@ -13,14 +13,14 @@ from latentsynth.autoencoders import Autoencoder
 from latentsynth.autoencoders.reconstruction import reconstruct
 from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti
+from latentsynth.data.cache.volumes import Recipe, read_mask
+from latentsynth.data.exchange.requests import Placed, to_scanner
 from latentsynth.data.identity import volume_hash
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.requests import Placed, to_scanner
-from latentsynth.data.volumes import Recipe, read_mask
 from latentsynth.data.windows import Limits
 from latentsynth.errors import CheckpointError, DataError
+from latentsynth.parallel import over_cases
 from latentsynth.pretrained import part_fingerprint
-from latentsynth.training.launch import over_cases
 from latentsynth.types import Case
 
 

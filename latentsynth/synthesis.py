@@ -13,14 +13,16 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from latentsynth.config import AugmentConfig
-from latentsynth.data import nifti, samples, windows
+from latentsynth.data import nifti, windows
+from latentsynth.data.cache.volumes import Recipe, to_index
+from latentsynth.data.exchange import samples
+from latentsynth.data.exchange.hosts import Host, paired
+from latentsynth.data.exchange.requests import Placed, Request, place, to_scanner, volume_seed
 from latentsynth.data.frames import Frame, resample
-from latentsynth.data.hosts import Host, paired
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.requests import Placed, Request, place, to_scanner, volume_seed
-from latentsynth.data.volumes import Recipe, to_index
 from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
+from latentsynth.parallel import own
 from latentsynth.progress import bar
 from latentsynth.provenance import LEDGER, Ledger, voxel_hash
 from latentsynth.synthesizers import Synthesizer
@@ -92,7 +94,7 @@ def synthesize(
     jobs = [(m, seed + n) for m in range(len(masks)) for n in range(per_mask)]
     todo = [job for job in jobs if not samples.is_done(out, masks[job[0]], job[1], placed[job[0]])]
     accelerator.wait_for_everyone()  # every process must have looked before any of them writes
-    mine = todo[accelerator.process_index :: accelerator.num_processes]
+    mine = own(accelerator, todo)
     with bar("sampling", len(mine), "volumes", accelerator.is_main_process) as shown:
         for start in range(0, len(mine), batch):
             part = mine[start : start + batch]

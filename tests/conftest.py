@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from helpers import GEOMETRIES, SMALL, lesion_mask, tiny_model, write_mask
 from trained_runs import trained_autoencoder, trained_ldm, trained_segmenter, workplace  # noqa: F401 (fixtures)
 
-from latentsynth.data.requests import Request
+from latentsynth.data.exchange.requests import Request
 from latentsynth.synthesizers import LatentDiffusion
 
 hypothesis.settings.register_profile("latentsynth", deadline=None, derandomize=True)  # a busy machine is no failure

@@ -31,7 +31,7 @@ from latentsynth.config import (
     StyleGAN3Config,
     VQConfig,
 )
-from latentsynth.data.requests import Request
+from latentsynth.data.exchange.requests import Request
 from latentsynth.diffusion import Denoiser
 from latentsynth.gans import Annotation, Generator, build_generator
 from latentsynth.gans.cyclegan import Translators

@@ -11,10 +11,10 @@ import pytest
 from accelerate import Accelerator
 
 from latentsynth.data import nifti
+from latentsynth.data.intake.prepare import prepare
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.phantom import write_cohort
-from latentsynth.data.prepare import prepare
-from latentsynth.evaluation.measure_memorization import measure_memorization
+from latentsynth.evaluation.memorization.evaluate import measure_memorization
+from latentsynth.phantom.cohort import write_cohort
 from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.types import Case
 
@@ -94,7 +94,10 @@ def _sample(folder: Path, name: str, image: Case, mask: Case, parents: tuple[str
     files = (folder / "imagesTr" / f"{name}_0000.nii.gz", folder / "labelsTr" / f"{name}.nii.gz")
     for source, file in zip((image.images[0], mask.mask), files, strict=True):
         nifti.write(file, *nifti.read(source))
-    return Case(name, f"synthetic-{name}", files[:1], files[1], "train", "abc123:0", parents, image.voxels)
+    return Case(
+        name, f"synthetic-{name}", files[:1], files[1], "train", "abc123:0", parents, image.voxels, image.image_hashes,
+        mask.mask_hash,
+    )  # fmt: skip
 
 
 def _set(folder: Path, like: Manifest, cases: Sequence[Case], train: Sequence[Case]) -> Path:

@@ -19,7 +19,7 @@ from latentsynth.cli import main
 from latentsynth.config import LatentDataConfig, LdmRun, load
 from latentsynth.data import nifti
 from latentsynth.errors import DataError
-from latentsynth.training.encode import encoded_cohort
+from latentsynth.training.recipes.encode import encoded_cohort
 
 REFERENCE = Path(__file__).parents[1] / "configs" / "reference" / "hippocampus_vq.yaml"
 

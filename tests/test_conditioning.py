@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from latentsynth.conditioning import MaskConditioner
-from latentsynth.data.volumes import one_hot
+from latentsynth.data.cache.volumes import one_hot
 from latentsynth.errors import CheckpointError, ConfigError, DataError
 from latentsynth.types import Condition, Conditioning
 

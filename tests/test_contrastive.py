@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from latentsynth.config import ViewsConfig
-from latentsynth.contrastive import ContrastiveEncoder, contrastive_loss, views
+from latentsynth.extractors.contrastive import ContrastiveEncoder, contrastive_loss, views
 
 SHAPE = (20, 16, 12)  # different edges, so that an exchanged axis shows
 STILL = {"rotate_deg": 0.0, "scale": 0.0, "shift": 0.0, "flip_axes": (), "gamma": 0.0, "brightness": 0.0, "noise": 0.0}

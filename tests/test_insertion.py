@@ -15,18 +15,18 @@ from tiny_runs import ldm_config
 from latentsynth.conditioning import ContextConditioner, MaskConditioner
 from latentsynth.config import LdmRun, load
 from latentsynth.data import nifti
-from latentsynth.data.cutting import MIDDLE, Cut, distance_to
-from latentsynth.data.hosts import paired
+from latentsynth.data.cache.cutting import MIDDLE, Cut, distance_to
+from latentsynth.data.exchange.hosts import paired
+from latentsynth.data.exchange.requests import Request
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.requests import Request
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.files import read_json
 from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import LatentDiffusion
 from latentsynth.synthesizers.rules import RuleBased
-from latentsynth.training.encode import encoded_cohort
-from latentsynth.training.ldm import DenoiserLoss, build_conditioner, initial, train_ldm, widen
+from latentsynth.training.recipes.encode import encoded_cohort
+from latentsynth.training.recipes.ldm import DenoiserLoss, build_conditioner, initial, train_ldm, widen
 from latentsynth.types import Case, Condition
 
 SPACING, SHAPE = (1.5, 1.0, 3.0), (24, 30, 14)

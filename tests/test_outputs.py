@@ -13,10 +13,10 @@ from helpers import run
 from tiny_runs import ldm_config
 
 from latentsynth.config import LdmRun, load
-from latentsynth.data.phantom import write_cohort
 from latentsynth.errors import DataError
 from latentsynth.files import atomic_folder, atomic_path
 from latentsynth.outputs import RECORD, claim, claim_file, finish, free_name, write_marked
+from latentsynth.phantom.cohort import write_cohort
 
 
 def everything(folder: Path) -> dict[str, str]:

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, load
-from latentsynth.data.survey import choose_grid, propose_window
+from latentsynth.data.intake.survey import choose_grid, propose_window
 from latentsynth.plan import plan_runs, write_plan
-from latentsynth.training.autoencoder import train_autoencoder
-from latentsynth.training.ldm import train_ldm
-from latentsynth.training.segmenter import train_segmenter
+from latentsynth.training.recipes.autoencoder import train_autoencoder
+from latentsynth.training.recipes.ldm import train_ldm
+from latentsynth.training.recipes.segmenter import train_segmenter
 
 lengths = st.floats(20, 600)
 spacings = st.floats(0.4, 6)

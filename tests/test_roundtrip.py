@@ -17,9 +17,9 @@ from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder
 from latentsynth.autoencoders.reconstruction import reconstruct
 from latentsynth.config import AugmentConfig
+from latentsynth.data.cache.volumes import Recipe
+from latentsynth.data.exchange.requests import Request, place, to_scanner
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.requests import Request, place, to_scanner
-from latentsynth.data.volumes import Recipe
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.provenance import Ledger
 from latentsynth.roundtrip import reconstruct_cohort

@@ -29,9 +29,9 @@ from helpers import (
     write_mask,
 )
 
+from latentsynth.data.cache.volumes import one_hot
+from latentsynth.data.exchange.requests import Request
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.requests import Request
-from latentsynth.data.volumes import one_hot
 from latentsynth.errors import DataError
 from latentsynth.provenance import Ledger, voxel_hash
 from latentsynth.synthesis import synthesize

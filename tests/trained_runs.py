@@ -9,8 +9,8 @@ import pytest
 from tiny_runs import autoencoder_config, ldm_config, segmenter_config
 
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, load
-from latentsynth.data.phantom import write_cohort
-from latentsynth.data.prepare import prepare
+from latentsynth.data.intake.prepare import prepare
+from latentsynth.phantom.cohort import write_cohort
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +26,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained_autoencoder(workplace: Path) -> Path:
     """The run folder of a tiny trained autoencoder."""
-    from latentsynth.training.autoencoder import train_autoencoder
+    from latentsynth.training.recipes.autoencoder import train_autoencoder
 
     config = load(AutoencoderRun, autoencoder_config(workplace, "ae"))
     train_autoencoder(config)
@@ -36,7 +36,7 @@ def trained_autoencoder(workplace: Path) -> Path:
 @pytest.fixture(scope="session")
 def trained_ldm(workplace: Path, trained_autoencoder: Path) -> Path:
     """The run folder of a tiny trained latent diffusion model."""
-    from latentsynth.training.ldm import train_ldm
+    from latentsynth.training.recipes.ldm import train_ldm
 
     config = load(LdmRun, ldm_config(workplace, "ldm", trained_autoencoder.name))
     train_ldm(config)
@@ -46,7 +46,7 @@ def trained_ldm(workplace: Path, trained_autoencoder: Path) -> Path:
 @pytest.fixture(scope="session")
 def trained_segmenter(workplace: Path) -> Path:
     """The run folder of a tiny trained segmenter."""
-    from latentsynth.training.segmenter import train_segmenter
+    from latentsynth.training.recipes.segmenter import train_segmenter
 
     changes = ["train.images=160", "train.save_every_images=160"]
     config = load(SegmenterRun, segmenter_config(workplace, "segmenter"), changes)

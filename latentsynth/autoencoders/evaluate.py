@@ -18,8 +18,8 @@ from latentsynth.autoencoders.reconstruction import (
     summarise,
 )
 from latentsynth.config import AugmentConfig
+from latentsynth.data.cache.volumes import Recipe
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.volumes import Recipe
 from latentsynth.errors import DataError
 from latentsynth.progress import bar
 from latentsynth.results import Cell, Picture, Result, Table, close_results, open_results, write_csv

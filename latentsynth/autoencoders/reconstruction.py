@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from latentsynth.autoencoders.base import Autoencoder
-from latentsynth.data.volumes import Volume
+from latentsynth.data.cache.volumes import Volume
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.metrics.reconstruction import contrast_kept, lesion_contrast, lesion_error, psnr, ssim
 from latentsynth.metrics.sharpness import detail
+from latentsynth.parallel import at_least_two
 from latentsynth.types import Domain
 
 LESION_KEPT = 0.6  # below this share of its contrast, a lesion is as good as gone for what is trained on the latents
@@ -27,9 +28,8 @@ def reconstruct(model: Autoencoder, volume: Volume, device: torch.device) -> Ten
     Returns:
         Shape ``(C, I, J, K)`` in [-1, 1], on the CPU.
     """
-    # Twice, since on a CPU torch is several times slower on a batch of one.
-    image = torch.from_numpy(volume.image).to(device).expand(2, -1, -1, -1, -1).contiguous()
-    return model.decode_raw(model.moments(image).mean)[0].float().cpu()
+    image = torch.from_numpy(volume.image)[None].to(device)
+    return at_least_two(lambda one: model.decode_raw(model.moments(one).mean), image)[0].float().cpu()
 
 
 @dataclass(frozen=True)

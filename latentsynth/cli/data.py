@@ -19,7 +19,7 @@ def phantom(
     size: Annotated[int, typer.Option(help="Voxels along each axis", min=24)] = 48,
 ) -> None:
     """Write a procedural cohort: abdomens with liver, kidneys and lesions, no two patients alike."""
-    from latentsynth.data.phantom import write_cohort
+    from latentsynth.phantom.cohort import write_cohort
 
     spacing = 192 / size  # the same anatomy at any resolution
     write_cohort(out, cases, seed, shape=(size,) * 3, spacing_mm=(spacing,) * 3, channels=channels)
@@ -53,8 +53,8 @@ def prepare(
     """Check a cohort and write its manifest, split by patient. Problems come as one table, and nothing is written."""
     from rich.console import Console
 
-    from latentsynth.data.prepare import prepare as check_and_write
-    from latentsynth.data.prepare import write_report
+    from latentsynth.data.intake.prepare import prepare as check_and_write
+    from latentsynth.data.intake.prepare import write_report
 
     report = check_and_write(
         source, out, layout=layout, patient=patient, split_file=split_file, fractions=fractions, seed=seed,

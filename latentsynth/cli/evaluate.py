@@ -45,8 +45,8 @@ def evaluate_segmenter(
     """Score a segmenter on patients it never saw: Dice, surface Dice, HD95, lesions found, volume, by lesion size."""
     one_of("--split", split, SPLITS)
     one_of("--region", region, ("auto", "scan", "crop"))
-    from latentsynth.evaluation.segmentation import evaluate_segmenter as evaluate
-    from latentsynth.training.launch import start
+    from latentsynth.evaluation.segmentation.evaluate import evaluate_segmenter as evaluate
+    from latentsynth.parallel import start
 
     finish(evaluate(checkpoint, manifest, out, start(), split, region, tolerance_mm), out)  # type: ignore[arg-type]
 
@@ -80,10 +80,10 @@ def evaluate_obedience(
     if autoencoder is not None and real is None:
         raise typer.BadParameter("--autoencoder reconstructs real cases: give --real too")
     from latentsynth.evaluation.cohorts import Cohort, named
-    from latentsynth.evaluation.obedience import evaluate_obedience as evaluate
+    from latentsynth.evaluation.obedience.evaluate import evaluate_obedience as evaluate
+    from latentsynth.parallel import start
     from latentsynth.results import open_results
     from latentsynth.roundtrip import reconstruct_cohort
-    from latentsynth.training.launch import start
 
     accelerator = start()
     references = []
@@ -133,9 +133,9 @@ def evaluate_fidelity(
     from latentsynth.data.manifest import Manifest
     from latentsynth.evaluation import features
     from latentsynth.evaluation.cohorts import Cohort, named
-    from latentsynth.evaluation.fidelity import check_cohorts
-    from latentsynth.evaluation.fidelity import evaluate_fidelity as evaluate
-    from latentsynth.training.launch import start
+    from latentsynth.evaluation.fidelity.evaluate import check_cohorts
+    from latentsynth.evaluation.fidelity.evaluate import evaluate_fidelity as evaluate
+    from latentsynth.parallel import start
 
     accelerator = start()
     grid, framing = features.comparison_space(like, Manifest.load(real))
@@ -177,8 +177,8 @@ def evaluate_masks(
     for one in splits:
         one_of("--split", one, SPLITS)
     from latentsynth.evaluation.cohorts import Cohort, named
-    from latentsynth.evaluation.masks import evaluate_masks as evaluate
-    from latentsynth.training.launch import start
+    from latentsynth.evaluation.masks.evaluate import evaluate_masks as evaluate
+    from latentsynth.parallel import start
 
     patients = Cohort.load("real", real, splits, annotated=True)  # type: ignore[arg-type]
     learnt = [Cohort.load("training patients", path, ("train",), annotated=True) for path in train or [real]]
@@ -205,7 +205,7 @@ def evaluate_edges(
     from latentsynth.evaluation import features
     from latentsynth.evaluation.cohorts import Cohort, named
     from latentsynth.evaluation.edges import evaluate_edges as evaluate
-    from latentsynth.training.launch import start
+    from latentsynth.parallel import start
 
     patients = Cohort.load("real", real, splits, annotated=True)  # type: ignore[arg-type]
     grid, framing = features.comparison_space(like, patients.manifest)

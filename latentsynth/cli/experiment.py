@@ -26,7 +26,7 @@ def experiment_memorization(
     The same command again goes on. Start it on several machines that share the folder: each takes cells of its own.
     """
     resolved = resolve(configuration.MemorizationStudy, config, overrides, check)
-    from latentsynth.experiments.memorization import Memorization
+    from latentsynth.experiments.memorization.study import Memorization
 
     _run(Memorization(resolved), dry_run)
 
@@ -40,7 +40,7 @@ def experiment_utility(
     The same command again goes on. Start it on several machines that share the folder: each takes cells of its own.
     """
     resolved = resolve(configuration.UtilityStudy, config, overrides, check)
-    from latentsynth.experiments.utility import Utility
+    from latentsynth.experiments.utility.study import Utility
 
     _run(Utility(resolved), dry_run)
 

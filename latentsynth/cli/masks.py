@@ -134,14 +134,14 @@ def balance(
 
     from latentsynth import strict
     from latentsynth.config import MaskSetConfig
+    from latentsynth.data.exchange.requests import requests
     from latentsynth.data.manifest import Manifest
-    from latentsynth.data.requests import requests
-    from latentsynth.experiments.balance import balance as fill_up
-    from latentsynth.experiments.balance import plan
     from latentsynth.masks.build import lesion_values
+    from latentsynth.parallel import start
+    from latentsynth.sharing.balance import balance as fill_up
+    from latentsynth.sharing.balance import plan
     from latentsynth.synthesis import synthesize
     from latentsynth.synthesizers import load_synthesizer
-    from latentsynth.training.launch import start
 
     config = strict.changed(MaskSetConfig, {"method": method, "inside": inside or ()}, settings or [])
     cohort = Manifest.load(manifest)

@@ -43,8 +43,8 @@ def memorization(
 ) -> None:
     """Are synthetic volumes copies of the training patients? Calibrated by patients nobody saw, checked by planted copies."""
     from latentsynth.evaluation.cohorts import named
-    from latentsynth.evaluation.measure_memorization import measure_memorization
-    from latentsynth.training.launch import start
+    from latentsynth.evaluation.memorization.evaluate import measure_memorization
+    from latentsynth.parallel import start
 
     result, rate = measure_memorization(
         train, heldout, [named(one) for one in samples], out, start(), ruler, like, level,
@@ -85,8 +85,8 @@ def filter_copies(
         raise typer.BadParameter(
             "give --report to drop copies, or --segmenter to drop volumes that do not show their mask"
         )
-    from latentsynth.experiments.filter import filter_disagreeing, filter_set
-    from latentsynth.training.launch import start
+    from latentsynth.parallel import start
+    from latentsynth.sharing.filter import filter_disagreeing, filter_set
 
     if report is not None:
         kept, dropped = filter_set(samples, report, out, drop_mask_copies)
@@ -112,6 +112,6 @@ def export(
     ] = None,
 ) -> None:
     """Pack a synthetic set for sharing: volumes, masks, data card. Refuses without a report on exactly these files."""
-    from latentsynth.experiments.export import export_set
+    from latentsynth.sharing.export import export_set
 
     say(str(export_set(samples, out, licence, report, mask_copies, without_privacy_report)))

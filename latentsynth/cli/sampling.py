@@ -68,11 +68,11 @@ def sample(
         raise typer.BadParameter(f"{unused[0]} is about given masks, and --count gives none: leave it out")
     one_of("--fit", fit, ("error", "scale"))
     one_of("--split", split, SPLITS)
-    from latentsynth.data.requests import Request, requests
-    from latentsynth.data.scans import scans
+    from latentsynth.data.exchange.requests import Request, requests
+    from latentsynth.data.intake.scans import scans
+    from latentsynth.parallel import start
     from latentsynth.synthesis import synthesize
     from latentsynth.synthesizers import Chained, Synthesizer, load_synthesizer
-    from latentsynth.training.launch import start
 
     model: Synthesizer = load_synthesizer(checkpoint)
     if mask_model is not None:
@@ -108,10 +108,10 @@ def segment(
 ) -> None:
     """Segment scans: label maps as NIfTI on each scan's own grid. A second run continues the first."""
     one_of("--split", split, SPLITS)
-    from latentsynth.data.scans import scans
+    from latentsynth.data.intake.scans import scans
     from latentsynth.labelling import label_scans
+    from latentsynth.parallel import start
     from latentsynth.segmentation import Segmenter
-    from latentsynth.training.launch import start
 
     model = Segmenter.from_pretrained(checkpoint)
     files = label_scans(model, scans(images, model.domain.grid.channels, split), out, start())  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from latentsynth.cli.options import Check, ConfigFile, Overrides, app, resolve, 
 def train_autoencoder(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
     """Train a VQ or KL autoencoder on volumes."""
     resolved = resolve(configuration.AutoencoderRun, config, overrides, check)
-    from latentsynth.training.autoencoder import train_autoencoder as train
+    from latentsynth.training.recipes.autoencoder import train_autoencoder as train
 
     _finished(train(resolved), resolved)
 
@@ -24,7 +24,7 @@ def train_autoencoder(config: ConfigFile, overrides: Overrides = None, check: Ch
 def train_ldm(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
     """Train a mask-conditioned latent diffusion model on the latents of a trained autoencoder."""
     resolved = resolve(configuration.LdmRun, config, overrides, check)
-    from latentsynth.training.ldm import train_ldm as train
+    from latentsynth.training.recipes.ldm import train_ldm as train
 
     _finished(train(resolved), resolved)
 
@@ -33,7 +33,7 @@ def train_ldm(config: ConfigFile, overrides: Overrides = None, check: Check = Fa
 def train_gan(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
     """Train a GAN: pix2pix, SPADE, CycleGAN, a GAN on latents, or one of the StyleGAN line."""
     resolved = resolve(configuration.GanRun, config, overrides, check)
-    from latentsynth.training.gan import train_gan as train
+    from latentsynth.training.recipes.gan import train_gan as train
 
     _finished(train(resolved), resolved)
 
@@ -46,7 +46,7 @@ def train_masks(config: ConfigFile, overrides: Overrides = None, check: Check = 
         resolved = resolve(configuration.GanRun, config, overrides, check)
     else:
         resolved = resolve(configuration.MaskRun, config, overrides, check)
-    from latentsynth.training.masks import train_masks as train
+    from latentsynth.training.recipes.masks import train_masks as train
 
     _finished(train(resolved), resolved)
 
@@ -55,7 +55,7 @@ def train_masks(config: ConfigFile, overrides: Overrides = None, check: Check = 
 def train_segmenter(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
     """Train a U-Net, DynUNet or Swin-UNETR on any mixture of real and synthetic cohorts."""
     resolved = resolve(configuration.SegmenterRun, config, overrides, check)
-    from latentsynth.training.segmenter import train_segmenter as train
+    from latentsynth.training.recipes.segmenter import train_segmenter as train
 
     _finished(train(resolved), resolved)
 
@@ -73,9 +73,9 @@ def encode(
     overrides: Overrides = None,
 ) -> None:
     """Write the latents that training will use, if they are not there yet."""
-    from latentsynth.training.encode import cohort_of
-    from latentsynth.training.encode import encode as write
-    from latentsynth.training.launch import start
+    from latentsynth.parallel import start
+    from latentsynth.training.recipes.encode import cohort_of
+    from latentsynth.training.recipes.encode import encode as write
 
     cohort = cohort_of(source, overrides or [])
     write(cohort, start())

@@ -186,7 +186,7 @@ class Manifest:
 
 
 def _check_cases(path: Path, cases: Sequence[Case]) -> None:
-    """Refuses what :func:`latentsynth.data.prepare.prepare` would not have written.
+    """Refuses what :func:`latentsynth.data.intake.prepare.prepare` would not have written.
 
     Raises:
         DataError: An id that cannot name files, an unknown split, no patient, or a value of a wrong kind.

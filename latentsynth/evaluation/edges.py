@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from latentsynth.data.volumes import VolumeCache
+from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, rng
 from latentsynth.evaluation.features import volumes

@@ -13,17 +13,17 @@ from safetensors.numpy import load_file, save_file
 
 from latentsynth import checkpoint
 from latentsynth.config import COPY_DETECTOR, AugmentConfig, ExtractorRun, build
-from latentsynth.contrastive import ContrastiveEncoder
+from latentsynth.data.cache.volumes import Recipe, VolumeCache
+from latentsynth.data.intake.survey import choose_grid, propose_window, survey
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.survey import choose_grid, propose_window, survey
-from latentsynth.data.volumes import Recipe, VolumeCache
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.evaluation.cohorts import Cohort
-from latentsynth.evaluation.extractors import Extractor, NetworkExtractor, extractor
+from latentsynth.extractors.contrastive import ContrastiveEncoder
+from latentsynth.extractors.networks import Extractor, NetworkExtractor, extractor
 from latentsynth.files import atomic_path
+from latentsynth.parallel import fill, over_cases
 from latentsynth.provenance import fingerprint
-from latentsynth.training.extractor import KIND, train_extractor
-from latentsynth.training.launch import fill, over_cases
+from latentsynth.training.recipes.extractor import KIND, train_extractor
 from latentsynth.types import Framing, Grid, Labels, Window
 
 _VOXELS = 64**3  # of a grid that nobody chose

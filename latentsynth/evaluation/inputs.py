@@ -8,9 +8,9 @@ from pathlib import Path
 
 from latentsynth.data import nifti
 from latentsynth.data.identity import volume_hash
+from latentsynth.data.intake.scans import scans
+from latentsynth.data.intake.splits import split_patients
 from latentsynth.data.manifest import SPLITS, Manifest
-from latentsynth.data.scans import scans
-from latentsynth.data.splits import split_patients
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.types import Case, Labels, Split

@@ -14,7 +14,7 @@ from typing import Any
 import jinja2
 
 from latentsynth import __version__
-from latentsynth.data.samples import KIND as VOLUMES
+from latentsynth.data.exchange.samples import KIND as VOLUMES
 from latentsynth.errors import DataError
 from latentsynth.files import read_json
 from latentsynth.invocation import command_line

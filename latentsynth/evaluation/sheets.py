@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latentsynth.data.volumes import Volume
+from latentsynth.data.cache.volumes import Volume
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.types import Case, Domain

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from latentsynth.errors import DataError
-from latentsynth.experiments.utility_summary import KIND as STUDY
+from latentsynth.experiments.utility.summary import KIND as STUDY
 from latentsynth.metrics.significance import FEWEST_DATASETS, rank_models
 from latentsynth.plots import critical_differences
 from latentsynth.results import Cell, Picture, Result, Table, close_results, open_results

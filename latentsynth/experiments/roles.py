@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latentsynth.config import StudyConfig
+from latentsynth.data.intake.splits import shuffled, split_patients
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.splits import shuffled, split_patients
 from latentsynth.errors import DataError
 from latentsynth.types import Case, Split
 

@@ -14,11 +14,11 @@ from latentsynth import outputs
 from latentsynth.config import GanRun, LdmRun, StudyConfig
 from latentsynth.experiments.grid import Cell, Grid
 from latentsynth.experiments.roles import Roles
+from latentsynth.parallel import start
 from latentsynth.results import Result
-from latentsynth.training.autoencoder import train_autoencoder
-from latentsynth.training.gan import train_gan
-from latentsynth.training.launch import start
-from latentsynth.training.ldm import train_ldm
+from latentsynth.training.recipes.autoencoder import train_autoencoder
+from latentsynth.training.recipes.gan import train_gan
+from latentsynth.training.recipes.ldm import train_ldm
 
 FITTING_HOURS = 0.4  # rough estimate for whatever is fitted once
 

@@ -3,12 +3,10 @@
 from latentsynth.gans.annotation import Annotation
 from latentsynth.gans.base import Discriminator, Generator, Opinion, Painted
 from latentsynth.gans.build import build_discriminator, build_generator
-from latentsynth.gans.draws import Draws
 
 __all__ = [
     "Annotation",
     "Discriminator",
-    "Draws",
     "Generator",
     "Opinion",
     "Painted",

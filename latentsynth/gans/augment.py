@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from latentsynth.gans.draws import Draws
+from latentsynth.randomness import Draws
 
 SHIFT = 1 / 8  # largest translation, of the size of the axis (ibid., app. B)
 SCALE = 0.2 * math.log(2)  # standard deviation of log scales, both kinds (ibid.)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from latentsynth.gans.draws import Draws
 from latentsynth.pretrained import Pretrained
+from latentsynth.randomness import Draws
 
 
 class Painted(NamedTuple):

@@ -37,7 +37,7 @@ def build_generator(
     """A new generator with random weights.
 
     Args:
-        config: Its section of a run (not of a CycleGAN, which is two; see :mod:`latentsynth.training.cyclegan`).
+        config: Its section of a run (not of a CycleGAN, which is two; see :mod:`latentsynth.training.recipes.cyclegan`).
         shape: Grid, two axes or three.
         out_channels: Channels it makes.
         labels: Labels of the mask it paints; 0 for one that paints none.

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latentsynth.gans.base import Discriminator, Opinion
-from latentsynth.gans.draws import Draws
 from latentsynth.gans.translators import ResNetGenerator
+from latentsynth.randomness import Draws
 
 
 class Cycle(NamedTuple):

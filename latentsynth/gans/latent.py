@@ -9,8 +9,8 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor
 
 from latentsynth.gans.base import Generator, Painted
-from latentsynth.gans.draws import Draws
 from latentsynth.pretrained import register_to_config
+from latentsynth.randomness import Draws
 
 
 class LatentGenerator(Generator):

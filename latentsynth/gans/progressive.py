@@ -17,10 +17,10 @@ from torch.nn import functional
 
 from latentsynth.gans.base import Generator, Opinion, Painted, beside, pyramid, pyramid_widths, resize
 from latentsynth.gans.discriminators import WholeDiscriminator
-from latentsynth.gans.draws import Draws
 from latentsynth.gans.layers import Conv, Linear, Mapping, activate, normalise, place_features
 from latentsynth.gans.stylegan2 import mixed_styles
 from latentsynth.pretrained import register_to_config
+from latentsynth.randomness import Draws
 
 _STEP = 1000  # an integer counter, since an average of weights would average a fraction
 

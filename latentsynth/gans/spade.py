@@ -15,9 +15,9 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.gans.base import Generator, Painted, pyramid, pyramid_widths, resize
-from latentsynth.gans.draws import Draws
 from latentsynth.gans.layers import everybodys_mean
 from latentsynth.pretrained import register_to_config
+from latentsynth.randomness import Draws
 
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 

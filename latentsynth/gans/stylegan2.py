@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from latentsynth.errors import ConfigError
 from latentsynth.gans.base import Generator, Painted, pyramid, pyramid_widths, resize
-from latentsynth.gans.draws import Draws
 from latentsynth.gans.layers import Mapping, ModulatedConv, activate
 from latentsynth.pretrained import register_to_config
+from latentsynth.randomness import Draws
 
 
 class StyledConv(nn.Module):

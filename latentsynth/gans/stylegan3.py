@@ -20,9 +20,9 @@ from torch.nn import functional
 
 from latentsynth.errors import ConfigError
 from latentsynth.gans.base import Generator, Painted
-from latentsynth.gans.draws import Draws
 from latentsynth.gans.layers import GAIN, Linear, Mapping, ModulatedConv, everybodys_mean
 from latentsynth.pretrained import register_to_config
+from latentsynth.randomness import Draws
 
 _MARGIN = 10  # samples around the image on each side, so that the zeros beyond hardly reach it (sec. 3.2, config E)
 _TAPS = 6  # filter length in samples of the slower grid (ibid.)

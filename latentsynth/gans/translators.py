@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.gans.base import Generator, Painted, pyramid, pyramid_widths, resize, with_place
-from latentsynth.gans.draws import Draws
 from latentsynth.pretrained import register_to_config
+from latentsynth.randomness import Draws
 
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
 _NORM: dict[int, Any] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}

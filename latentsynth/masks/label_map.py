@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
+from latentsynth.data.cache.volumes import read_mask
 from latentsynth.data.identity import check_files
-from latentsynth.data.volumes import read_mask
 from latentsynth.errors import DataError
 from latentsynth.metrics.lesions import components
 from latentsynth.types import Case, Labels
@@ -51,7 +52,7 @@ class LabelMap:
     @cached_property
     def spacing_mm(self) -> tuple[float, float, float]:
         """Voxel edges along ``I J K``, mm."""
-        i, j, k = (float(edge) for edge in np.linalg.norm(self.affine[:3, :3], axis=0))
+        i, j, k = (float(edge) for edge in voxel_sizes(self.affine))
         return (i, j, k)
 
     @property

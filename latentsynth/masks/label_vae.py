@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latentsynth.config import LabelSamplingConfig
-from latentsynth.gans import Draws
 from latentsynth.masks.base import Rejected, Wanted
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.masks.trained import TrainedMaker
 from latentsynth.pretrained import Pretrained
+from latentsynth.randomness import Draws
 
 _GROUPS = 4
 _BACKGROUND = 4.0  # logit that networks start with: odds of 55 to 1

@@ -18,14 +18,15 @@ from torch.nn import functional
 from latentsynth.config import MaskSamplingConfig
 from latentsynth.diffusion import Denoiser, guided, sample
 from latentsynth.errors import DataError
-from latentsynth.gans import Draws
 from latentsynth.masks.base import Rejected, Wanted
 from latentsynth.masks.distance_maps import DistanceMaps
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.masks.placement import digest
 from latentsynth.masks.trained import TrainedMaker
+from latentsynth.parallel import copies_of_rows
 from latentsynth.pretrained import Pretrained
 from latentsynth.provenance import fingerprint
+from latentsynth.randomness import Draws
 from latentsynth.types import Conditioning
 
 _MOST_LESIONS = 8  # counts above are all "many"
@@ -206,8 +207,7 @@ class MaskDiffusionMaker(TrainedMaker):
         """Whitened distance maps, ``(B, c, cells)``."""
         device = next(self.denoiser.parameters()).device
         rows = len(seeds)
-        # On a CPU torch is several times slower on a batch of one, so a lone mask is made twice.
-        repeat = 2 if rows == 1 and device.type == "cpu" else 1
+        repeat = copies_of_rows(rows, device)
         organs = None
         if self.wishes.organs:
             empty = np.zeros(self.domain.grid.shape, np.uint8)

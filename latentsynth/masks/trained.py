@@ -12,8 +12,8 @@ import numpy as np
 
 from latentsynth import checkpoint
 from latentsynth.config import Strict, build
+from latentsynth.data.cache.volumes import to_index
 from latentsynth.data.frames import lay, resample_labels
-from latentsynth.data.volumes import to_index
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.masks.base import Between, MaskMaker, Wanted
 from latentsynth.masks.label_map import LabelMap

@@ -14,11 +14,11 @@ import numpy as np
 
 from latentsynth import outputs
 from latentsynth.data import nifti
+from latentsynth.data.cache.volumes import to_index
+from latentsynth.data.exchange.samples import case_files, describe
 from latentsynth.data.frames import lay, resample
 from latentsynth.data.identity import volume_hash
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.samples import case_files, describe
-from latentsynth.data.volumes import to_index
 from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.files import clear_partial, read_json, write_json

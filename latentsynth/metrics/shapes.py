@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage, sparse
 
 from latentsynth.errors import DataError
@@ -67,7 +68,7 @@ def shape_of(mask: Mask, affine: np.ndarray) -> Shape:
         DataError: The mask is not boolean and 3D, or is empty; or a voxel has no extent.
     """
     part, affine = _cropped(mask, affine)
-    spacing = [float(edge) for edge in np.linalg.norm(affine[:3, :3], axis=0)]
+    spacing = [float(edge) for edge in voxel_sizes(affine)]
     check_spacing(spacing)
     volume = float(volume_ml(part, spacing))
     area = float(surface_points(part, part, spacing)[0][1].sum())
@@ -121,7 +122,7 @@ def cells_of(mask: Mask, affine: np.ndarray, edge_mm: float, origin_mm: Sequence
     part, affine = _cropped(mask, affine)
     check_spacing([edge_mm] * 3)
     # Voxels that are long beside a cell are taken apart until several points fall into every cell they cover.
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    spacing = voxel_sizes(affine)
     parts = [max(1, math.ceil(2 * edge / edge_mm - 1e-6)) for edge in spacing]
     steps = np.meshgrid(*((np.arange(n) + 0.5) / n - 0.5 for n in parts), indexing="ij")
     within = np.stack(steps, -1).reshape(1, -1, 3)

@@ -18,9 +18,10 @@ from torch import Tensor
 from latentsynth import checkpoint
 from latentsynth.config import AugmentConfig, InferenceConfig, build
 from latentsynth.data import nifti
+from latentsynth.data.cache.volumes import Recipe, window_channels
 from latentsynth.data.frames import Frame, lay, resample
-from latentsynth.data.volumes import Recipe, window_channels
 from latentsynth.errors import CheckpointError, ConfigError, DataError
+from latentsynth.parallel import at_least_two
 from latentsynth.provenance import Ledger
 from latentsynth.segmentation.networks import SegmentationNetwork
 from latentsynth.types import Case, Domain, Framing, Labels
@@ -73,10 +74,7 @@ class Segmenter:
         device = next(network.parameters()).device
 
         def predict(windows: Tensor) -> Tensor:
-            # On a CPU torch is several times slower on a batch of one, so a lone window goes in twice.
-            rows = len(windows)
-            windows = windows.repeat(2, 1, 1, 1, 1) if rows == 1 and device.type == "cpu" else windows
-            return network(windows)[:rows, 0].float()
+            return at_least_two(network, windows)[:, 0].float()
 
         logits = sliding_window_inference(
             torch.from_numpy(image)[None],

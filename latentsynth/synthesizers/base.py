@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentsynth.data.requests import Placed, Request, place, place_array, to_scanner, volume_seed
-from latentsynth.data.volumes import one_hot
+from latentsynth.data.cache.volumes import one_hot
+from latentsynth.data.exchange.requests import Placed, Request, place, place_array, to_scanner, volume_seed
 from latentsynth.errors import DataError
 from latentsynth.provenance import Ledger
 from latentsynth.types import Condition, Domain, Fit, Generated, Grid

@@ -14,11 +14,12 @@ from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder
 from latentsynth.conditioning import ContextConditioner, MaskConditioner
 from latentsynth.config import SamplingConfig, build
-from latentsynth.data.cutting import Cut
+from latentsynth.data.cache.cutting import Cut
 from latentsynth.diffusion import Denoiser, guided, sample
 from latentsynth.errors import DataError
-from latentsynth.gans import Draws
+from latentsynth.parallel import at_least_two, copies_of_rows
 from latentsynth.provenance import Ledger
+from latentsynth.randomness import Draws
 from latentsynth.synthesizers.base import Synthesizer
 from latentsynth.synthesizers.latent_gan import latent_facts
 from latentsynth.types import Condition, Conditioning, Domain, Generated
@@ -87,8 +88,7 @@ class LatentDiffusion(Synthesizer):
         rows = len(seeds)
         if condition is None:
             condition = Condition(torch.zeros(rows, len(self.domain.labels), *self.grid.shape))
-        # On a CPU torch is several times slower on a batch of one, so a lone volume is made twice.
-        repeat = 2 if rows == 1 and device.type == "cpu" else 1
+        repeat = copies_of_rows(rows, device)
         noise = Draws.seeded(seeds).normal(*self.autoencoder.latent_shape(self.grid.shape)).repeat(repeat, 1, 1, 1, 1)
         host = self._host(condition)
         if host is not None:
@@ -126,9 +126,7 @@ class LatentDiffusion(Synthesizer):
         rows = zip(condition.context.numpy(), condition.mask.argmax(1).numpy(), strict=True)
         images = torch.stack([torch.from_numpy(cut(image, mask)) for image, mask in rows])
         device = next(self.autoencoder.parameters()).device
-        # On a CPU torch is several times slower on a batch of one.
-        pair = images if len(images) > 1 else images.repeat(2, 1, 1, 1, 1)
-        return self.autoencoder.encode(pair.to(device))[: len(images)]
+        return at_least_two(self.autoencoder.encode, images.to(device))
 
     def save(self, folder: Path, ledger: Ledger, metrics: Mapping[str, float]) -> checkpoint.Header:
         """Writes the checkpoint folder that :meth:`from_pretrained` reads."""

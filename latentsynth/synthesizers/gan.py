@@ -13,9 +13,11 @@ from torch import Tensor
 from latentsynth import checkpoint
 from latentsynth.config import GanSamplingConfig, build
 from latentsynth.errors import CheckpointError, ConfigError, DataError
-from latentsynth.gans import Annotation, Draws, Generator
+from latentsynth.gans import Annotation, Generator
 from latentsynth.gans.base import slice_places
+from latentsynth.parallel import copies_of_rows
 from latentsynth.provenance import Ledger
+from latentsynth.randomness import Draws
 from latentsynth.synthesizers.base import Synthesizer
 from latentsynth.types import Condition, Domain, Generated
 
@@ -113,8 +115,7 @@ class GAN(Synthesizer):
     def _volumes(self, seeds: Sequence[int], mask: Tensor | None, style: Tensor | None, truncation: float) -> Tensor:
         """Channels ``(B, T, I, J, K)`` of a generator of volumes."""
         device = next(self.generator.parameters()).device
-        # On a CPU torch is several times slower on a batch of one, so a lone volume is made twice.
-        repeat = 2 if len(seeds) == 1 and device.type == "cpu" else 1
+        repeat = copies_of_rows(len(seeds), device)
         mask, style = (None if x is None else x.repeat(repeat, 1, 1, 1, 1).to(device) for x in (mask, style))
         draws = Draws.seeded(list(seeds) * repeat, device)
         made = self.generator(draws, mask, style=style, truncation=truncation)

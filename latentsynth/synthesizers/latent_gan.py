@@ -13,8 +13,10 @@ from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder
 from latentsynth.conditioning import MaskConditioner
 from latentsynth.config import GanSamplingConfig
-from latentsynth.gans import Draws, Generator
+from latentsynth.gans import Generator
+from latentsynth.parallel import copies_of_rows
 from latentsynth.provenance import Ledger
+from latentsynth.randomness import Draws
 from latentsynth.synthesizers.base import Synthesizer
 from latentsynth.synthesizers.gan import check_extras, gan_settings
 from latentsynth.types import Condition, Domain, Generated
@@ -71,8 +73,7 @@ class LatentGAN(Synthesizer):
         rows = len(seeds)
         if condition is None:
             condition = Condition(torch.zeros(rows, len(self.domain.labels), *self.grid.shape))
-        # On a CPU torch is several times slower on a batch of one, so a lone volume is made twice.
-        repeat = 2 if rows == 1 and device.type == "cpu" else 1
+        repeat = copies_of_rows(rows, device)
         spatial = self.conditioner(Condition(condition.mask.repeat(repeat, 1, 1, 1, 1).to(device))).spatial
         z = self.generator(Draws.seeded(list(seeds) * repeat, device), spatial, truncation=truncation).image
         return Generated(self.autoencoder.decode(z)[:rows].cpu(), condition.mask)

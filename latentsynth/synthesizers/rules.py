@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from latentsynth.data.cutting import distance_to
-from latentsynth.data.volumes import VolumeCache
+from latentsynth.data.cache.cutting import distance_to
+from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.provenance import Ledger, fingerprint
 from latentsynth.synthesizers.base import Synthesizer

@@ -17,11 +17,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from latentsynth.config import TrainConfig
-from latentsynth.data.loading import Positions, Slices, batches
+from latentsynth.data.cache.loading import Positions, Slices, batches
 from latentsynth.errors import TrainingError
+from latentsynth.parallel import start
 from latentsynth.progress import bar
 from latentsynth.training.optim import average, lr_factor
 from latentsynth.training.run import RunFolder
+
+
+def start_training(config: TrainConfig, unused: bool = False) -> Accelerator:
+    """:func:`latentsynth.parallel.start` with the precision and accumulation of a training configuration."""
+    return start(config.precision, config.accumulation, unused)
+
 
 Batch = dict[str, Any]  # a collated item, the "position" of each row, and the images "seen" before this step
 Modules = Mapping[str, nn.Module]

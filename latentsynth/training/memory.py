@@ -13,7 +13,7 @@ from latentsynth.autoencoders import Autoencoder, build_autoencoder
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, TrainConfig
 from latentsynth.diffusion import Denoiser
 from latentsynth.segmentation import build_network
-from latentsynth.training.ldm import build_conditioner, build_denoiser
+from latentsynth.training.recipes.ldm import build_conditioner, build_denoiser
 from latentsynth.types import Conditioning, Domain
 
 _WEIGHT_COPIES = 5  # float32 weights, gradients, two Adam moments, and the average

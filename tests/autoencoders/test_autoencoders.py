@@ -14,8 +14,8 @@ from torch import Tensor
 
 from latentsynth.autoencoders import Autoencoder, KLAutoencoder, Moments, VQAutoencoder, build_autoencoder
 from latentsynth.config import KLConfig, VQConfig
-from latentsynth.data.phantom import phantom
 from latentsynth.errors import CheckpointError, TrainingError
+from latentsynth.phantom.cohort import phantom
 
 MODELS: dict[str, dict[str, Any]] = {
     "vq": {"kind": "vq", "codebooks": 1, "codebook_size": 16},

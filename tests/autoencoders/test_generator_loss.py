@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from latentsynth.autoencoders.base import Reconstruction
 from latentsynth.config import PerceptualConfig, ReconstructionConfig
 from latentsynth.errors import TrainingError
-from latentsynth.training.reconstruction import (
+from latentsynth.training.recipes.reconstruction import (
     GeneratorLoss,
     adaptive_weight,
     build_discriminator,

@@ -17,10 +17,10 @@ from tiny_runs import GRID
 
 from latentsynth.config import AugmentConfig, DataConfig
 from latentsynth.data import nifti
+from latentsynth.data.cache.volumes import Recipe, VolumeCache
 from latentsynth.data.identity import identity, unfit_id, volume_hash
+from latentsynth.data.intake.prepare import prepare
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.prepare import prepare
-from latentsynth.data.volumes import Recipe, VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.types import Case
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from latentsynth.autoencoders import KLAutoencoder
 from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti
-from latentsynth.data.latents import LatentCache
-from latentsynth.data.volumes import Recipe, VolumeCache
+from latentsynth.data.cache.latents import LatentCache
+from latentsynth.data.cache.volumes import Recipe, VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 

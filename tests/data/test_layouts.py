@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from latentsynth.data import nifti
-from latentsynth.data.layouts import read_cohort, recognise
-from latentsynth.data.prepare import prepare
+from latentsynth.data.intake.layouts import read_cohort, recognise
+from latentsynth.data.intake.prepare import prepare
 from latentsynth.errors import ConfigError, DataError, UnknownNameError
 from latentsynth.types import Labels
 

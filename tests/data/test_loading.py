@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from latentsynth.data.loading import Positions, Slices, batches, keyed_noise, keyed_uniform
+from latentsynth.data.cache.loading import Positions, Slices, batches
 from latentsynth.errors import TrainingError
+from latentsynth.randomness import keyed_noise, keyed_uniform
 
 COUNT = 7
 
@@ -91,12 +92,12 @@ def test_indivisible_batch_is_refused(batch: int, accumulation: int, world: int,
 
 def test_noise_depends_on_seed_position_and_stream_alone() -> None:
     positions = torch.tensor([5, 900, 17])
-    noise = keyed_noise(1, positions, (2, 3))
-    assert torch.equal(noise[1], keyed_noise(1, torch.tensor([900]), (2, 3))[0])  # not on its neighbours
-    assert torch.equal(noise.flip(0), keyed_noise(1, positions.flip(0), (2, 3)))  # nor on the order
+    noise = keyed_noise(1, positions, (2, 3), 0)
+    assert torch.equal(noise[1], keyed_noise(1, torch.tensor([900]), (2, 3), 0)[0])  # not on its neighbours
+    assert torch.equal(noise.flip(0), keyed_noise(1, positions.flip(0), (2, 3), 0))  # nor on the order
     torch.manual_seed(99)
-    assert torch.equal(noise, keyed_noise(1, positions, (2, 3)))  # nor on the global generator
-    assert torch.equal(keyed_uniform(1, positions)[1], keyed_uniform(1, torch.tensor([900]))[0])
+    assert torch.equal(noise, keyed_noise(1, positions, (2, 3), 0))  # nor on the global generator
+    assert torch.equal(keyed_uniform(1, positions, 0)[1], keyed_uniform(1, torch.tensor([900]), 0)[0])
 
 
 def test_noise_differs_with_seed_position_and_stream() -> None:
@@ -109,13 +110,13 @@ def test_noise_differs_with_seed_position_and_stream() -> None:
 
 def test_noise_is_standard_normal_and_uniform_is_uniform_across_positions() -> None:
     positions = torch.arange(4000)
-    noise = keyed_noise(0, positions, (4,))
+    noise = keyed_noise(0, positions, (4,), 0)
     assert noise.mean(0).abs().max() < 0.08
     assert (noise.std(0) - 1).abs().max() < 0.06
     correlation = torch.corrcoef(torch.stack([noise[:-1, 0], noise[1:, 0]]))[
         0, 1
     ]  # neighbours know nothing of each other
     assert correlation.abs() < 0.06
-    uniform = keyed_uniform(0, positions)
+    uniform = keyed_uniform(0, positions, 0)
     assert ((uniform >= 0) & (uniform < 1)).all()
     assert (torch.histc(uniform, 10, 0, 1) - 400).abs().max() < 100

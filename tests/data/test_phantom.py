@@ -8,8 +8,8 @@ import pytest
 from scipy import ndimage
 
 from latentsynth.data import nifti
-from latentsynth.data.phantom import phantom, write_cohort
 from latentsynth.errors import DataError
+from latentsynth.phantom.cohort import phantom, write_cohort
 
 LIVER, KIDNEY, LESION = 1, 2, 3
 

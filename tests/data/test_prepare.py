@@ -16,10 +16,10 @@ import pytest
 from rich.console import Console
 
 from latentsynth.data import nifti
-from latentsynth.data.checks import check_case, disagreement
+from latentsynth.data.intake.checks import check_case, disagreement
+from latentsynth.data.intake.prepare import PrepareReport, prepare, write_report
+from latentsynth.data.intake.splits import read_split_file, split_patients
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.prepare import PrepareReport, prepare, write_report
-from latentsynth.data.splits import read_split_file, split_patients
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.types import Case, Labels
 

@@ -15,8 +15,8 @@ import torch
 
 from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti
-from latentsynth.data.transforms import distort
-from latentsynth.data.volumes import Recipe, VolumeCache
+from latentsynth.data.cache.transforms import distort
+from latentsynth.data.cache.volumes import Recipe, VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 
@@ -247,7 +247,7 @@ def test_torchio_is_loaded_for_voxel_augmentation_alone(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from latentsynth.config import AugmentConfig
-from latentsynth.data.volumes import Recipe, VolumeCache
+from latentsynth.data.cache.volumes import Recipe, VolumeCache
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 home = Path({str(tmp_path)!r})
 case = Case("a", "a", (home / "a_0.nii.gz",), home / "a_mask.nii.gz")

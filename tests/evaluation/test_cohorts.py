@@ -12,7 +12,7 @@ from planted import cohort as write_cohort
 from latentsynth.data.manifest import Manifest
 from latentsynth.evaluation import features
 from latentsynth.evaluation.cohorts import Cohort, chosen_on, generator_saw
-from latentsynth.evaluation.scores import score_case
+from latentsynth.evaluation.segmentation.scores import score_case
 from latentsynth.provenance import Ledger
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from latentsynth.evaluation.comparison import FLOOR, Scores, compare, extrapolated, principal, spread
-from latentsynth.evaluation.extractors import RandomNetwork
 from latentsynth.evaluation.features import Features
+from latentsynth.evaluation.fidelity.comparison import FLOOR, Scores, compare, extrapolated, principal, spread
+from latentsynth.extractors.networks import RandomNetwork
 from latentsynth.metrics.distribution import frechet, kid
 
 WIDTH = 6
@@ -125,14 +125,14 @@ def test_all_rows_are_scored_at_one_number(monkeypatch: pytest.MonkeyPatch) -> N
         seen.append((len(a), len(b)))
         return dict.fromkeys(("precision", "recall", "density", "coverage"), 0.5)
 
-    monkeypatch.setattr("latentsynth.evaluation.comparison.prdc", counting)
+    monkeypatch.setattr("latentsynth.evaluation.fidelity.comparison.prdc", counting)
     sizes: list[tuple[int, int]] = []
 
     def measured(a: np.ndarray, b: np.ndarray) -> float:
         sizes.append((len(a), len(b)))
         return 1.0
 
-    monkeypatch.setattr("latentsynth.evaluation.comparison.frechet", measured)
+    monkeypatch.setattr("latentsynth.evaluation.fidelity.comparison.frechet", measured)
     found = compare(REAL, {"many": SETS["same"], "some": SETS["few"][range(11)]})
     assert found.at == 11
     assert set(seen) == {(11, 11)}

@@ -16,7 +16,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from latentsynth.errors import CheckpointError, DataError
-from latentsynth.evaluation.extractors import (
+from latentsynth.extractors.networks import (
     BundleNetwork,
     Extractor,
     OnnxNetwork,

@@ -16,7 +16,6 @@ from latentsynth import checkpoint
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.evaluation import features
 from latentsynth.evaluation.cohorts import Cohort
-from latentsynth.evaluation.extractors import NetworkExtractor, RandomNetwork
 from latentsynth.evaluation.features import (
     Features,
     comparison_space,
@@ -25,6 +24,7 @@ from latentsynth.evaluation.features import (
     load_extractors,
     volumes,
 )
+from latentsynth.extractors.networks import NetworkExtractor, RandomNetwork
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_processes_do_their_share_alone(
             return [*others, *found]
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("latentsynth.training.launch.gather_object", gather)
+            patch.setattr("latentsynth.parallel.gather_object", gather)
             part = SimpleNamespace(process_index=rank, num_processes=2, is_main_process=False)
             np.testing.assert_array_equal(rows(part), whole)
         assert asked == list(range(rank, len(batches), 2))

@@ -17,17 +17,17 @@ from helpers import run
 from scipy import ndimage
 
 from latentsynth.data import nifti
+from latentsynth.data.cache.volumes import VolumeCache
+from latentsynth.data.intake.prepare import prepare
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.phantom import write_cohort
-from latentsynth.data.prepare import prepare
-from latentsynth.data.volumes import VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort
-from latentsynth.evaluation.extractors import NetworkExtractor, RandomNetwork
 from latentsynth.evaluation.features import volumes
-from latentsynth.evaluation.fidelity import evaluate_fidelity
+from latentsynth.evaluation.fidelity.evaluate import evaluate_fidelity
+from latentsynth.extractors.networks import NetworkExtractor, RandomNetwork
 from latentsynth.metrics.diversity import ms_ssim
 from latentsynth.metrics.sharpness import detail
+from latentsynth.phantom.cohort import write_cohort
 from latentsynth.results import Estimate, Result, Table
 from latentsynth.types import Case, Framing, Grid, Window
 
@@ -86,8 +86,8 @@ def table(result: Result, start: str) -> Table:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out what takes long and is looked at elsewhere."""
-    monkeypatch.setattr("latentsynth.evaluation.fidelity._PAIRS", 3)
-    monkeypatch.setattr("latentsynth.evaluation.fidelity.contact_sheet", lambda *given: None)
+    monkeypatch.setattr("latentsynth.evaluation.fidelity.evaluate._PAIRS", 3)
+    monkeypatch.setattr("latentsynth.evaluation.fidelity.evaluate.contact_sheet", lambda *given: None)
 
 
 def rows(of: Table) -> dict[str, tuple[Any, ...]]:

@@ -11,10 +11,10 @@ import pytest
 from accelerate import Accelerator
 
 from latentsynth.config import AugmentConfig
+from latentsynth.data.cache.volumes import Recipe
+from latentsynth.data.exchange.requests import Request, place
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.requests import Request, place
-from latentsynth.data.volumes import Recipe
-from latentsynth.evaluation.intensities import intensities_of
+from latentsynth.evaluation.obedience.intensities import intensities_of
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import Synthesizer
 from latentsynth.types import Case, Condition, Domain, Framing, Generated, Grid, Labels, Window

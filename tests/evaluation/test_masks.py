@@ -18,9 +18,9 @@ from helpers import run
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.evaluation import mask_figures
 from latentsynth.evaluation.cohorts import Cohort
-from latentsynth.evaluation.masks import evaluate_masks
+from latentsynth.evaluation.masks.evaluate import evaluate_masks
+from latentsynth.evaluation.masks.evaluate import figures as mask_figures
 from latentsynth.metrics.wasserstein import halves_distance, set_distance
 from latentsynth.provenance import Ledger
 from latentsynth.results import Result, Table

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 
+from latentsynth.data.intake.prepare import prepare
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.phantom import write_cohort
-from latentsynth.data.prepare import prepare
 from latentsynth.errors import DataError
-from latentsynth.evaluation.measure_memorization import measure_memorization
-from latentsynth.evaluation.memorization import CONTROL
+from latentsynth.evaluation.memorization.evaluate import measure_memorization
+from latentsynth.evaluation.memorization.measures import CONTROL
+from latentsynth.phantom.cohort import write_cohort
 from latentsynth.results import Estimate, Result, Table
 from latentsynth.types import Case
 
@@ -159,7 +159,7 @@ def test_facts_survive_the_file_and_copies_are_named(place: Path, measured: tupl
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out pictures, which are looked at above."""
-    monkeypatch.setattr("latentsynth.evaluation.report_memorization.contact_sheet", lambda *given: None)
+    monkeypatch.setattr("latentsynth.evaluation.memorization.report.contact_sheet", lambda *given: None)
 
 
 @pytest.mark.usefixtures("quick")

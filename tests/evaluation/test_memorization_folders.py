@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from latentsynth.data import nifti
 from latentsynth.errors import DataError
-from latentsynth.evaluation.measure_memorization import measure_memorization
+from latentsynth.evaluation.memorization.evaluate import measure_memorization
 from latentsynth.results import Estimate, Result
 
 Measure = Callable[..., tuple[Result, float]]
@@ -50,7 +50,7 @@ def measure(place: Path, cpu: Accelerator) -> Measure:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out pictures, which are looked at elsewhere."""
-    monkeypatch.setattr("latentsynth.evaluation.report_memorization.contact_sheet", lambda *given: None)
+    monkeypatch.setattr("latentsynth.evaluation.memorization.report.contact_sheet", lambda *given: None)
 
 
 def verdicts(result: Result) -> dict[Any, Any]:

@@ -18,13 +18,13 @@ from scipy import ndimage
 
 from latentsynth import checkpoint
 from latentsynth.config import InferenceConfig, UNetConfig
+from latentsynth.data.exchange.requests import requests
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.requests import requests
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, named
-from latentsynth.evaluation.intensities import intensities_of
-from latentsynth.evaluation.obedience import Answer, evaluate_obedience, exchanged, mean_dice
-from latentsynth.evaluation.strata import Strata
+from latentsynth.evaluation.obedience.evaluate import Answer, evaluate_obedience, exchanged, mean_dice
+from latentsynth.evaluation.obedience.intensities import intensities_of
+from latentsynth.evaluation.segmentation.strata import Strata
 from latentsynth.provenance import Ledger
 from latentsynth.results import Estimate, Result, Table
 from latentsynth.segmentation import Segmenter
@@ -126,7 +126,7 @@ def judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path
 
     def write(pictures: bool = False, **facts: Any) -> Path:
         if not pictures:
-            monkeypatch.setattr("latentsynth.evaluation.obedience.contact_sheet", lambda *given: None)
+            monkeypatch.setattr("latentsynth.evaluation.obedience.evaluate.contact_sheet", lambda *given: None)
         return segmenter(tmp_path / "judge", **facts)
 
     return write

@@ -10,12 +10,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from latentsynth.evaluation.extractors import NetworkExtractor
 from latentsynth.evaluation.features import Features
-from latentsynth.evaluation.planted import DISGUISES, MASK_DISGUISES, SHARES, plant, response
-from latentsynth.evaluation.rulers import Ruler, WholeVolume
-from latentsynth.evaluation.trust import Trust, control
-from latentsynth.evaluation.yardstick import Yardstick
+from latentsynth.evaluation.memorization.planted import DISGUISES, MASK_DISGUISES, SHARES, plant, response
+from latentsynth.evaluation.memorization.rulers import Ruler, WholeVolume
+from latentsynth.evaluation.memorization.trust import Trust, control
+from latentsynth.evaluation.memorization.yardstick import Yardstick
+from latentsynth.extractors.networks import NetworkExtractor
 
 SHAPE = (1, 10, 11, 12)
 

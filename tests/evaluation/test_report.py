@@ -13,7 +13,7 @@ import pytest
 from accelerate import Accelerator
 from helpers import Echo, lesion_mask, run, tiny_domain, write_mask
 
-from latentsynth.data.requests import Request
+from latentsynth.data.exchange.requests import Request
 from latentsynth.errors import DataError
 from latentsynth.evaluation.report import write_report
 from latentsynth.plots import strips

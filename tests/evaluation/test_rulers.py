@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from latentsynth.evaluation.rulers import (
+from latentsynth.evaluation.memorization.rulers import (
     OWN,
     ForegroundVoxels,
     Ruler,

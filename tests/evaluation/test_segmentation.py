@@ -21,10 +21,10 @@ from latentsynth.cli import main
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
-from latentsynth.evaluation import segmentation
-from latentsynth.evaluation.scores import UNION, Scores, score_case
-from latentsynth.evaluation.segmentation import evaluate_segmenter
-from latentsynth.evaluation.strata import Strata
+from latentsynth.evaluation.segmentation.evaluate import evaluate as segmentation
+from latentsynth.evaluation.segmentation.evaluate import evaluate_segmenter
+from latentsynth.evaluation.segmentation.scores import UNION, Scores, score_case
+from latentsynth.evaluation.segmentation.strata import Strata
 from latentsynth.labelling import label_scans
 from latentsynth.metrics.lesions import lesion_scores, volume_error
 from latentsynth.metrics.surfaces import dice, surface_scores, volume_ml

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from helpers import tiny_domain
 
+from latentsynth.data.cache.volumes import Volume
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.volumes import Volume
 from latentsynth.evaluation import sheets
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.types import Case

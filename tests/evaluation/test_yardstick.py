@@ -10,8 +10,8 @@ from scipy.spatial.distance import cdist
 
 from latentsynth.errors import DataError
 from latentsynth.evaluation.features import Features
-from latentsynth.evaluation.rulers import Ruler, WholeVolume
-from latentsynth.evaluation.yardstick import Yardstick, nearest_patients, one_per_patient
+from latentsynth.evaluation.memorization.rulers import Ruler, WholeVolume
+from latentsynth.evaluation.memorization.yardstick import Yardstick, nearest_patients, one_per_patient
 from latentsynth.metrics.conformal import flagged_interval
 from latentsynth.metrics.copying import published
 from latentsynth.metrics.neighbours import nearest

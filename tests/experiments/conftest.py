@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from reported_set import reported  # noqa: F401 (fixture)
 
-from latentsynth.data.phantom import write_cohort
-from latentsynth.data.prepare import prepare
+from latentsynth.data.intake.prepare import prepare
+from latentsynth.phantom.cohort import write_cohort
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ from reported_set import Reported, _sample, _set
 from latentsynth.config import UtilityStudy, load
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError
-from latentsynth.experiments.utility import Utility
-from latentsynth.experiments.utility_summary import _copies
+from latentsynth.experiments.utility.study import Utility
+from latentsynth.experiments.utility.summary import _copies
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug" / "utility.yaml"
 ARMS = "arms={real: {}, clean: {model: diffusion, dose: 1, drop: {copies: true}}}"

@@ -18,9 +18,9 @@ from reported_set import COPIES, FRESH, Reported
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
-from latentsynth.experiments.export import export_set
-from latentsynth.experiments.filter import filter_set
 from latentsynth.provenance import LEDGER, Ledger
+from latentsynth.sharing.export import export_set
+from latentsynth.sharing.filter import filter_set
 from latentsynth.types import Case
 
 LICENCE = "CC-BY-4.0"
@@ -177,7 +177,7 @@ def test_real_cases_and_existing_folders_are_refused(reported: Reported, tmp_pat
     out.mkdir()
     (out / "mine").write_text("kept")
     for reason in (None, "all the same"):
-        with pytest.raises(DataError, match="exists: give a folder that does not"):
+        with pytest.raises(DataError, match=r"exists: nothing was written; give another name, for example .*-2$"):
             export_set(reported.fresh, out, LICENCE, reported.clean, without_report=reason)
     assert [path.name for path in out.iterdir()] == ["mine"]
 

@@ -16,8 +16,8 @@ from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort
-from latentsynth.experiments.filter import filter_set
 from latentsynth.provenance import LEDGER, Ledger, file_fingerprint
+from latentsynth.sharing.filter import filter_set
 
 
 def names(manifest: Path) -> list[str]:
@@ -25,7 +25,7 @@ def names(manifest: Path) -> list[str]:
 
 
 def dropped(manifest: Path) -> dict[str, str]:
-    with (manifest.parent / "dropped.csv").open(newline="") as stream:
+    with manifest.with_name(f"{manifest.stem}_dropped.csv").open(newline="") as stream:
         return {line["case"]: line["reason"] for line in csv.DictReader(stream)}
 
 
@@ -184,7 +184,7 @@ def test_what_stands_there_is_not_overwritten(reported: Reported, tmp_path: Path
     """A ledger or a manifest of patients; a manifest of synthetic cases may be made again."""
     for out in (reported.real, tmp_path / LEDGER):
         before = out.read_bytes() if out.exists() else None
-        with pytest.raises(DataError, match="give another --out"):
+        with pytest.raises(DataError, match="give another"):
             filter_set(reported.samples, reported.report, out)
         assert (out.read_bytes() if out.exists() else None) == before
     out = tmp_path / "kept.json"

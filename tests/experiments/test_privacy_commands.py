@@ -65,7 +65,7 @@ def test_filter_and_export_make_a_set_to_share(
     assert run(monkeypatch, "export", reported.samples, *share, *report) == 1
     assert "3 of 9 volumes are flagged as copies" in error(capsys)
     assert run(monkeypatch, "filter", reported.samples, *report, "--out", kept, "--drop-mask-copies") == 0
-    assert f"dropped 4: {kept.with_name('dropped.csv')}" in capsys.readouterr().out
+    assert f"dropped 4: {kept.with_name('manifest_dropped.csv')}" in capsys.readouterr().out
     assert [case.case_id for case in Manifest.load(kept).cases] == list(FRESH)
     assert run(monkeypatch, "export", kept, *share) == 1
     assert "no memorization report" in error(capsys)

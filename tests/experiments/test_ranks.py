@@ -10,7 +10,7 @@ import pytest
 
 from latentsynth.errors import DataError
 from latentsynth.experiments.ranks import rank_studies
-from latentsynth.experiments.utility_summary import KIND
+from latentsynth.experiments.utility.summary import KIND
 from latentsynth.metrics.significance import critical_difference
 from latentsynth.plots import _joined
 from latentsynth.results import Result, write_csv

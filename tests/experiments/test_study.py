@@ -22,7 +22,7 @@ from latentsynth.config import MemorizationStudy, load
 from latentsynth.data.manifest import Manifest
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.experiments.claims import holder
-from latentsynth.experiments.memorization import Memorization
+from latentsynth.experiments.memorization.study import Memorization
 from latentsynth.results import Result
 
 ROOT = Path(__file__).parents[2]

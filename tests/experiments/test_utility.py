@@ -18,12 +18,12 @@ from latentsynth.config import UtilityStudy, load
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.experiments.filter import filter_disagreeing
-from latentsynth.experiments.synthetic import dosed
-from latentsynth.experiments.utility import Job, Utility, own
-from latentsynth.experiments.utility_summary import comparisons, read_scores, sentences
+from latentsynth.experiments.utility.study import Job, Utility, own
+from latentsynth.experiments.utility.summary import comparisons, read_scores, sentences
+from latentsynth.experiments.utility.synthetic import dosed
 from latentsynth.provenance import LEDGER, Ledger, voxel_hash
 from latentsynth.results import Result
+from latentsynth.sharing.filter import filter_disagreeing
 
 DEBUG = Path(__file__).parents[2] / "configs" / "debug" / "utility.yaml"
 

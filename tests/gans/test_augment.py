@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from latentsynth.gans import augment as module
 from latentsynth.gans.augment import adapt, adaptive_state, augment, geometry, shades, warp
-from latentsynth.gans.draws import Draws
+from latentsynth.randomness import Draws
 
 SHAPES = [(16, 24), (8, 12, 10)]
 

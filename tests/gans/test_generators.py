@@ -21,12 +21,12 @@ from latentsynth.gans import build as builders
 from latentsynth.gans.base import Generator, Painted
 from latentsynth.gans.cyclegan import Cycle, Judges, Translators, cycle_loss
 from latentsynth.gans.discriminators import PatchDiscriminators
-from latentsynth.gans.draws import Draws
 from latentsynth.gans.latent import LatentGenerator
 from latentsynth.gans.progressive import ProgressiveGenerator, StyleGAN1Generator
 from latentsynth.gans.spade import SPADEBlock, SPADEGenerator, StyleEncoder, _spade
 from latentsynth.gans.stylegan2 import StyleGAN2Generator, mixed_styles
 from latentsynth.gans.translators import ResNetGenerator, UNetGenerator, drop
+from latentsynth.randomness import Draws
 
 FLAT, DEEP = (16, 12), (8, 12, 8)
 LABELS, CHANNELS = 3, 2

@@ -12,9 +12,9 @@ from helpers import perturb
 from torch import Tensor
 
 from latentsynth.gans.base import Discriminator, Generator, pyramid, resize
-from latentsynth.gans.draws import Draws
 from latentsynth.gans.progressive import GrownDiscriminator, Growth, ProgressiveGenerator, StyleGAN1Generator
-from latentsynth.training.adversarial import grown_level
+from latentsynth.randomness import Draws
+from latentsynth.training.recipes.adversarial import grown_level
 
 SHAPES = [(16, 12), (16, 8, 4)]  # three levels each; one axis stops first
 FAMILIES: dict[str, Callable[[tuple[int, ...]], Generator]] = {

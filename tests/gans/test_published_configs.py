@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from latentsynth.config import CycleGANConfig, GanRun, load
-from latentsynth.gans import Annotation, Draws, build_discriminator, build_generator
+from latentsynth.gans import Annotation, build_discriminator, build_generator
 from latentsynth.gans.cyclegan import Translators
 from latentsynth.gans.progressive import GrownDiscriminator, ProgressiveGenerator, StyleGAN1Generator
+from latentsynth.randomness import Draws
 
 FOLDER = Path(__file__).parents[2] / "configs" / "generator"
 PATHS = sorted(path for path in FOLDER.glob("*.yaml") if not path.stem.startswith("ldm"))

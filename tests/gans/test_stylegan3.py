@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from latentsynth.errors import ConfigError
 from latentsynth.gans.base import Generator
-from latentsynth.gans.draws import Draws
 from latentsynth.gans.layers import activate
 from latentsynth.gans.stylegan2 import StyleGAN2Generator
 from latentsynth.gans.stylegan3 import (
@@ -26,6 +25,7 @@ from latentsynth.gans.stylegan3 import (
     low_pass,
     schedule,
 )
+from latentsynth.randomness import Draws
 
 SHAPE = (48, 64)  # both kinds of layers: keeping their grid, and doubling it (twice)
 EDGE = 12  # pixels left out of comparisons, where interpolation of the output lacks neighbours

@@ -12,8 +12,8 @@ import pytest
 from helpers import run
 
 from latentsynth.data import nifti
+from latentsynth.data.exchange.requests import requests
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.requests import requests
 from latentsynth.errors import DataError
 from latentsynth.files import read_json
 from latentsynth.masks import LabelMap, MaskMaker, Rejected, Wanted, make_masks

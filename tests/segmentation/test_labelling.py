@@ -14,7 +14,7 @@ from planted import boxes, painted, planted
 
 from latentsynth import labelling
 from latentsynth.data import nifti
-from latentsynth.data.scans import scans
+from latentsynth.data.intake.scans import scans
 from latentsynth.errors import DataError
 from latentsynth.labelling import label_scans
 from latentsynth.segmentation import Segmenter

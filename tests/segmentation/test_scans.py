@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from planted import boxes, cohort, painted
 
-from latentsynth.data.scans import scans
+from latentsynth.data.intake.scans import scans
 from latentsynth.errors import DataError
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import Echo, tiny_domain, tiny_gan
 
-from latentsynth.data.volumes import one_hot
+from latentsynth.data.cache.volumes import one_hot
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.provenance import Ledger
 from latentsynth.synthesizers import Chained, Synthesizer, chained

@@ -12,10 +12,11 @@ from helpers import MAKERS, PAINTERS, Echo, tiny_domain, tiny_gan, tiny_generato
 from torch import Tensor, nn
 
 from latentsynth.config import SPADEConfig
-from latentsynth.data.volumes import one_hot
+from latentsynth.data.cache.volumes import one_hot
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.gans import Annotation, Draws, Generator, Painted
+from latentsynth.gans import Annotation, Generator, Painted
 from latentsynth.pretrained import register_to_config
+from latentsynth.randomness import Draws
 from latentsynth.synthesizers import GAN, LatentGAN
 from latentsynth.types import Condition, Domain, Window
 

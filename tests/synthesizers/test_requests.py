@@ -11,7 +11,7 @@ import pytest
 from accelerate import Accelerator
 from helpers import GEOMETRIES, SMALL, WINDOW, Echo, contents, lesion_mask, tiny_domain, write_mask
 
-from latentsynth.data.requests import Request, place_array, requests, volume_seed
+from latentsynth.data.exchange.requests import Request, place_array, requests, volume_seed
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import LatentDiffusion

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from latentsynth import checkpoint
 from latentsynth.config import GanSamplingConfig, LatentGANConfig, Pix2PixConfig, StyleGAN2Config
-from latentsynth.data.volumes import one_hot
+from latentsynth.data.cache.volumes import one_hot
 from latentsynth.errors import CheckpointError, LatentsynthError
 from latentsynth.provenance import Ledger
 from latentsynth.synthesizers import GAN, LatentDiffusion, LatentGAN, Synthesizer, load_synthesizer

@@ -12,12 +12,12 @@ import torch
 from helpers import AUTOENCODERS, MAKERS, PAINTERS, Echo, tiny_domain, tiny_gan, tiny_latent_gan, tiny_model
 from torch import Tensor
 
+from latentsynth.data.cache.volumes import one_hot
+from latentsynth.data.exchange.requests import Placed
 from latentsynth.data.frames import Frame
-from latentsynth.data.requests import Placed
-from latentsynth.data.volumes import one_hot
 from latentsynth.diffusion import SAMPLERS
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.gans import Draws
+from latentsynth.randomness import Draws
 from latentsynth.synthesizers import Chained, LatentDiffusion, Synthesizer
 from latentsynth.types import Condition, Generated
 

@@ -12,10 +12,10 @@ from latentsynth.config import GanRun, build
 from latentsynth.gans import Opinion, Painted
 from latentsynth.gans.base import Discriminator, Generator
 from latentsynth.gans.losses import accuracy
-from latentsynth.training.adversarial import Game, grown_level
-from latentsynth.training.launch import start
-from latentsynth.training.scenes import Scene
-from latentsynth.training.watch import Health, share, spread
+from latentsynth.parallel import start
+from latentsynth.training.recipes.adversarial import Game, grown_level
+from latentsynth.training.recipes.scenes import Scene
+from latentsynth.training.recipes.watch import Health, share, spread
 
 GRID = {"shape": [8, 8, 8], "spacing_mm": [1, 1, 1], "windows": [{}]}
 

@@ -28,13 +28,13 @@ from latentsynth.config import (
     load,
 )
 from latentsynth.segmentation import build_network
-from latentsynth.training.autoencoder import train_autoencoder
-from latentsynth.training.extractor import train_extractor
-from latentsynth.training.gan import train_gan
-from latentsynth.training.ldm import train_ldm
-from latentsynth.training.masks import train_masks
+from latentsynth.training.recipes.autoencoder import train_autoencoder
+from latentsynth.training.recipes.extractor import train_extractor
+from latentsynth.training.recipes.gan import train_gan
+from latentsynth.training.recipes.ldm import train_ldm
+from latentsynth.training.recipes.masks import train_masks
+from latentsynth.training.recipes.segmenter import train_segmenter
 from latentsynth.training.run import read_metrics
-from latentsynth.training.segmenter import train_segmenter
 
 BRIEF = ["train.precision=bf16", "train.images=8", "train.batch=4", "train.log_every_images=4"]
 

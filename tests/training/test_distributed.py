@@ -13,11 +13,11 @@ import pytest
 from tiny_runs import autoencoder_config, gan_config, ldm_config
 
 from latentsynth.data import nifti
+from latentsynth.data.exchange.requests import requests
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.requests import requests
+from latentsynth.parallel import start
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import load_synthesizer
-from latentsynth.training.launch import start
 from latentsynth.training.run import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -117,7 +117,7 @@ def test_both_players_of_a_gan_step_alike_on_both_processes(family: str, gans: P
 def test_losses_of_a_gan_are_those_of_one_process(gans: Path, workplace: Path) -> None:
     """Of the players' first step: later ones differ where a loss is no mean over images (statistics of a batch)."""
     from latentsynth.config import GanRun, load
-    from latentsynth.training.gan import train_gan
+    from latentsynth.training.recipes.gan import train_gan
 
     alone = load(GanRun, gan_config(workplace, "spade-alone", "spade", seed=1), ["train.images=4"])
     train_gan(alone)

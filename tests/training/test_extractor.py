@@ -13,13 +13,13 @@ from tiny_runs import GRID, SCHEDULE
 
 from latentsynth import checkpoint
 from latentsynth.config import ExtractorRun, build
-from latentsynth.contrastive import ContrastiveEncoder
+from latentsynth.data.intake.prepare import prepare
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.phantom import write_cohort
-from latentsynth.data.prepare import prepare
 from latentsynth.errors import CheckpointError, DataError, TrainingError
 from latentsynth.evaluation.features import contrastive_extractor
-from latentsynth.training.extractor import train_extractor
+from latentsynth.extractors.contrastive import ContrastiveEncoder
+from latentsynth.phantom.cohort import write_cohort
+from latentsynth.training.recipes.extractor import train_extractor
 
 IMAGES = 640
 VIEWS = {"rotate_deg": 3.0, "scale": 0.03, "shift": 0.02, "brightness": 0.4, "gamma": 0.5}

@@ -11,15 +11,15 @@ from tiny_runs import GANS, gan_config
 from torch import Tensor
 
 from latentsynth.config import GanRun, build, load
+from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.volumes import VolumeCache
 from latentsynth.errors import CheckpointError, ConfigError, DataError
-from latentsynth.gans import Draws
+from latentsynth.parallel import start
 from latentsynth.provenance import Ledger
+from latentsynth.randomness import Draws
 from latentsynth.synthesizers import GAN, LatentGAN, load_synthesizer
-from latentsynth.training.autoencoder import volume_caches
-from latentsynth.training.gan import initial, train_gan, unpaired
-from latentsynth.training.launch import start
+from latentsynth.training.recipes.autoencoder import volume_caches
+from latentsynth.training.recipes.gan import initial, train_gan, unpaired
 from latentsynth.training.run import read_metrics
 from latentsynth.types import Condition
 

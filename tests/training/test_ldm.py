@@ -15,9 +15,9 @@ from latentsynth.config import AutoencoderRun, LdmRun, load
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import CheckpointError, TrainingError
 from latentsynth.synthesizers import LatentDiffusion
-from latentsynth.training.autoencoder import initial as initial_autoencoder
-from latentsynth.training.encode import encoded_cohort
-from latentsynth.training.ldm import DenoiserLoss, build_conditioner, initial, train_ldm
+from latentsynth.training.recipes.autoencoder import initial as initial_autoencoder
+from latentsynth.training.recipes.encode import encoded_cohort
+from latentsynth.training.recipes.ldm import DenoiserLoss, build_conditioner, initial, train_ldm
 
 
 def test_training_never_runs_the_encoder(workplace: Path, trained_ldm: Path, monkeypatch: pytest.MonkeyPatch) -> None:

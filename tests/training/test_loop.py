@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from latentsynth.config import Run
-from latentsynth.data.loading import Positions
+from latentsynth.data.cache.loading import Positions
 from latentsynth.errors import TrainingError
-from latentsynth.training.launch import start, start_training
-from latentsynth.training.loop import Hooks, Player, fit
+from latentsynth.parallel import start
+from latentsynth.training.loop import Hooks, Player, fit, start_training
 from latentsynth.training.optim import average, lr_factor
 from latentsynth.training.run import RunFolder, read_metrics
 

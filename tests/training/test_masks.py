@@ -15,16 +15,16 @@ from tiny_runs import SCHEDULE
 
 from latentsynth.cli import main
 from latentsynth.config import GanRun, MaskDiffusionConfig, MaskRun, SliceVAEConfig, asks_for_gan, build, load
+from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.volumes import VolumeCache
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.masks import LabelMap, Wanted, make_masks
 from latentsynth.masks.learnt import load_mask_maker
-from latentsynth.training.autoencoder import volume_caches
-from latentsynth.training.launch import start
-from latentsynth.training.mask_items import DiffusionItems, training_facts
-from latentsynth.training.mask_losses import VAELoss
-from latentsynth.training.masks import train_masks
+from latentsynth.parallel import start
+from latentsynth.training.recipes.autoencoder import volume_caches
+from latentsynth.training.recipes.mask_items import DiffusionItems, training_facts
+from latentsynth.training.recipes.mask_losses import VAELoss
+from latentsynth.training.recipes.masks import train_masks
 from latentsynth.training.run import read_metrics
 
 GENERATORS: dict[str, dict[str, Any]] = {
@@ -156,9 +156,9 @@ def test_slices_that_train_hold_the_case(caches: tuple[VolumeCache, VolumeCache]
         masks[0, at, 0, 1, 1], masks[0, at, 1, 1, 1] = 0, 1
     marked = torch.arange(12.0).view(1, 12, 1, 1, 1).expand(2, 12, 3, 4, 4)
     loss = VAELoss(config, seed=0)
-    chosen = loss._slices(torch.where(masks > 0, marked * 0 + masks, 0), torch.tensor([3, 9]))
+    chosen = loss._slices(torch.where(masks > 0, marked * 0 + masks, 0), torch.tensor([3, 9]), 16)
     assert chosen.shape == (32, 3, 4, 4)
-    places = loss._slices(torch.cat([masks[:, :, :1] * marked[:, :, :1], masks[:, :, 1:]], 2), torch.tensor([3, 9]))
+    places = loss._slices(torch.cat([masks[:, :, :1] * marked[:, :, :1], masks[:, :, 1:]], 2), torch.tensor([3, 9]), 16)
     first = places[:16, 0].amax((1, 2))
     assert first.min() >= 4
     assert first.max() <= 7

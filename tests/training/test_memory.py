@@ -10,8 +10,8 @@ from torch import nn
 
 from latentsynth.autoencoders import build_autoencoder
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, TrainConfig, load
-from latentsynth.training.ldm import build_denoiser
 from latentsynth.training.memory import estimate_autoencoder, estimate_ldm, estimate_segmenter, measure
+from latentsynth.training.recipes.ldm import build_denoiser
 from latentsynth.types import Conditioning, Domain, Labels
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -11,9 +11,9 @@ from helpers import tiny_autoencoder
 from latentsynth.conditioning import MaskConditioner
 from latentsynth.gans import Annotation
 from latentsynth.gans.base import slice_places
-from latentsynth.training.launch import start
-from latentsynth.training.pool import from_pool
-from latentsynth.training.scenes import LatentScenes, VoxelScenes, cut
+from latentsynth.parallel import start
+from latentsynth.training.recipes.pool import from_pool
+from latentsynth.training.recipes.scenes import LatentScenes, VoxelScenes, cut
 
 SHAPE = (6, 8, 10)
 

@@ -23,17 +23,17 @@ from tiny_runs import segmenter_config
 from latentsynth import checkpoint
 from latentsynth.config import SegmenterRun, load
 from latentsynth.data import nifti
-from latentsynth.data.loading import Positions
+from latentsynth.data.cache.loading import Positions
+from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.data.manifest import Manifest
-from latentsynth.data.volumes import VolumeCache
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.metrics.surfaces import dice
+from latentsynth.parallel import start
 from latentsynth.provenance import Ledger
 from latentsynth.segmentation import Segmenter
-from latentsynth.training import segmenter as recipe
-from latentsynth.training.launch import start
+from latentsynth.training.recipes import segmenter as recipe
+from latentsynth.training.recipes.segmenter import Cohort, SegmentationLoss, initial, train_segmenter
 from latentsynth.training.run import read_metrics
-from latentsynth.training.segmenter import Cohort, SegmentationLoss, initial, train_segmenter
 from latentsynth.types import Case, Labels
 
 ROOT = Path(__file__).parents[2]

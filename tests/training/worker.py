@@ -12,15 +12,15 @@ import sys
 from pathlib import Path
 
 from latentsynth.config import AutoencoderRun, GanRun, LdmRun, SegmenterRun, load
-from latentsynth.data.requests import requests
+from latentsynth.data.exchange.requests import requests
+from latentsynth.parallel import start
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import load_synthesizer
-from latentsynth.training.autoencoder import train_autoencoder
-from latentsynth.training.gan import train_gan
-from latentsynth.training.launch import start
-from latentsynth.training.ldm import train_ldm
+from latentsynth.training.recipes.autoencoder import train_autoencoder
+from latentsynth.training.recipes.gan import train_gan
+from latentsynth.training.recipes.ldm import train_ldm
+from latentsynth.training.recipes.segmenter import train_segmenter
 from latentsynth.training.run import RunFolder
-from latentsynth.training.segmenter import train_segmenter
 
 
 def leave_digests(folder: Path) -> None:

@@ -1,0 +1,104 @@
+"""The latent cache: mean and deviation of every case, written once; training never runs the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latentsynth.data.cache.cutting import Cut
+from latentsynth.data.cache.volumes import VolumeCache, one_hot
+from latentsynth.errors import DataError
+from latentsynth.files import atomic_path
+from latentsynth.parallel import copies_of_rows
+from latentsynth.provenance import fingerprint
+
+# image (B, C, I, J, K) -> mean and deviation of raw latents, each (B, c, i, j, k)
+Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class LatentCache:
+    """Latents of the entries of a volume cache.
+
+    Args:
+        root: The ``latents`` folder of the autoencoder's run.
+        autoencoder: Fingerprint of the autoencoder's weights.
+        volumes: The volumes they are latents of.
+        cut: What to cut out of a second version of every volume, whose latents are kept too; None keeps no second one.
+    """
+
+    def __init__(self, root: Path, autoencoder: str, volumes: VolumeCache, cut: Cut | None = None):
+        self.volumes, self.cut = volumes, cut
+        self.folder = root / fingerprint([autoencoder, volumes.recipe.key, *([asdict(cut)] if cut else [])])
+
+    def __len__(self) -> int:
+        return len(self.volumes)
+
+    def path(self, entry: int) -> Path:
+        """File of an entry; named after the volume's."""
+        return self.volumes.path(entry, self.folder)
+
+    def missing(self) -> list[int]:
+        """Entries without a file."""
+        return [entry for entry in range(len(self)) if not self.path(entry).is_file()]
+
+    @torch.no_grad()
+    def write(self, entries: Sequence[int], encode: Encoder, advance: Callable[[], None] = lambda: None) -> None:
+        """Encodes some entries. They go in pairs (:func:`latentsynth.parallel.copies_of_rows`).
+
+        Raises:
+            DataError: A latent is not finite.
+        """
+        for start in range(0, len(entries), 2):
+            pair = list(entries[start : start + 2])
+            volumes = [self.volumes.volume(entry) for entry in pair]
+            made = {"": _moments([volume.image for volume in volumes], encode)}
+            if self.cut is not None:
+                made["host_"] = _moments([self.cut(volume.image, volume.mask) for volume in volumes], encode)
+            for row, (entry, volume) in enumerate(zip(pair, volumes, strict=True)):
+                tensors = {f"{of}{name}": values[name][row] for of, values in made.items() for name in values}
+                if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
+                    raise DataError(f"latents of {self.path(entry).name} are not finite: train the autoencoder again")
+                if volume.mask is not None:
+                    tensors["mask"] = torch.from_numpy(volume.mask)
+                with atomic_path(self.path(entry)) as temporary:
+                    save_file(tensors, temporary)
+                advance()
+
+    def item(self, entry: int) -> dict[str, Any]:
+        """One training item: ``mean`` and ``deviation`` (c, i, j, k), ``mask`` one-hot (L, I, J, K).
+
+        With a cut also ``host_mean`` and ``host_deviation``, of the volume without what was cut out.
+
+        Raises:
+            DataError: The entry was not encoded, or its file is damaged.
+        """
+        path = self.path(entry)
+        if not path.is_file():
+            raise DataError(f"latents {path} are missing: run `latentsynth encode {self.folder.parent.parent}`")
+        try:
+            tensors = load_file(path)
+        except SafetensorError as error:
+            raise DataError(f"latents {path} are damaged ({error}): delete the file and encode again") from error
+        recipe = self.volumes.recipe
+        labels = len(recipe.labels)
+        mask = tensors.get("mask")
+        hot = torch.zeros(labels, *recipe.grid.shape) if mask is None else one_hot(mask, labels)
+        return {**{name: value for name, value in tensors.items() if name != "mask"}, "mask": hot}
+
+
+def _moments(images: Sequence[np.ndarray], encode: Encoder) -> dict[str, Tensor]:
+    """Mean and deviation of some volumes, a row each; a lone volume goes in twice."""
+    batch = torch.stack([torch.from_numpy(image) for image in images])
+    mean, deviation = encode(batch.repeat(copies_of_rows(len(images), batch.device), 1, 1, 1, 1))
+    return {
+        "mean": mean[: len(images)].float().contiguous(),
+        "deviation": deviation[: len(images)].float().contiguous(),
+    }

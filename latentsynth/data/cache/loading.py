@@ -1,0 +1,65 @@
+"""Batches as a function of images seen: no state to save, the same on any number of processes.
+
+Position ``p`` counts every training image ever drawn. It falls in epoch ``p // N`` and stands there for the case that
+the epoch's own permutation puts at ``p % N``. A global batch is a run of positions; each process takes its slice.
+Resuming is starting from another position, exactly, without skipping through a loader.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from latentsynth.errors import TrainingError
+from latentsynth.randomness import Stream, keyed_generator
+
+
+class Positions(Dataset[dict[str, Any]]):
+    """Training items by global position, each with its ``position`` beside it."""
+
+    def __init__(self, items: Callable[[int], dict[str, Any]], count: int, seed: int):
+        self.items, self.count, self.seed = items, count, seed
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        epoch, place = divmod(position, self.count)
+        order = torch.randperm(self.count, generator=keyed_generator(self.seed, epoch, Stream.ORDER))
+        return {**self.items(int(order[place])), "position": position}
+
+
+class Slices(Sampler[list[int]]):
+    """This process's micro-batches of positions, from ``start`` to ``stop``.
+
+    Raises:
+        TrainingError: The global batch does not divide over processes and accumulation.
+    """
+
+    def __init__(self, start: int, stop: int, batch: int, accumulation: int, rank: int, world: int):
+        if batch % (accumulation * world):
+            raise TrainingError(
+                f"train.batch {batch} does not divide over {world} processes x {accumulation} accumulation: "
+                f"use a multiple of {accumulation * world}"
+            )
+        self.start, self.stop, self.batch = start, stop, batch
+        self.micro = batch // (accumulation * world)
+        self.rank, self.world = rank, world
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for first in range(self.start, self.stop, self.batch):
+            for part in range(first, first + self.batch, self.micro * self.world):
+                mine = part + self.rank * self.micro
+                yield list(range(mine, mine + self.micro))
+
+
+def batches(items: Positions, slices: Slices, workers: int = 0) -> DataLoader[dict[str, Any]]:
+    """The loader over ``slices``; its own generator keeps the global one untouched, which exact resume needs."""
+    return DataLoader(
+        items,
+        batch_sampler=slices,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),
+    )

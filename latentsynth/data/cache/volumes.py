@@ -1,0 +1,320 @@
+"""Volumes on the grid: one case from its files, and the cache of preprocessed and augmented cases on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from latentsynth.config import AugmentConfig
+from latentsynth.data import nifti, windows
+from latentsynth.data.frames import Frame, lay, resample, resample_labels
+from latentsynth.data.identity import check_files, files_of, identity
+from latentsynth.errors import DataError
+from latentsynth.files import atomic_path, read_json, write_json
+from latentsynth.provenance import fingerprint
+from latentsynth.types import Case, Framing, Grid, Labels, Window
+
+_VERSION = 2  # raise it when preprocessing changes, so that old caches are not read
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One case on the grid.
+
+    Attributes:
+        image: float32 in [-1, 1], shape ``(C, I, J, K)``.
+        mask: Indices into ``Labels.values``, uint8, shape ``(I, J, K)``; None where there is no annotation.
+        limits: Per channel, the scanner units that map to -1 and 1.
+        zoom: 1, or how far the frame zoomed out to hold the lesion.
+    """
+
+    image: np.ndarray
+    mask: np.ndarray | None
+    limits: tuple[windows.Limits, ...]
+    zoom: float
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides what a case looks like on the grid."""
+
+    grid: Grid
+    framing: Framing
+    labels: Labels
+    augment: AugmentConfig
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Names the cache folder."""
+        augment = self.augment.model_dump(exclude={"copies"})  # more copies add files, they change none
+        facts = [_VERSION, asdict(self.grid), asdict(self.framing), asdict(self.labels), augment, self.seed]
+        return fingerprint(facts)
+
+    def frame(
+        self, affine: np.ndarray, shape: tuple[int, ...], labels: np.ndarray | None, name: str
+    ) -> tuple[Frame, float]:
+        """Where the grid lies in a scan of this affine, shape and label values (or None); see :func:`frames.lay`.
+
+        Raises:
+            DataError: The lesion does not fit.
+        """
+        lesion = None if labels is None else np.isin(labels, self.labels.lesions(self.framing))
+        return lay(self.grid, self.framing, affine, shape, lesion, name)
+
+    def read(self, case: Case, copy: int = 0) -> Volume:
+        """Reads a case from its files; ``copy`` 0 is the scan as it is, others are augmented.
+
+        Raises:
+            DataError: A file is unreadable, holds an unknown label, is constant, or its lesion does not fit.
+        """
+        mask_file = case.mask
+        labels, affine = (None, None) if mask_file is None else read_mask(mask_file, self.labels)
+        native = [nifti.read(path) for path in case.images]
+        check_files(case, native, None if labels is None or affine is None else (labels, affine))
+        if affine is None:
+            affine = native[0][1]
+        shape = native[0][0].shape if labels is None else labels.shape
+        frame, zoom = self.frame(affine, shape, labels, case.case_id)
+        rng = np.random.default_rng([self.seed, copy, int(fingerprint(case.case_id), 16)])
+        if copy:
+            frame = _move(frame, self.augment, rng)
+        image, between = window_channels(native, self.grid.windows, frame, case.images, case.limits)
+        mask = None if labels is None else to_index(resample_labels(labels, affine, frame), self.labels)
+        if copy and self.augment.changes_voxels:
+            from latentsynth.data.cache.transforms import distort  # TorchIO, which nothing else needs
+
+            image, mask = distort(image, mask, self.grid.spacing_mm, self.augment, rng)
+        return Volume(image, mask, between, zoom)
+
+
+def window_channels(
+    native: Sequence[tuple[np.ndarray, np.ndarray]],
+    between: Sequence[Window],
+    frame: Frame,
+    names: Sequence[Path],
+    known: Sequence[windows.Limits] = (),
+) -> tuple[np.ndarray, tuple[windows.Limits, ...]]:
+    """The channels of a scan in a frame, in [-1, 1].
+
+    Args:
+        native: Voxels and affine per channel, as read.
+        between: Intensity window per channel.
+        frame: Where to look.
+        names: What to call the channels in an error.
+        known: Per channel, what a synthetic scan was written with; goes before percentiles of the scan itself.
+
+    Returns:
+        The image, float32, ``(C, *frame.shape)``, and per channel the scanner units that map to -1 and 1.
+
+    Raises:
+        DataError: A channel is constant.
+    """
+    limits = channel_limits(native, between, names, known)
+    channels = [
+        windows.normalise(resample(voxels, affine, frame, fill=ends[0]), ends)
+        for (voxels, affine), ends in zip(native, limits, strict=True)
+    ]
+    return np.stack(channels) if channels else np.zeros((0, *frame.shape), np.float32), limits
+
+
+def channel_limits(
+    native: Sequence[tuple[np.ndarray, np.ndarray]],
+    between: Sequence[Window],
+    names: Sequence[Path],
+    known: Sequence[windows.Limits] = (),
+) -> tuple[windows.Limits, ...]:
+    """Per channel the scanner units that map to -1 and 1; arguments as :func:`window_channels`.
+
+    Raises:
+        DataError: A channel is constant.
+    """
+    return tuple(
+        known[n] if known and window.kind == "percentile" else windows.limits(window, voxels, str(name))
+        for n, ((voxels, _), window, name) in enumerate(zip(native, between, names, strict=True))
+    )
+
+
+def read_mask(path: Path, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a label map and refuses values the cohort does not have.
+
+    Raises:
+        DataError: As :func:`nifti.read_labels`, or a label is unknown.
+    """
+    voxels, affine = nifti.read_labels(path)
+    check_labels(voxels, labels, str(path))
+    return voxels, affine
+
+
+def check_labels(voxels: np.ndarray, labels: Labels, name: str) -> None:
+    """Refuses label values the cohort does not have.
+
+    Raises:
+        DataError: A label is unknown.
+    """
+    unknown = sorted(set(np.unique(voxels).tolist()) - set(labels.values))
+    if unknown:
+        known = ", ".join(f"{v} = {n}" for v, n in zip(labels.values, labels.names, strict=True))
+        raise DataError(f"{name} holds label {', '.join(map(str, unknown))}, known are {known}: relabel the mask")
+
+
+def to_index(values: np.ndarray, labels: Labels) -> np.ndarray:
+    """Label values to indices into ``labels.values``, uint8."""
+    return np.searchsorted(labels.values, values).astype(np.uint8)
+
+
+def one_hot(index: Tensor, labels: int) -> Tensor:
+    """Label indices ``(..., I, J, K)`` to one-hot float ``(..., L, I, J, K)``."""
+    return torch.movedim(torch.nn.functional.one_hot(index.long(), labels), -1, -4).float()
+
+
+def _move(frame: Frame, augment: AugmentConfig, rng: np.random.Generator) -> Frame:
+    """A random rigid move, scaling and mirroring of the frame, drawn in a fixed order."""
+    rotate = rng.uniform(-1, 1, 3) * augment.rotate_deg
+    scale = float(np.exp(rng.uniform(-1, 1) * np.log1p(augment.scale)))
+    shift = rng.uniform(-1, 1, 3) * augment.shift_mm
+    flips = rng.random(3) < 0.5
+    mirror = np.array([-1.0 if axis in augment.flip_axes and flips[axis] else 1.0 for axis in range(3)])
+    return frame.moved(rotate, scale, shift, mirror)
+
+
+class VolumeCache:
+    """Preprocessed cases on disk, one safetensors file per case and copy, keyed by everything that made them.
+
+    Args:
+        root: Folder of all caches; this one lives in ``root/<key>``.
+        recipe: How cases are brought to the grid.
+        cases: Which cases.
+        copies: Augmented copies per case beside the scan as it is.
+    """
+
+    def __init__(self, root: Path, recipe: Recipe, cases: Sequence[Case], copies: int = 0):
+        self.recipe = recipe
+        self.folder = Path(root) / recipe.key
+        self.entries = [(case, copy) for case in cases for copy in range(copies + 1)]
+        self._identities: dict[Case, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def annotated(self) -> list[int]:
+        """Entries with a mask."""
+        return [n for n, (case, _) in enumerate(self.entries) if case.mask is not None]
+
+    def path(self, entry: int, folder: Path | None = None) -> Path:
+        """File of an entry in this cache, or in another folder that is organised alike.
+
+        Its name tells what the case's files hold, so that an edited mask is read anew and a cache that was carried to
+        another machine is found without them.
+
+        Raises:
+            DataError: The manifest holds no hashes, and a file is missing.
+        """
+        case, copy = self.entries[entry]
+        name = self._identities.get(case)
+        if name is None:
+            name = self._identities[case] = identity(case)
+        return (folder or self.folder) / f"{name}.{copy}.safetensors"
+
+    def build(self, rank: int = 0, world: int = 1, advance: Callable[[], None] = lambda: None) -> None:
+        """Makes the missing entries of this rank's share.
+
+        Raises:
+            DataError: A case cannot be read; the ones before it stay cached.
+        """
+        if rank == 0:
+            recipe = self.recipe
+            write_json(self.folder / "recipe.json", {"grid": asdict(recipe.grid), "framing": asdict(recipe.framing)})
+        for entry in range(rank, len(self.entries), world):
+            path = self.path(entry)
+            case, copy = self.entries[entry]
+            if not path.is_file():
+                _save(path, self.recipe.read(case, copy))
+                self._remember(case)
+            elif copy == 0:
+                self._recheck(case)
+            advance()
+
+    def _remember(self, case: Case) -> None:
+        """Notes when the files of a case were last found to hold what its manifest says."""
+        write_json(self._seen(case), _stats(case))
+
+    def _recheck(self, case: Case) -> None:
+        """Reads the files of a cached case again if one has changed its size or date since, and compares them.
+
+        Raises:
+            DataError: One holds something else than the manifest says.
+        """
+        stats = _stats(case)
+        if not any(stats) or not case.content:  # no file is left, or the cache is found by what they hold now
+            return
+        seen = self._seen(case)
+        if seen.is_file() and read_json(seen) == stats:
+            return
+        check_files(case, [nifti.read(path) for path in case.images], nifti.read(case.mask) if case.mask else None)
+        self._remember(case)
+
+    def _seen(self, case: Case) -> Path:
+        return self.folder / "sources" / f"{self._identities[case]}.json"
+
+    def volume(self, entry: int) -> Volume:
+        """Reads one entry.
+
+        Raises:
+            DataError: It was not built, or its file is damaged.
+        """
+        return _load(self.path(entry))
+
+    def item(self, entry: int) -> dict[str, Any]:
+        """One training item: ``image`` (C, I, J, K), ``mask`` one-hot (L, I, J, K), zeros where unannotated."""
+        volume = self.volume(entry)
+        image = torch.from_numpy(volume.image)
+        labels = len(self.recipe.labels)
+        if volume.mask is None:
+            return {"image": image, "mask": torch.zeros(labels, *self.recipe.grid.shape)}
+        return {"image": image, "mask": one_hot(torch.from_numpy(volume.mask), labels)}
+
+    def median_limits(self) -> tuple[windows.Limits, ...]:
+        """Per channel, the median window over the unaugmented cases."""
+        rows = [self.volume(e).limits for e, (_, copy) in enumerate(self.entries) if copy == 0]
+        return tuple(windows.median([row[c] for row in rows]) for c in range(self.recipe.grid.channels))
+
+
+def _stats(case: Case) -> list[Any]:
+    """Place, size and date of every file of a case; None for one that is not there."""
+    found = [(path.resolve(), path.stat()) if path.is_file() else None for path in files_of(case)]
+    return [None if one is None else [str(one[0]), one[1].st_size, one[1].st_mtime_ns] for one in found]
+
+
+def _save(path: Path, volume: Volume) -> None:
+    # Half precision in [-1, 1] is exact to 5e-4, a fifth of the finest grey level that 12-bit scanners store.
+    tensors = {"image": torch.from_numpy(volume.image).half().contiguous()}
+    if volume.mask is not None:
+        tensors["mask"] = torch.from_numpy(volume.mask).contiguous()
+    facts = {"limits": json.dumps(volume.limits), "zoom": json.dumps(volume.zoom)}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata=facts)
+
+
+def _load(path: Path) -> Volume:
+    if not path.is_file():
+        raise DataError(f"cached volume {path} is missing: run the same command again to rebuild the cache")
+    try:
+        with safe_open(path, framework="pt") as stream:
+            facts = stream.metadata()
+            image = stream.get_tensor("image").float().numpy()
+            mask = stream.get_tensor("mask").numpy() if "mask" in stream.keys() else None  # noqa: SIM118 (no __contains__)
+    except SafetensorError as error:
+        raise DataError(f"cached volume {path} is damaged ({error}): delete it and run again") from error
+    between = tuple((float(a), float(b)) for a, b in json.loads(facts["limits"]))
+    return Volume(image, mask, between, float(json.loads(facts["zoom"])))

@@ -1,0 +1,137 @@
+"""Real scans that a lesion is painted into, and the way back: all but the lesion's surroundings stays as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from nibabel.affines import voxel_sizes
+
+from latentsynth.data import nifti, windows
+from latentsynth.data.cache.cutting import distance_to
+from latentsynth.data.cache.volumes import channel_limits, window_channels
+from latentsynth.data.exchange.requests import Placed, Request, to_scanner
+from latentsynth.data.frames import Frame, resample
+from latentsynth.data.identity import check_files
+from latentsynth.data.intake.checks import disagreement
+from latentsynth.errors import DataError
+from latentsynth.types import Case, Domain
+
+
+@dataclass(frozen=True)
+class Host:
+    """A real scan.
+
+    Attributes:
+        case: Its files.
+        native: Per channel, voxels as stored and their affine.
+        limits: Per channel, the scanner units that map to -1 and 1.
+        domain: Of the model that paints into it.
+    """
+
+    case: Case
+    native: tuple[tuple[np.ndarray, np.ndarray], ...]
+    limits: tuple[windows.Limits, ...]
+    domain: Domain
+
+    @classmethod
+    def read(cls, case: Case, domain: Domain) -> Host:
+        """Reads a scan.
+
+        Raises:
+            DataError: A file is unreadable or constant, or the scan has another number of channels.
+        """
+        if len(case.images) != domain.grid.channels:
+            raise DataError(
+                f"host {case.case_id} has {len(case.images)} channels, the model makes {domain.grid.channels} "
+                f"({', '.join(domain.channels)}): give one file per channel"
+            )
+        native = tuple(nifti.read(path) for path in case.images)
+        check_files(case, native)
+        return cls(case, native, channel_limits(native, domain.grid.windows, case.images, case.limits), domain)
+
+    @property
+    def scan_hash(self) -> str:
+        """Hash of its first image, as ledgers hold it."""
+        return self.case.voxels or nifti.canonical_hash(*self.native[0])
+
+    def context(self, frame: Frame) -> np.ndarray:
+        """The scan in a frame, float32 in [-1, 1], ``(C, *frame.shape)``."""
+        return window_channels(self.native, self.domain.grid.windows, frame, self.case.images, self.limits)[0]
+
+    def check(self, placed: Placed, name: str, margin_mm: float) -> None:
+        """Refuses a mask on another grid, or one that calls lesions of the scan healthy.
+
+        Raises:
+            DataError: With how the grids differ, or how much of the scan's own lesions would stay without a label.
+        """
+        voxels, affine = self.native[0]
+        apart = disagreement(voxels.shape, affine, placed.values.shape, placed.affine)
+        if apart:
+            raise DataError(
+                f"mask {name} does not lie on the grid of host {self.case.case_id} ({apart}): make masks for this scan, for "
+                "example with `latentsynth masks --into`"
+            )
+        if self.case.mask is None or self.case.source != "real":
+            return
+        values = self.domain.labels.lesions(self.domain.framing)
+        theirs = np.isin(nifti.read_labels(self.case.mask)[0], values)
+        asked = np.isin(placed.values, values)
+        spacing = voxel_sizes(placed.affine)
+        left = int((theirs & (distance_to(asked, spacing) >= margin_mm)).sum())
+        if left:
+            raise DataError(
+                f"{left} lesion voxels of host {self.case.case_id} would stay in the scan, and mask {name} does not label them: "
+                "keep the lesions it has (`latentsynth masks --into ... --set compose.replace_lesions=false`)"
+            )
+
+    def painted(self, image: np.ndarray, placed: Placed, margin_mm: float) -> list[np.ndarray]:
+        """The scan with what was generated in place of the lesion; blended into it over the margin.
+
+        Args:
+            image: What was generated, in [-1, 1], shape ``(C, I, J, K)`` on the model's grid.
+            placed: The mask.
+            margin_mm: Distance from the lesion over which the generated volume gives way to the scan; voxels farther away
+                are the scan's own, exactly.
+
+        Returns:
+            Per channel, voxels of the scan's grid and number type.
+        """
+        lesion = np.isin(placed.values, self.domain.labels.lesions(self.domain.framing))
+        spacing = voxel_sizes(placed.affine)
+        share = np.clip(1 - distance_to(lesion, spacing) / max(margin_mm, 1e-6), 0, 1)
+        share[lesion] = 1
+        # Beyond the model's grid nothing was generated: the scan goes on there.
+        ones = np.ones(placed.frame.shape, np.float32)
+        target = Frame(placed.affine, placed.values.shape)
+        share[resample(ones, placed.frame.affine, target, 0.0, extend=True, smooth=False, order=0) == 0] = 0
+        where = share > 0
+        made = to_scanner(image, placed, self.domain, self.limits)
+        out = []
+        for (voxels, _), new in zip(self.native, made, strict=True):
+            kept = voxels.copy()
+            mixed = share[where] * new[where] + (1 - share[where]) * kept[where]
+            kept[where] = np.rint(mixed) if kept.dtype.kind in "iu" else mixed
+            out.append(kept)
+        return out
+
+
+def paired(requests: Sequence[Request], hosts: Sequence[Case]) -> list[Case]:
+    """The host of every mask: the only one there is, or the mask's first parent, in whose anatomy it was made.
+
+    Raises:
+        DataError: A mask whose first parent is none of several hosts, or has several scans among them.
+    """
+    if len(hosts) == 1:
+        return [hosts[0]] * len(requests)
+    found = []
+    for request in requests:
+        own = [case for case in hosts if request.parents and case.patient_id == request.parents[0]]
+        if len(own) != 1:
+            raise DataError(
+                f"mask {request.name} belongs to {len(own)} of the {len(hosts)} hosts: give one host, or masks that were made "
+                "for these, for example with `latentsynth masks --into`"
+            )
+        found.append(own[0])
+    return found

@@ -1,0 +1,166 @@
+"""Masks that volumes are asked for, brought to a model's grid, and the way back to the mask's own grid."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from latentsynth.data import nifti, windows
+from latentsynth.data.cache.volumes import check_labels, read_mask, to_index
+from latentsynth.data.frames import Frame, lay, resample, resample_labels
+from latentsynth.data.manifest import Manifest
+from latentsynth.errors import DataError
+from latentsynth.provenance import Ledger, fingerprint, voxel_hash
+from latentsynth.types import Domain, Fit, Framing, Split
+
+
+@dataclass(frozen=True)
+class Request:
+    """One mask to make volumes for.
+
+    Attributes:
+        name: Used in file names; unique.
+        mask: Label map, on any grid; None leaves it to a model that makes its own.
+        parents: Patients the mask was taken from.
+        images: A real scan of the same mask to show beside the samples, one file per channel, or empty.
+        ledger: Whom the maker of the mask has learnt from.
+    """
+
+    name: str
+    mask: Path | None
+    parents: tuple[str, ...] = ()
+    images: tuple[Path, ...] = ()
+    ledger: Ledger = Ledger()  # noqa: RUF009 (frozen)
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A mask brought to a model's grid.
+
+    Attributes:
+        index: Label indices on the grid, uint8, ``(I, J, K)``.
+        values: Label values on the mask's own grid, int16.
+        affine: The mask's own affine.
+        frame: The grid's frame in world coordinates.
+        zoom: How far the frame zoomed out to hold the lesion.
+    """
+
+    index: np.ndarray
+    values: np.ndarray
+    affine: np.ndarray
+    frame: Frame
+    zoom: float
+
+
+def requests(source: Path, split: Split | None = None) -> list[Request]:
+    """Masks to sample for: a NIfTI file, a folder of them, or a manifest.
+
+    Args:
+        source: Where the masks are.
+        split: For a manifest, the split to take; None takes the validation cases.
+
+    Raises:
+        DataError: Nothing there, or names that collide.
+    """
+    if source.is_dir():
+        files = sorted(p for p in source.iterdir() if p.name.endswith(nifti.SUFFIXES))
+        if not files:
+            raise DataError(f"{source} holds no NIfTI file (*.nii, *.nii.gz): give a folder of masks")
+        found = [Request(nifti.stem(path), path) for path in files]
+    elif source.name.endswith(nifti.SUFFIXES):
+        found = [Request(nifti.stem(source), source)]
+    else:
+        cases = [case for case in Manifest.load(source).select(split or "val") if case.mask is not None]
+        if not cases:
+            raise DataError(f"no case of {source} in split {split or 'val'} has a mask: choose another --split")
+        beside = Ledger.beside(source)
+        # A synthetic case is no patient; whoever it was made from is.
+        found = [
+            Request(
+                c.case_id,
+                c.mask,
+                c.parents if c.source != "real" and c.parents else (c.patient_id, *c.parents),
+                c.images,
+                beside,
+            )
+            for c in cases
+            if c.mask
+        ]
+    names = [request.name for request in found]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DataError(f"{source} holds masks of equal name, {repeated[0]!r}: rename them")
+    return found
+
+
+def place(request: Request, domain: Domain, fit: Fit | None = None) -> Placed:
+    """Brings a mask to a model's grid; where none is asked for, an empty one on a grid of its own around the origin.
+
+    Raises:
+        DataError: Unreadable, a label the model was not trained on, empty, or a lesion that does not fit the grid.
+    """
+    if request.mask is None:
+        shape, spacing = domain.grid.shape, np.array(domain.grid.spacing_mm)
+        affine = np.diag([*spacing, 1.0])
+        affine[:3, 3] = -spacing * (np.array(shape) - 1) / 2
+        return Placed(np.zeros(shape, np.uint8), np.zeros(shape, np.int16), affine, Frame(affine, shape), 1.0)
+    values, affine = read_mask(request.mask, domain.labels)
+    return place_array(values, affine, domain, str(request.mask), fit)
+
+
+def place_array(values: np.ndarray, affine: np.ndarray, domain: Domain, name: str, fit: Fit | None = None) -> Placed:
+    """:func:`place` for a mask in memory.
+
+    Args:
+        values: Label values, shape ``(I, J, K)`` in the affine's own axis order.
+        affine: ``(4, 4)``, voxel indices to world coordinates in mm (RAS+).
+        domain: The model's.
+        name: What to call the mask in an error.
+        fit: Overrides what to do with a lesion that does not fit the grid.
+    """
+    if values.ndim != 3:
+        raise DataError(f"{name} has {values.ndim} axes {values.shape}, expected 3: give one 3D label map")
+    check_labels(values, domain.labels, name)
+    if not values.any():
+        raise DataError(f"{name} is empty: give a mask with at least one voxel that is not 0")
+    framing = domain.framing if fit is None else Framing(domain.framing.crop, fit, domain.framing.lesion_labels)
+    lesion = np.isin(values, domain.labels.lesions(framing))
+    frame, zoom = lay(domain.grid, framing, affine, values.shape, lesion, name)
+    index = to_index(resample_labels(values, affine, frame), domain.labels)
+    if not index.any():
+        raise DataError(f"{name}: nothing of the mask lies inside the model's grid: centre it, or use --fit scale")
+    return Placed(index, values, affine, frame, zoom)
+
+
+def volume_seed(seed: int, placed: Placed) -> int:
+    """The seed of one volume: of the user's seed and the mask's voxels, so no two masks share their noise."""
+    return int(fingerprint([seed, voxel_hash(placed.values)])[:15], 16)
+
+
+def to_scanner(
+    image: np.ndarray, placed: Placed, domain: Domain, limits: Sequence[windows.Limits] | None = None
+) -> np.ndarray:
+    """A generated image on the mask's own grid, in scanner units; outside the crop the window's minimum.
+
+    Cubic splines, since linear interpolation onto a finer grid blurs; kept inside the window, which they may overshoot.
+
+    Args:
+        image: In [-1, 1], shape ``(C, I, J, K)`` on the model's grid.
+        placed: Where it belongs.
+        domain: The windows.
+        limits: Per channel, the scanner units of -1 and 1; None takes the domain's.
+
+    Returns:
+        float32, shape ``(C, *placed.values.shape)``.
+    """
+    target = Frame(placed.affine, placed.values.shape)
+    channels = []
+    for channel, (low, high) in zip(image, limits or domain.limits, strict=True):
+        restored = windows.restore(channel, (low, high))
+        placed_back = resample(restored, placed.frame.affine, target, fill=low, extend=True, order=3)
+        channels.append(np.clip(placed_back, low, high))
+    return np.stack(channels)

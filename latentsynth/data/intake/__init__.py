@@ -1,0 +1,1 @@
+"""What comes in: layouts, tables, checks, splits, and the manifest that `prepare` writes."""

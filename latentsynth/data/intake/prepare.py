@@ -1,0 +1,241 @@
+"""``latentsynth prepare``: from a folder of scans to a checked manifest, split by patient."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from latentsynth.data.intake.checks import CaseFacts, Problem, check_cohort, twins
+from latentsynth.data.intake.layouts import Cohort, few, read_cohort, recognise
+from latentsynth.data.intake.splits import FRACTIONS, declared_splits, require_fractions, split_patients
+from latentsynth.data.manifest import KIND, SPLITS, Manifest
+from latentsynth.errors import DataError
+from latentsynth.files import read_json
+from latentsynth.outputs import claim_file
+from latentsynth.types import Case, Labels
+
+EXTERNAL = "external"  # source of synthetic cases that another program made
+
+
+@dataclass(frozen=True)
+class PrepareReport:
+    """What was found and what was written.
+
+    Attributes:
+        source: Folder or table that was read.
+        layout: ``"nnunet"``, ``"decathlon"``, ``"table"`` or ``"masks"``.
+        path: Where the manifest stands, or would stand.
+        manifest: The manifest that was written; None if problems kept it from being written.
+        problems: Everything that is wrong, dropped cases included.
+        notes: What the user should hear besides.
+        volumes_per_patient: Least, median and most cases of one patient.
+        facts: By case id, what was learnt about the cases of the manifest (or of the source, if there is none).
+    """
+
+    source: Path
+    layout: str
+    path: Path
+    manifest: Manifest | None
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]
+    volumes_per_patient: tuple[int, float, int]
+    facts: dict[str, CaseFacts]
+
+
+def prepare(
+    source: Path | str,
+    out: Path | str,
+    *,
+    layout: str | None = None,
+    patient: str | None = None,
+    split_file: Path | str | None = None,
+    fractions: tuple[float, float, float] = FRACTIONS,
+    seed: int = 0,
+    skip_invalid: bool = False,
+    allow_unlabelled: bool = False,
+    synthetic: bool = False,
+    progress: bool = True,
+) -> PrepareReport:
+    """Reads a cohort, checks every file and writes the manifest if all is well.
+
+    Splits come from ``split_file``, else from the source, else from
+    :func:`latentsynth.data.intake.splits.split_patients`.
+
+    Args:
+        source: Folder or table.
+        out: Manifest to write; an older manifest there is replaced, nothing else is.
+        layout: Layout of ``source``; recognised if None.
+        patient: Regular expression that finds the patient in a case id.
+        split_file: See :func:`latentsynth.data.intake.splits.read_split_file`.
+        fractions: Shares of patients for train, val and test.
+        seed: Which random split.
+        skip_invalid: Leave out cases with problems (all copies of a duplicate) instead of writing nothing.
+        allow_unlabelled: Accept cases without a mask, for autoencoders.
+        synthetic: The cases are no patients but volumes that some program made; a ``dataset.json`` that says
+            ``"SYNTHETIC": true`` says so too. They are never taken for real ones.
+        progress: Show progress on standard error: a bar on a terminal, a line now and then in a log.
+
+    Raises:
+        DataError: The source cannot be read, no case is left, splits and cases do not fit, or ``out`` cannot be
+            written.
+        ConfigError: An argument is wrong.
+    """
+    source, out = Path(source), Path(out)
+    _require_free(out)  # all that can fail early does so before an hour of reading scans
+    require_fractions(fractions)
+    layout = layout or recognise(source)
+    cohort = read_cohort(source, layout, patient)
+    notes = list(cohort.notes)
+    declared = declared_splits(cohort, Path(split_file) if split_file else None, notes)
+
+    problems, facts = check_cohort(cohort, allow_unlabelled=allow_unlabelled, progress=progress)
+    wrong = {problem.case_id for problem in problems}
+    kept = [(c, f) for c, f in zip(cohort.cases, facts, strict=True) if c.case_id not in wrong or not skip_invalid]
+    if not kept:
+        first = problems[0]
+        raise DataError(
+            f"none of the {len(cohort.cases)} cases of {source} passed the checks; the first is {first.file}: found "
+            f"{first.found}, expected {first.expected}: {first.cure}"
+        )
+    if wrong and skip_invalid:
+        notes.append(f"left out {len(cohort.cases) - len(kept)} of {len(cohort.cases)} cases: {few(sorted(wrong))}")
+        if any(len({case.patient_id for case, _ in group}) > 1 for group in twins(cohort.cases, facts)):
+            notes.append("of a scan found under several patients, every copy was left out")
+    synthetic = synthetic or _says_synthetic(source)
+    origin = EXTERNAL if synthetic else "real"
+    cases = [
+        replace(case, voxels=fact.voxels, image_hashes=fact.image_hashes, mask_hash=fact.mask_hash, source=origin)
+        for case, fact in kept
+    ]
+    if synthetic:
+        notes.append("these cases are synthetic: nothing takes them for patients")
+    notes += _remarks(cohort, cases, [fact for _, fact in kept], allow_unlabelled)
+
+    manifest = None
+    if skip_invalid or not problems:
+        if declared is None:
+            by_patient = split_patients([case.patient_id for case in cases], fractions, seed)
+            declared = {case.case_id: by_patient[case.patient_id] for case in cases}
+            shares = ", ".join(f"{name} {share:g}" for name, share in zip(SPLITS, fractions, strict=True))
+            notes.append(f"patients were split at random with seed {seed} ({shares})")
+        cases = [replace(case, split=declared[case.case_id]) for case in cases]
+        empty = [split for split in SPLITS if split not in {case.split for case in cases}]
+        if empty:
+            notes.append(f"no case is in split {' or '.join(empty)}")
+        labels = cohort.labels or _found_labels(fact for _, fact in kept)
+        manifest = Manifest(cohort.name, cohort.channels, labels, tuple(cases))
+        manifest.save(out)
+    volumes = Counter(case.patient_id for case in cases).values()
+    return PrepareReport(
+        source,
+        layout,
+        out,
+        manifest,
+        tuple(problems),
+        tuple(notes),
+        (min(volumes), float(median(volumes)), max(volumes)),
+        {case.case_id: fact for case, (_, fact) in zip(cases, kept, strict=True)},
+    )
+
+
+def _says_synthetic(source: Path) -> bool:
+    """Whether a folder's ``dataset.json`` marks its volumes, as that of ``latentsynth sample`` does."""
+    file = source / "dataset.json"
+    value = read_json(file) if file.is_file() else {}
+    return isinstance(value, dict) and value.get("SYNTHETIC") is True
+
+
+def _require_free(out: Path) -> None:
+    """Refuses to replace anything but a manifest of the same kind (a folder of scans, the table that is being read)."""
+    claim_file(out, KIND)
+    parent = next(folder for folder in out.absolute().parents if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise DataError(f"cannot write {out}: {parent} is not a writable folder; choose another place")
+
+
+def _remarks(cohort: Cohort, cases: Sequence[Case], facts: Sequence[CaseFacts], allow_unlabelled: bool) -> list[str]:
+    notes = []
+    if not cohort.patients_declared:
+        notes.append("every case counts as a patient of its own: if some share a patient, give --patient REGEX")
+    unlabelled = [case.case_id for case in cases if case.mask is None]
+    if unlabelled and allow_unlabelled:  # otherwise they stand in the table of problems
+        notes.append(f"without a mask, for autoencoders only: {len(unlabelled)} cases ({few(unlabelled)})")
+    for group in twins(cases, facts):
+        if len({case.patient_id for case, _ in group}) == 1:
+            names = few([case.case_id for case, _ in group])
+            notes.append(f"warning: the same scan {len(group)} times in patient {group[0][0].patient_id}: {names}")
+    flat = [case.case_id for case, fact in zip(cases, facts, strict=True) if any(fact.constant)]
+    if flat:
+        notes.append(f"warning: an image holds one value throughout in {len(flat)} cases: {few(flat)}")
+    seen = {value for fact in facts for value in fact.label_voxels}
+    named = zip(cohort.labels.values, cohort.labels.names, strict=True) if cohort.labels else ()
+    absent = [name for value, name in named if value and value not in seen]
+    if absent and seen:
+        notes.append(f"declared labels that no mask holds: {few(absent)}")
+    return notes
+
+
+def _found_labels(facts: Iterable[CaseFacts]) -> Labels:
+    return Labels(tuple(sorted({0}.union(*(fact.label_voxels for fact in facts)))))
+
+
+# Report ---------------------------------------------------------------------------------------------------------
+
+
+def write_report(report: PrepareReport, console: Console) -> None:
+    """Prints the problems, then the notes, then a summary of the cohort.
+
+    File names are printed as they are: nothing is cut off or read as markup.
+    """
+    if report.problems:
+        table = Table(title=Text(f"{len(report.problems)} problems in {report.source}"), show_lines=True)
+        for column in ("File", "Found", "Expected", "Cure"):
+            table.add_column(column, overflow="fold")
+        for problem in report.problems:
+            file = problem.file.removeprefix(f"{report.source}{os.sep}")
+            table.add_row(*(Text(cell) for cell in (file, problem.found, problem.expected, problem.cure)))
+        console.print(table)
+    for note in report.notes:
+        console.print(Text(f"note: {note}"))
+    if report.manifest is None:
+        count = len({problem.case_id for problem in report.problems})
+        console.print(Text(f"nothing was written: cure {count} cases, or leave them out with --skip-invalid"))
+        return
+    for name, value in _summary(report, report.manifest):
+        console.print(Text(f"{name:20}", style="bold") + Text(value), soft_wrap=True)
+
+
+def _summary(report: PrepareReport, manifest: Manifest) -> list[tuple[str, str]]:
+    cases, facts = manifest.cases, report.facts
+    low, mid, high = report.volumes_per_patient
+    lines = [
+        ("cohort", f"{manifest.name} ({report.layout}; channels {', '.join(manifest.channels)})"),
+        ("cases", str(len(cases))),
+        ("patients", str(len({case.patient_id for case in cases}))),
+        ("volumes per patient", f"least {low}, median {mid:g}, most {high}"),
+    ]
+    for split in SPLITS:
+        chosen = [case for case in cases if case.split == split]
+        lines.append((f"split {split}", f"{len(chosen)} cases, {len({case.patient_id for case in chosen})} patients"))
+    for value, name in zip(manifest.labels.values, manifest.labels.names, strict=True):
+        voxels = [fact.label_voxels[value] for fact in facts.values() if value in fact.label_voxels]
+        typical = f", median {median(voxels):g} voxels there" if voxels else ""
+        lines.append((f"label {value}", f"{name}: in {len(voxels)} cases{typical}"))
+    shapes = [fact.shape for fact in facts.values() if fact.shape]
+    edges = [fact.spacing_mm for fact in facts.values() if fact.spacing_mm]
+    lines.append(("shape", " x ".join(_range(axis, "d") for axis in zip(*shapes, strict=True))))
+    lines.append(("spacing_mm", " x ".join(_range(axis, ".4g") for axis in zip(*edges, strict=True))))
+    return [*lines, ("fingerprint", manifest.fingerprint), ("manifest", str(report.path))]
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    low, high = format(min(values), form), format(max(values), form)
+    return low if low == high else f"{low}..{high}"

@@ -1,0 +1,1 @@
+"""How close synthetic volumes come to real ones."""

@@ -1,0 +1,213 @@
+"""Fidelity: how close synthetic volumes come to real ones as sets, with what two halves of the real ones would score.
+
+Every distance of small sets is biased upward, the more the smaller they are. So every row is computed at one number of
+cases, that of half the real patients, and the first row is the other half of the real patients: the floor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from latentsynth.data.cache.volumes import VolumeCache
+from latentsynth.errors import DataError
+from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, rng
+from latentsynth.evaluation.features import extract
+from latentsynth.evaluation.fidelity.comparison import Scores, compare, principal, spread
+from latentsynth.extractors.networks import Extractor
+from latentsynth.figures import Tile, contact_sheet
+from latentsynth.metrics.bootstrap import ratio_interval
+from latentsynth.metrics.diversity import mean_similarity, ms_ssim_scales, random_pairs
+from latentsynth.metrics.sharpness import detail
+from latentsynth.parallel import over_cases
+from latentsynth.plots import scatters
+from latentsynth.progress import bar
+from latentsynth.results import Cell, Estimate, Picture, Result, Table, close_results, open_results, write_csv
+from latentsynth.types import Framing, Grid
+
+_LEAST = 8  # real patients; their halves hold the neighbourhoods of precision and recall
+_PAIRS = 60  # pairs of volumes whose similarity is averaged
+_SHOWN = 4
+
+
+def evaluate_fidelity(
+    real: Cohort,
+    samples: Sequence[Cohort],
+    caches: dict[str, VolumeCache],
+    extractors: Sequence[Extractor],
+    out: Path,
+    accelerator: Accelerator,
+) -> Result:
+    """Compares sets of synthetic volumes with real ones.
+
+    Args:
+        real: Real cases, best of patients that no generator saw.
+        samples: Synthetic cohorts.
+        caches: The volumes of every cohort, by its name.
+        extractors: Networks that turn volumes into features.
+        out: Folder for ``fidelity.json``, ``fidelity.csv`` and pictures.
+        accelerator: The processes that share the cases.
+
+    Raises:
+        DataError: Too few real patients, or cohorts that do not fit together.
+    """
+    check_cohorts(real, samples)
+    names = [cohort.name for cohort in (real, *samples)]
+    notes = []
+    if not real.real:
+        notes.append(f"{real.name} holds synthetic cases: the floor is not one of real patients")
+    if accelerator.is_main_process:
+        open_results(out)
+    features = {
+        cohort.name: extract(extractors, cohort, caches[cohort.name], accelerator) for cohort in (real, *samples)
+    }
+    tables, rows = [], []
+    for one in extractors:
+        of = {name: features[name][one.name] for name in names}
+        scores = compare(of[real.name], {cohort.name: of[cohort.name] for cohort in samples})
+        tables += [scores.table(one), scores.bias(one)]
+        rows += [(one.name, *row) for row in scores.rows]
+    tables.append(_diversity((real, *samples), caches, accelerator))
+    tables.append(_sharpness((real, *samples), caches, accelerator))
+    notes += [note for cohort in samples for note in (*_related(real, cohort), *generator_saw(real.cases, cohort))]
+    recipe = caches[real.name].recipe
+    result = Result(
+        "fidelity",
+        "How close do synthetic volumes come to real ones?",
+        {
+            "cohorts": {c.name: {"manifest": c.manifest.fingerprint, "cases": len(c.cases)} for c in (real, *samples)},
+            "extractors": {one.name: {"fingerprint": one.fingerprint, "preprocessing": one.preprocessing} for one in extractors},
+            "preprocessing": preprocessing(recipe.grid, recipe.framing),
+        },
+        tuple(tables),
+        (
+            Picture("fidelity_cases.png", "volumes picked at random, without their masks"),
+            Picture("fidelity_features.png", "features on the first two principal components of the real ones"),
+        ),
+        (*notes, preprocessing(recipe.grid, recipe.framing)),
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        result.save(out)  # first: a picture that fails must not cost the numbers
+        write_csv(out / "fidelity.csv", ("extractor", "volumes", *Scores.columns), rows)
+        _sheet(out / "fidelity_cases.png", (real, *samples), caches)
+        panels = {one.name: {name: features[name][one.name].values for name in names} for one in extractors}
+        scatters(out / "fidelity_features.png", {name: principal(sets) for name, sets in panels.items()})
+        close_results(out, result)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def check_cohorts(real: Cohort, samples: Sequence[Cohort]) -> None:
+    """Refuses cohorts that cannot be compared, before anything is read or trained.
+
+    Raises:
+        DataError: Too few real patients or synthetic volumes, equal names, or other channels.
+    """
+    patients = len(set(real.patients))
+    if patients < _LEAST:
+        raise DataError(
+            f"{patients} real patients are too few for a floor: give at least {_LEAST}, for example with "
+            "--split val --split test"
+        )
+    check_names((real, *samples))
+    for cohort in samples:
+        if cohort.manifest.channels != real.manifest.channels:
+            raise DataError(
+                f"{cohort.name} has channels {cohort.manifest.channels}, the real scans {real.manifest.channels}"
+            )
+        if len(cohort.cases) < 2:
+            raise DataError(f"{cohort.name} holds one volume: a set has at least 2")
+
+
+def preprocessing(grid: Grid, framing: Framing) -> str:
+    """What happens to every volume, real or not, before an extractor sees it."""
+    shape = " x ".join(map(str, grid.shape))
+    spacing = " x ".join(f"{step:g}" for step in grid.spacing_mm)
+    windows = ", ".join(f"{w.kind} {w.low:g} to {w.high:g}" for w in grid.windows)
+    return (
+        f"every volume, real or not, is resampled to {shape} voxels of {spacing} mm (crop: {framing.crop}) and windowed "
+        f"to [-1, 1] ({windows})"
+    )
+
+
+def _diversity(cohorts: Sequence[Cohort], caches: dict[str, VolumeCache], accelerator: Accelerator) -> Table:
+    """MS-SSIM between volumes of different patients, and between volumes made for one mask."""
+    rows: list[tuple[Cell, ...]] = []
+    for cohort in cohorts:
+        cache = caches[cohort.name]
+        apart = random_pairs(cohort.patients, _PAIRS, rng())
+        alike = _same(cohort.patients)
+        cells: list[Cell] = []
+        with bar(f"diversity of {cohort.name}", len(apart) + len(alike), "pairs", accelerator.is_main_process) as shown:
+            for pairs in (apart, alike):
+                values = mean_similarity(partial(_image, cache), pairs, shown.advance)
+                cells += [float(values.mean()) if len(values) else None, len(values)]
+        rows.append((cohort.name, *cells))
+    weights, window = ms_ssim_scales(caches[cohorts[0].name].recipe.grid.shape)
+    return Table(
+        "diversity: multi-scale structural similarity between volumes",
+        ("volumes", "different patients", "pairs", "same patient or mask", "pairs"),
+        tuple(rows),
+        f"{len(weights)} scales, window of {window} voxels; lower is more diverse. Above the real value, volumes are too "
+        "alike",
+    )
+
+
+def _sharpness(cohorts: Sequence[Cohort], caches: dict[str, VolumeCache], accelerator: Accelerator) -> Table:
+    """Fine detail of every cohort, as a share of that of the real scans."""
+    rows: list[tuple[Cell, ...]] = []
+    values: dict[str, list[float]] = {}
+    for cohort in cohorts:
+        work = partial(_detail, caches[cohort.name])
+        values[cohort.name] = over_cases(accelerator, f"sharpness of {cohort.name}", cohort.cases, work)
+        first, own = cohorts[0], (values[cohort.name], cohort.patients)
+        share = None if cohort is first else Estimate(*ratio_interval(own, (values[first.name], first.patients), rng()))
+        rows.append((cohort.name, cohort.mean(values[cohort.name]), share))
+    return Table(
+        "sharpness: detail of one voxel over the volume's own deviation",
+        ("volumes", "detail", f"share of {cohorts[0].name}"),
+        tuple(rows),
+        "below 1, volumes are smoother than real ones; synthetic volumes were resampled twice, to their masks' grids and "
+        "back, real ones once",
+    )
+
+
+def _image(cache: VolumeCache, n: int) -> torch.Tensor:
+    return torch.from_numpy(cache.volume(n).image)
+
+
+def _detail(cache: VolumeCache, n: int) -> float:
+    return detail(cache.volume(n).image)
+
+
+def _related(real: Cohort, cohort: Cohort) -> list[str]:
+    """A note where synthetic cases were made from patients that they are compared with."""
+    patients = {case.patient_id for case in real.cases}
+    related = sum(bool(patients & set(case.parents)) for case in cohort.cases)
+    if not related:
+        return []
+    return [
+        f"{cohort.name}: {related} of {len(cohort.cases)} volumes were made from masks or scans of the real patients they "
+        "are compared with, which brings them closer than independent patients would be"
+    ]
+
+
+def _same(patients: Sequence[str]) -> list[tuple[int, int]]:
+    """Up to so many pairs of rows of one patient."""
+    by: dict[str, list[int]] = {}
+    for n, patient in enumerate(patients):
+        by.setdefault(patient, []).append(n)
+    return [(rows[0], rows[1]) for rows in by.values() if len(rows) > 1][:_PAIRS]
+
+
+def _sheet(path: Path, cohorts: Sequence[Cohort], caches: dict[str, VolumeCache]) -> None:
+    """Picture: volumes of every cohort picked at random, one row each, without masks."""
+    rows = []
+    for cohort in cohorts:
+        chosen = spread(cohort.patients, _SHOWN, rng())
+        rows.append([Tile(cohort.name, caches[cohort.name].volume(n).image) for n in chosen])
+    contact_sheet(path, rows, caches[cohorts[0].name].recipe.grid.spacing_mm)

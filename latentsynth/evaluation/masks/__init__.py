@@ -1,0 +1,1 @@
+"""Whether synthetic masks are like real ones."""

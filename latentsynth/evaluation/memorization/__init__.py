@@ -1,0 +1,1 @@
+"""Whether synthetic volumes are copies of training patients."""

@@ -1,0 +1,226 @@
+"""Are synthetic volumes copies of the training patients? Every number beside what unseen patients score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from accelerate import Accelerator
+
+from latentsynth.data.cache.volumes import VolumeCache
+from latentsynth.evaluation.cohorts import Cohort, rng
+from latentsynth.evaluation.features import Features, extract
+from latentsynth.evaluation.memorization.planted import DISGUISES, MASK_DISGUISES, plant
+from latentsynth.evaluation.memorization.rulers import Ruler, mask_ruler
+from latentsynth.evaluation.memorization.trust import Trust, control
+from latentsynth.evaluation.memorization.yardstick import (
+    Matched,
+    Measured,
+    Yardstick,
+    nearest_patients,
+    one_per_patient,
+)
+from latentsynth.metrics.bootstrap import mean_interval
+from latentsynth.metrics.copying import authentic, data_copying, nearest_ratio, published, published_null, reproduced
+from latentsynth.metrics.distribution import prdc
+from latentsynth.results import Estimate
+
+CONTROL = "control patients"
+_NEIGHBOURS = 5
+_RATIO = 1 / 3  # of nearest to second-nearest distance, below which a row is called memorised (Yoon et al. 2023)
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The real patients of a measurement.
+
+    Attributes:
+        train: Whom the generators saw.
+        calibration: Held-out patients that set the thresholds.
+        control: Held-out patients that pose as a generator.
+    """
+
+    train: Cohort
+    calibration: Cohort
+    control: Cohort
+
+    @property
+    def all(self) -> tuple[Cohort, ...]:
+        """The three of them."""
+        return self.train, self.calibration, self.control
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The uncalibrated measures of one set by one ruler; compare with the same ones of control patients.
+
+    Attributes:
+        reproduced: Share of training cases with a sample nearer than unseen patients come, with its interval.
+        ratio: Share of samples whose nearest training patient is three times as near as the second-nearest.
+        authentic: Share of authentic samples.
+        data_copying: C_T.
+        closeness: Precision, recall, density and coverage of the set against the calibration patients.
+    """
+
+    reproduced: Estimate
+    ratio: float
+    authentic: float
+    data_copying: float
+    closeness: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Everything that one ruler says.
+
+    Attributes:
+        ruler: The ruler.
+        yardstick: Its calibration.
+        trust: Its controls.
+        sets: By name, the synthetic sets.
+        matched: By name, against the mask-matched null; None where that does not apply.
+        measures: By name, control patients first.
+        published: By name, the rule of 2024 and its simulated null; empty unless asked for.
+        unseen: By name, distances to the nearest held-out patient, whose mask a volume may show; of masks alone.
+    """
+
+    ruler: Ruler
+    yardstick: Yardstick
+    trust: Trust
+    sets: Mapping[str, Measured]
+    matched: Mapping[str, Matched | None]
+    measures: Mapping[str, Measures]
+    published: Mapping[str, tuple[float, ...]]
+    unseen: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def verdict(self, name: str) -> str:
+        """One word on a set."""
+        if not self.trust.trusted:
+            return "not applicable" if self.ruler.doubt else "not to be trusted"
+        if self.sets[name].mute:
+            return "too few masks to say"
+        return "COPIES" if self.sets[name].copied else "as unseen patients"
+
+
+def judge(
+    rulers: Sequence[Ruler],
+    sides: Sides,
+    samples: Sequence[Cohort],
+    caches: Mapping[str, VolumeCache],
+    accelerator: Accelerator,
+    level: float = 0.05,
+    dar2024: bool = False,
+) -> list[Judged]:
+    """Measures some synthetic sets against one training set.
+
+    Args:
+        rulers: How volumes are compared.
+        sides: The real patients.
+        samples: Synthetic sets.
+        caches: The volumes of every cohort, by its name.
+        accelerator: The processes that share the volumes.
+        level: Level of the p-values: share of unseen patients that may be flagged.
+        dar2024: Also apply the published rule of 2024.
+
+    Raises:
+        DataError: Too few held-out patients for the level.
+    """
+    extractors = [one.extractor for one in rulers]
+    features = {
+        cohort.name: extract(extractors, cohort, caches[cohort.name], accelerator) for cohort in (*sides.all, *samples)
+    }
+    count = min(len(cohort.cases) for cohort in samples or [sides.control])
+    copies = plant(extractors, caches[sides.train.name], count, DISGUISES, _image, accelerator)
+    return [
+        _judge(one, sides, samples, {n: f[one.name] for n, f in features.items()}, copies[one.name], level, dar2024)
+        for one in rulers
+    ]
+
+
+def judge_masks(
+    sides: Sides,
+    samples: Sequence[Cohort],
+    caches: Mapping[str, VolumeCache],
+    accelerator: Accelerator,
+    level: float = 0.05,
+) -> Judged:
+    """The same for the masks that volumes were made from: an exported mask publishes an annotation.
+
+    Raises:
+        DataError: Too few held-out patients for the level.
+    """
+    ruler = mask_ruler()
+    features = {
+        cohort.name: extract([ruler.extractor], cohort, caches[cohort.name], accelerator, _mask)[ruler.name]
+        for cohort in (*sides.all, *samples)
+    }
+    count = min(len(cohort.cases) for cohort in samples or [sides.control])
+    copies = plant([ruler.extractor], caches[sides.train.name], count, MASK_DISGUISES, _mask, accelerator)
+    heldout = np.concatenate([features[side.name].values for side in (sides.calibration, sides.control)])
+    unseen = {c.name: ruler.search(features[c.name].values, heldout, 1)[0][:, 0] for c in samples}
+    return replace(_judge(ruler, sides, samples, features, copies[ruler.name], level, False), unseen=unseen)
+
+
+def _judge(
+    ruler: Ruler,
+    sides: Sides,
+    samples: Sequence[Cohort],
+    features: Mapping[str, Features],
+    copies: Mapping[str, np.ndarray],
+    level: float,
+    dar2024: bool,
+) -> Judged:
+    train = features[sides.train.name]
+    calibration, unseen = (one_per_patient(features[c.name]) for c in (sides.calibration, sides.control))
+    yardstick = Yardstick(ruler, train, calibration, level)
+    checked = yardstick.measure(unseen)
+    sets = {cohort.name: yardstick.measure(features[cohort.name]) for cohort in samples}
+    # Copies are planted in the set with the fewest of its own, which tells most of what a ruler sees.
+    base = min(sets, key=lambda name: sets[name].rate.value, default=CONTROL)
+    trust = control(yardstick, checked, sets.get(base, checked), base, copies)
+    others = [features[side.name] for side in (sides.calibration, sides.control)]
+    matched = {c.name: yardstick.matched(features[c.name], _parents(c), *others) for c in samples}
+    everything = {CONTROL: checked, **sets}
+    own = nearest_patients(ruler.search, train.values, train)[0][:, 1]  # each one's nearest other patient
+    measures = {name: _measures(yardstick, calibration, own, one) for name, one in everything.items()}
+    rules = {name: _published(train, calibration, one) for name, one in everything.items()} if dar2024 else {}
+    return Judged(ruler, yardstick, trust, sets, matched, measures, rules)
+
+
+def _measures(yardstick: Yardstick, calibration: Features, own: np.ndarray, one: Measured) -> Measures:
+    train, search = yardstick.train, yardstick.ruler.search
+    reached = reproduced(train.values, calibration.values, one.features.values, yardstick.level, search)
+    genuine = authentic(train.values, one.features.values, search, own)
+    k = min(_NEIGHBOURS, (min(len(calibration.ids), len(one.features.ids)) - 1) // 4)
+    closeness = {}
+    if k >= 1 and not yardstick.ruler.wide:
+        closeness = prdc(calibration.values, one.features.values, k)
+    return Measures(
+        Estimate(*mean_interval(reached, train.patients, rng())),
+        float((nearest_ratio(one.distances) < _RATIO).mean()),
+        float("nan") if np.isnan(own).any() else float(genuine.mean()),
+        data_copying(train.values, calibration.values, one.features.values, rng(), 1 if yardstick.ruler.wide else 3, search=search),
+        closeness,
+    )  # fmt: skip
+
+
+def _published(train: Features, calibration: Features, one: Measured) -> tuple[float, ...]:
+    found = published(train.values, calibration.values, one.features.values)
+    null = published_null(train.values, len(calibration.ids), len(one.features.ids), rng())
+    return found.threshold, found.memorised, null.memorised, found.copies, null.copies
+
+
+def _parents(cohort: Cohort) -> list[str]:
+    """The one patient whose mask each case was made from, or ""."""
+    return [case.parents[0] if len(case.parents) == 1 else "" for case in cohort.cases]
+
+
+def _image(cache: VolumeCache, n: int) -> np.ndarray:
+    return cache.volume(n).image
+
+
+def _mask(cache: VolumeCache, n: int) -> np.ndarray:
+    mask = cache.volume(n).mask
+    assert mask is not None  # masks are judged where every case has one
+    return mask[None].astype(np.float32)

@@ -1,0 +1,254 @@
+"""What a memorization measurement leaves behind: tables, verdicts in words, pictures of the worst pairs, JSON and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from latentsynth.data.cache.volumes import VolumeCache
+from latentsynth.errors import DataError
+from latentsynth.evaluation.cohorts import Cohort, file_name
+from latentsynth.evaluation.memorization import tables
+from latentsynth.evaluation.memorization.measures import CONTROL, Judged, Sides
+from latentsynth.evaluation.memorization.trust import text
+from latentsynth.evaluation.memorization.yardstick import Measured
+from latentsynth.figures import Tile, contact_sheet
+from latentsynth.files import make_folder
+from latentsynth.metrics.membership import Membership
+from latentsynth.plots import strips
+from latentsynth.provenance import file_fingerprint, fingerprint
+from latentsynth.results import Picture, Result, write_csv
+
+KIND = "memorization"
+_EQUAL = 0.02  # 1 - Dice of masks that differ by resampling alone
+_WORST = 5  # pairs per picture
+_COLUMNS = ("volumes", "case", "ruler", "distance", "p", "flagged", "discovered", "nearest training case")
+
+
+def write_memorization(
+    out: Path,
+    sides: Sides,
+    samples: Sequence[Cohort],
+    judged: Sequence[Judged],
+    masks: Judged | None,
+    caches: Mapping[str, VolumeCache],
+    level: float,
+    accelerator: Accelerator,
+    notes: Sequence[str] = (),
+    members: Mapping[str, Membership] | None = None,
+) -> Result:
+    """Writes ``memorization.json``, ``memorization.csv`` and pictures.
+
+    Args:
+        out: The folder.
+        sides: The real patients.
+        samples: The synthetic sets.
+        judged: What every ruler says.
+        masks: What is to be said of masks, or None where there are none to compare.
+        caches: The volumes of every cohort, by its name.
+        level: Level of the p-values.
+        accelerator: The processes; the first one writes.
+        notes: What else must be said.
+        members: Membership inference, by name of the set.
+    """
+    names = [cohort.name for cohort in samples]
+    found = [
+        tables.verdicts(judged, names),
+        *(one.trust.table() for one in judged),
+        tables.matched(judged, names),
+        tables.without_nearest(judged, names),
+        tables.measures(judged, names),
+        tables.published(judged, names),
+        tables.members(members or {}),
+        tables.masks(masks, samples, sides) if masks else None,
+    ]
+    pictures = [Picture("memorization_distances.png", "distance to the nearest training patient: one point a case; left of most calibration patients means closer than unseen patients come")]  # fmt: skip
+    pictures += [Picture(_pairs_file(name), _pairs_caption(name)) for name in names]
+    result = Result(
+        KIND,
+        "Are synthetic volumes copies of the training patients?",
+        _facts(sides, samples, judged, masks, level),
+        tuple(table for table in found if table is not None),
+        tuple(pictures),
+        (*conclusions(judged, masks, samples, sides, level), *notes),
+    )
+    if accelerator.is_main_process:
+        result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
+        write_csv(out / "memorization.csv", _COLUMNS, _rows(judged, names))
+        lead = leading(judged)
+        columns = {"calibration": lead.yardstick.first, CONTROL: lead.trust.control.distances[:, 0]}
+        columns |= {name: lead.sets[name].distances[:, 0] for name in names}
+        strips(out / pictures[0].file, columns, f"distance by {lead.ruler.name}", lead.ruler.unit)
+        for cohort in samples:
+            _pairs(out / _pairs_file(cohort.name), lead, cohort, sides, caches)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def leading(judged: Sequence[Judged]) -> Judged:
+    """The ruler that pictures are drawn by: the trusted one that sees most planted copies."""
+    return max(judged, key=lambda one: (one.trust.trusted, float(np.mean(list(one.trust.found.values())))))
+
+
+def copy_rate(judged: Sequence[Judged]) -> float:
+    """The highest copy rate of any set by any trusted ruler; not a number where none can be trusted."""
+    rates = [one.rate.value for ruler in judged if ruler.trust.trusted for one in ruler.sets.values()]
+    return max(rates, default=float("nan"))
+
+
+def conclusions(
+    judged: Sequence[Judged], masks: Judged | None, samples: Sequence[Cohort], sides: Sides, level: float
+) -> list[str]:
+    """The report in sentences, the answer first."""
+    lines = []
+    for cohort in samples:
+        trusted = [one for one in judged if one.trust.trusted and not one.sets[cohort.name].mute]
+        by = [one for one in trusted if one.sets[cohort.name].copied]
+        clean = [one.ruler.name for one in trusted if not one.sets[cohort.name].copied]
+        for one in by:
+            found = one.sets[cohort.name]
+            lines.append(
+                f"{cohort.name}: copies by {one.ruler.name}: {found.rate.value:.0%} lie closer to a training patient than "
+                f"{1 - level:.0%} of unseen patients do, where independent volumes would give {text(found.expected)}"
+            )
+        if clean:
+            lines.append(f"{cohort.name}: no more copies than among unseen patients by {', '.join(clean)}")
+        if any(one.sets[cohort.name].mute for one in judged):
+            lines.append(
+                f"{cohort.name}: nothing can be said of the set: its volumes show {len(set(cohort.patients))} independent masks, "
+                "and even if all were flagged, that could be chance; make volumes of more masks"
+            )
+        elif not trusted:
+            lines.append(f"{cohort.name}: nothing can be said, no ruler can be trusted here")
+    for one in judged:
+        if one.ruler.doubt:
+            lines.append(f"{one.ruler.name} is not applicable: {one.ruler.doubt}")
+        if one.trust.reasons:
+            lines.append(f"{one.ruler.name} cannot be trusted here: {'; '.join(one.trust.reasons)}")
+        lines.append(f"{one.ruler.name} {one.trust.sight}")
+    for cohort in samples:
+        own, others = tables.lent(cohort, sides)
+        if own:
+            lines.append(
+                f"{cohort.name}: {own} of {len(cohort.cases)} volumes were made from training patients' masks or scans: exported "
+                "beside their masks they publish these annotations, and their images are closer for that reason alone"
+            )
+            if all(one.matched[cohort.name] is None for one in judged):
+                lines.append(
+                    f"{cohort.name}: no mask-matched null: sample masks of the held-out patients too, with the same model, and "
+                    "give both as one set"
+                )
+        if others:
+            lines.append(
+                f"{cohort.name}: {others} of {len(cohort.cases)} volumes were made from masks of patients who are not among the training cases: exported beside "
+                "their masks they publish these annotations"
+            )
+        if masks is not None and masks.trust.trusted and masks.sets[cohort.name].copied:
+            lines.append(
+                f"{cohort.name}: its masks are copies of training masks ({masks.sets[cohort.name].rate.value:.0%} flagged)"
+            )
+    if masks is not None and not masks.trust.trusted:
+        lines.append(f"masks: their comparison cannot be trusted here: {'; '.join(masks.trust.reasons)}")
+    return lines
+
+
+def mask_copies(masks: Judged, name: str) -> np.ndarray:
+    """Which masks of a set are flagged: closer to a training mask than unseen ones come, or all but equal to a patient's."""
+    found = masks.sets[name]
+    return np.asarray(found.flagged | (np.minimum(found.distances[:, 0], masks.unseen[name]) <= _EQUAL))
+
+
+def _facts(
+    sides: Sides, samples: Sequence[Cohort], judged: Sequence[Judged], masks: Judged | None, level: float
+) -> dict[str, Any]:
+    """What the report was made for; ``filter`` and ``export`` read it."""
+    trusted = [one for one in judged if one.trust.trusted]
+    sets = {}
+    for cohort in samples:
+        copied = mask_copies(masks, cohort.name) if masks else np.zeros(len(cohort.cases), bool)
+        sets[cohort.name] = {
+            case.case_id: {
+                "files": case_files(case),
+                "voxels": case.voxels,
+                "flagged": [one.ruler.name for one in trusted if one.sets[cohort.name].flagged[n]],
+                "mask_copy": bool(copied[n]) or bool(case.parents),
+                "nearest": {
+                    one.ruler.name: one.yardstick.train.ids[one.sets[cohort.name].nearest[n]] for one in trusted
+                },
+            }
+            for n, case in enumerate(cohort.cases)
+        }
+    return {
+        "level": level,
+        "train": {"cases": len(sides.train.cases), "fingerprint": training_fingerprint(sides.train), "voxels": sorted(c.voxels for c in sides.train.cases if c.voxels)},
+        "calibration": {"cases": len(sides.calibration.cases), "fingerprint": training_fingerprint(sides.calibration)},
+        "control": {"cases": len(sides.control.cases), "fingerprint": training_fingerprint(sides.control)},
+        "rulers": {one.ruler.name: {"fingerprint": one.ruler.extractor.fingerprint, "preprocessing": one.ruler.extractor.preprocessing, "unit": one.ruler.unit, "trusted": one.trust.trusted, "found": dict(one.trust.found)} for one in judged},
+        "masks": masks is not None,
+        "sets": sets,
+    }  # fmt: skip
+
+
+def case_files(case: Any) -> str:
+    """Fingerprint of the files of a case, images and mask.
+
+    Raises:
+        DataError: One is missing.
+    """
+    files = (*case.images, *([case.mask] if case.mask else []))
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise DataError(f"{missing[0]} of case {case.case_id} does not exist: restore it, or measure what is left")
+    return file_fingerprint(*files)
+
+
+def training_fingerprint(cohort: Cohort) -> str:
+    """Names a set of real cases: changes with any patient or scan, not with where files lie or how they are split."""
+    return fingerprint(sorted([case.case_id, case.patient_id, case.voxels] for case in cohort.cases))
+
+
+def _rows(judged: Sequence[Judged], names: Sequence[str]) -> list[tuple[Any, ...]]:
+    return [
+        (name, case, one.ruler.name, *found.distances[n, :1].tolist(), float(found.p[n]), int(found.flagged[n]),
+         int(found.discovered[n]), one.yardstick.train.ids[found.nearest[n]])
+        for one in judged
+        for name, found in tables.everything(one, names).items()
+        for n, case in enumerate(found.features.ids)
+    ]  # fmt: skip
+
+
+def _pairs_file(name: str) -> str:
+    return f"memorization_pairs_{file_name(name)}.png"
+
+
+def _pairs_caption(name: str) -> str:
+    return (
+        f"{name}: the volumes that lie closest to a training patient, that patient, and the difference (grey is none); the "
+        "last row is the closest pair of an unseen control patient, which nobody copied"
+    )
+
+
+def _pairs(path: Path, one: Judged, cohort: Cohort, sides: Sides, caches: Mapping[str, VolumeCache]) -> None:
+    def row(found: Measured, n: int, cache: VolumeCache, rows: Mapping[str, int]) -> list[Tile]:
+        case, near = found.features.ids[n], found.nearest[n]
+        volume, training = cache.volume(rows[case]), caches[sides.train.name].volume(int(near))
+        p = f"{case}, p = {found.p[n]:.3f}"
+        return [
+            Tile(p, volume.image, volume.mask),
+            Tile(f"nearest: {one.yardstick.train.ids[near]}", training.image, training.mask),
+            Tile("difference", np.clip((volume.image - training.image) / 2, -1, 1)),
+        ]
+
+    found, checked = one.sets[cohort.name], one.trust.control
+    worst = np.argsort(found.distances[:, 0], kind="stable")[:_WORST]
+    by_id = {case.case_id: n for n, case in enumerate(cohort.cases)}
+    rows = [row(found, int(n), caches[cohort.name], by_id) for n in worst]
+    of_control = {case.case_id: n for n, case in enumerate(sides.control.cases)}
+    rows.append(row(checked, int(checked.distances[:, 0].argmin()), caches[sides.control.name], of_control))
+    contact_sheet(
+        path, rows, caches[cohort.name].recipe.grid.spacing_mm, f"{cohort.name}: worst pairs by {one.ruler.name}"
+    )

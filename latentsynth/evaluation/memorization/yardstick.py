@@ -1,0 +1,199 @@
+"""The straight ruler: distances to a training set, calibrated by real patients that no generator saw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from latentsynth.evaluation.cohorts import rng
+from latentsynth.evaluation.features import Features
+from latentsynth.evaluation.memorization.rulers import Ruler
+from latentsynth.metrics.bootstrap import mean_interval
+from latentsynth.metrics.conformal import discoveries, flagged_interval, least_calibration, p_values
+from latentsynth.metrics.copying import Search
+from latentsynth.results import Estimate
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A set of volumes against one training set, by one ruler.
+
+    Attributes:
+        features: The set.
+        distances: To the nearest training patient and to the second-nearest, shape ``(N, 2)``.
+        nearest: Row of the training set that is nearest, ``(N,)``.
+        p: Conformal p-values, ``(N,)``.
+        flagged: Which lie nearer to the training set than all but a ``level`` share of unseen patients, ``(N,)``.
+        discovered: Which remain at a false discovery rate of ``level`` over the set (Benjamini and Hochberg), ``(N,)``.
+        rate: Copy rate: share flagged, with its bootstrap interval over patients.
+        expected: Interval of that share for independent patients.
+        bound: Copy rate with calibration distances to the second-nearest patient; see :class:`Yardstick`.
+    """
+
+    features: Features
+    distances: np.ndarray
+    nearest: np.ndarray
+    p: np.ndarray
+    flagged: np.ndarray
+    discovered: np.ndarray
+    rate: Estimate
+    expected: tuple[float, float]
+    bound: float
+
+    @property
+    def copied(self) -> bool:
+        """Whether more are flagged than independent patients would be."""
+        return self.rate.value > self.expected[1]
+
+    @property
+    def mute(self) -> bool:
+        """Whether so few independent volumes say nothing: even if all were flagged, that could be chance."""
+        return self.expected[1] >= 1
+
+
+@dataclass(frozen=True)
+class Matched:
+    """Samples of training masks against the patients of these masks; see :meth:`Yardstick.matched`.
+
+    Attributes:
+        samples: How many were made from a training patient's mask.
+        null: Calibration patients from whose masks samples were made too.
+        rate: Share that lie nearer to their mask's patient than all but a ``level`` share of the null.
+        control: The same share of samples made from control patients' masks; not a number without any.
+        expected: Interval of that share without copying.
+        rows: Which rows of the set were tested, and their p-values.
+    """
+
+    samples: int
+    null: int
+    rate: float
+    control: float
+    expected: tuple[float, float]
+    rows: tuple[np.ndarray, np.ndarray]
+
+
+class Yardstick:
+    """Nearest distances of calibration patients to one training set; made anew for every training set.
+
+    A nearest distance shrinks as the training set grows, without any copying, so a threshold holds for one set alone.
+
+    Where a relative of a calibration patient, or the other side of one, may be among the training cases, its distance
+    is too short and hides copies. ``second`` leaves each calibration patient's nearest training patient out: a null
+    that is too long, so that the truth lies between the two.
+
+    Args:
+        ruler: The distance.
+        train: Features of the training cases.
+        calibration: Features of held-out patients, one case each.
+        level: Level of the p-values.
+
+    Raises:
+        DataError: Too few calibration patients for the level.
+    """
+
+    def __init__(self, ruler: Ruler, train: Features, calibration: Features, level: float):
+        self.ruler, self.train, self.calibration, self.level = ruler, train, calibration, level
+        distances, _ = nearest_patients(ruler.search, calibration.values, train)
+        self.first, self.second = distances[:, 0], distances[:, 1]
+
+    def measure(self, sample: Features) -> Measured:
+        """A set of volumes against the training set."""
+        distances, row = nearest_patients(self.ruler.search, sample.values, self.train)
+        p = p_values(distances[:, 0], self.first)
+        flagged = self._low(p)
+        bound = float("nan")
+        if np.isfinite(self.second).all():
+            bound = float(self._low(p_values(distances[:, 0], self.second)).mean())
+        independent = len(set(sample.patients))  # volumes of one mask are no independent draws
+        return Measured(
+            sample,
+            distances,
+            row,
+            p,
+            flagged,
+            discoveries(p, self.level),
+            Estimate(*mean_interval(flagged, sample.patients, rng())),
+            flagged_interval(len(self.first), independent, self.level),
+            bound,
+        )
+
+    def flags(self, values: np.ndarray) -> np.ndarray:
+        """Which rows ``(N, F)`` are flagged, ``(N,)``."""
+        return self._low(p_values(self.ruler.search(values, self.train.values, 1)[0][:, 0], self.first))
+
+    def _low(self, p: np.ndarray) -> np.ndarray:
+        return np.asarray(p <= self.level * (1 + 1e-12))  # 0.05 must hold for 1/20
+
+    def matched(
+        self, sample: Features, parents: Sequence[str], calibration: Features, control: Features
+    ) -> Matched | None:
+        """The mask-matched null: is a sample nearer to the patient of its mask than an unseen patient's would be?
+
+        A sample made from a training patient's mask resembles that patient without any copying, by the mask alone.
+        Samples that the same generator made from masks of calibration patients, whose scans it never saw, resemble
+        those patients for the same reason and no other. So distances from sample to mask's patient are compared.
+
+        Args:
+            sample: The set.
+            parents: Whose mask each was made from, "" where that is unknown or not one patient.
+            calibration: Features of all cases of the calibration patients: a sample may show any of them.
+            control: Of all cases of the control patients.
+
+        Returns:
+            None where no sample was made from a training mask, or too few from calibration masks for the level.
+        """
+        theirs = [self._to_parent(sample, parents, people) for people in (self.train, calibration, control)]
+        (rows, distances), null, checks = (
+            theirs[0],
+            self._one_each(theirs[1], parents),
+            self._one_each(theirs[2], parents),
+        )
+        if not len(rows) or len(null) < least_calibration(self.level):
+            return None
+        p = p_values(distances, null)
+        control_rate = float(self._low(p_values(checks, null)).mean()) if len(checks) else float("nan")
+        people = len({parents[n] for n in rows})
+        return Matched(
+            len(rows), len(null), float(self._low(p).mean()), control_rate,
+            flagged_interval(len(null), people, self.level), (rows, p),
+        )  # fmt: skip
+
+    def _to_parent(self, sample: Features, parents: Sequence[str], people: Features) -> tuple[np.ndarray, np.ndarray]:
+        """Rows whose mask came from one of these patients, and their distances to that patient."""
+        home: dict[str, list[int]] = {}
+        for n, patient in enumerate(people.patients):
+            home.setdefault(patient, []).append(n)
+        rows = [n for n, parent in enumerate(parents) if parent in home]
+        found = [self.ruler.search(sample.values[n : n + 1], people.values[home[parents[n]]], 1)[0][0, 0] for n in rows]
+        return np.array(rows, dtype=int), np.array(found)
+
+    @staticmethod
+    def _one_each(found: tuple[np.ndarray, np.ndarray], parents: Sequence[str]) -> np.ndarray:
+        """The first distance of each patient: several samples of one mask are no independent draws."""
+        first: dict[str, float] = {}
+        for n, distance in zip(*found, strict=True):
+            first.setdefault(parents[n], distance)
+        return np.array(list(first.values()))
+
+
+def nearest_patients(search: Search, queries: np.ndarray, train: Features) -> tuple[np.ndarray, np.ndarray]:
+    """Distances to the nearest and second-nearest training *patient* ``(N, 2)``, and the nearest row ``(N,)``.
+
+    The second is not a number where there is one patient alone.
+    """
+    _, person = np.unique(np.asarray(train.patients), return_inverse=True)
+    most = int(np.bincount(person).max())  # cases of one patient
+    distances, rows = search(queries, train.values, min(most + 1, len(person)))
+    other = person[rows] != person[rows[:, :1]]
+    second = np.where(other.any(1), distances[np.arange(len(rows)), other.argmax(1)], np.nan)
+    return np.stack([distances[:, 0], second], 1), rows[:, 0]
+
+
+def one_per_patient(found: Features) -> Features:
+    """One case of each patient, the first by id: patients, not volumes, are the unit."""
+    first: dict[str, int] = {}
+    for n in sorted(range(len(found.ids)), key=lambda n: found.ids[n]):
+        first.setdefault(found.patients[n], n)
+    return found[sorted(first.values())]

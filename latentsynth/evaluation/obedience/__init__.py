@@ -1,0 +1,1 @@
+"""Whether volumes show the masks they were made for."""

@@ -1,0 +1,1 @@
+"""How well a segmenter does on patients it never saw."""

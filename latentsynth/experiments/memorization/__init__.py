@@ -1,0 +1,1 @@
+"""The study of memorization: diffusion and GANs on nested subsets of patients."""

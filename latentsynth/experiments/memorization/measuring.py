@@ -1,0 +1,133 @@
+"""One model at one time of its training: copies, fidelity, diversity, membership, each beside its control."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from accelerate import Accelerator
+
+from latentsynth.config import LdmRun, MemorizationStudy, build
+from latentsynth.evaluation.cohorts import Cohort, rng
+from latentsynth.evaluation.features import contrastive_extractor, extract, volumes
+from latentsynth.evaluation.fidelity.comparison import FLOOR, compare
+from latentsynth.evaluation.inputs import halves
+from latentsynth.evaluation.memorization.measures import CONTROL, Judged, Sides, judge
+from latentsynth.evaluation.memorization.report import write_memorization
+from latentsynth.evaluation.memorization.rulers import Ruler, own_ruler
+from latentsynth.experiments.roles import Roles
+from latentsynth.extractors.networks import RandomNetwork
+from latentsynth.files import read_json, write_json
+from latentsynth.metrics.diversity import mean_similarity, random_pairs
+from latentsynth.metrics.membership import membership
+from latentsynth.training.recipes.membership import denoising_losses
+
+_PAIRS = 40  # pairs of volumes whose similarity is averaged
+
+
+def measure_stage(
+    config: MemorizationStudy,
+    roles: Roles,
+    size: int | str,
+    seed: int,
+    stage: Path,
+    out: Path,
+    accelerator: Accelerator,
+) -> None:
+    """Measures the volumes of one stage and writes ``measures.json`` beside a whole memorization report.
+
+    Args:
+        config: The study.
+        roles: Its patients.
+        size: Training patients of the model.
+        seed: Of the subset.
+        stage: Folder with ``checkpoint``, ``samples`` and ``cost.json``.
+        out: Folder for the results.
+        accelerator: The processes that share the volumes.
+    """
+    if (out / "measures.json").is_file():  # of a cell that was interrupted in a later stage
+        return
+    trained = roles.write(f"n{size}-s{seed}", roles.subset(size, seed))
+    train = Cohort.load("training patients", trained, ("train",))
+    heldout = Cohort.load("held-out patients", roles.heldout_manifest(), ("test",))
+    sides = Sides(train, *halves(heldout))
+    samples = Cohort.load("samples", stage / "samples" / "manifest.json")
+    labels = train.manifest.labels
+    cohorts = (*sides.all, samples, heldout)
+    caches = {
+        c.name: volumes(c, config.grid, config.framing, labels, config.cache, accelerator, masks=True) for c in cohorts
+    }
+    rulers = study_rulers(config, caches[train.name])
+    judged = judge(rulers, sides, [samples], caches, accelerator, config.level)
+    write_memorization(out, sides, [samples], judged, None, caches, config.level, accelerator)
+    found: dict[str, Any] = {
+        "cost": read_json(stage / "cost.json"),
+        "rulers": {one.ruler.name: _numbers(one) for one in judged},
+    }
+    network = RandomNetwork(config.grid.channels)
+    features = {c.name: extract([network], c, caches[c.name], accelerator)[network.name] for c in (heldout, samples)}
+    scores = compare(features[heldout.name], {"samples": features["samples"]})
+    near = {str(row[0]): row[2] for row in scores.table(network).rows}
+    found["fidelity"] = {"frechet": near["samples"], "floor": near[FLOOR]}
+    for name in (heldout.name, samples.name):
+        cohort = heldout if name == heldout.name else samples
+        pairs = random_pairs(cohort.patients, _PAIRS, rng())
+        found.setdefault("similarity", {})[name] = float(mean_similarity(partial(_image, caches[name]), pairs).mean())
+    found["membership"] = _membership(stage, sides, caches, accelerator)
+    if accelerator.is_main_process:
+        write_json(out / "measures.json", found)
+    accelerator.wait_for_everyone()
+
+
+def study_rulers(config: MemorizationStudy, training: Any) -> list[Ruler]:
+    """The rulers of a study; the detector was fitted once for all of its cells."""
+    made = []
+    for name in config.rulers:
+        if name == "contrastive":
+            made.append(Ruler(contrastive_extractor(config.folder / "detector", config.grid, projected=True)))
+        else:
+            made.append(own_ruler(name, training))
+    return made
+
+
+def _numbers(one: Judged) -> dict[str, Any]:
+    """What a figure needs."""
+    sample, checked = one.sets["samples"], one.trust.control
+    return {
+        "copy_rate": [sample.rate.value, sample.rate.low, sample.rate.high],
+        "expected": sample.expected,
+        "control_rate": checked.rate.value,
+        "control_expected": checked.expected,
+        "without_nearest": {"samples": sample.bound, "control": checked.bound},
+        "reproduced": {name: one.measures[name].reproduced.value for name in ("samples", CONTROL)},
+        "authentic": {name: one.measures[name].authentic for name in ("samples", CONTROL)},
+        "data_copying": {name: one.measures[name].data_copying for name in ("samples", CONTROL)},
+        "found": dict(one.trust.found),
+        "trusted": one.trust.trusted,
+        "reasons": one.trust.reasons,
+        "median_distance": {"samples": float(np.median(sample.distances[:, 0])), CONTROL: float(np.median(checked.distances[:, 0]))},
+    }  # fmt: skip
+
+
+def _membership(stage: Path, sides: Sides, caches: dict[str, Any], accelerator: Accelerator) -> dict[str, Any] | None:
+    """Membership inference from denoising losses, for models that have such a loss."""
+    file = stage.parent / "run" / "config.yaml"
+    values = yaml.safe_load(file.read_text())
+    if "generator" in values:
+        return None
+    run = build(LdmRun, values, str(file))
+    groups = [
+        (denoising_losses(run, stage / "checkpoint", caches[c.name], accelerator), c.patients)
+        for c in (sides.train, sides.calibration, sides.control)
+    ]
+    (inside, members), (first, some), (second, others) = groups
+    found = membership(inside, [*first, *second], members, [*some, *others], rng())
+    return {"auc": [found.auc, found.low, found.high], "true_positives": found.true_positives}
+
+
+def _image(cache: Any, n: int) -> torch.Tensor:
+    return torch.from_numpy(cache.volume(n).image)

@@ -1,0 +1,184 @@
+"""Does diffusion memorize more than a GAN? Models on nested subsets, equal compute, several seeds, with controls."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentsynth.checkpoint import is_checkpoint
+from latentsynth.config import GanRun, LdmRun, MemorizationStudy, OvertrainedConfig
+from latentsynth.data.exchange.requests import requests
+from latentsynth.experiments.grid import Cell
+from latentsynth.experiments.memorization.measuring import measure_stage
+from latentsynth.experiments.memorization.summary import summarise
+from latentsynth.experiments.study import FITTING_HOURS, Study, plain, train_generator
+from latentsynth.files import atomic_folder, read_json, write_json
+from latentsynth.metrics.conformal import smallest_rank
+from latentsynth.results import Result
+from latentsynth.synthesis import synthesize
+from latentsynth.synthesizers import load_synthesizer
+from latentsynth.training.recipes.extractor import train_extractor
+from latentsynth.training.run import read_metrics
+
+_PILOT_BATCHES = 24  # enough to tell images per second
+_MEASURING_HOURS = 0.05
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model, trained on one subset with one seed.
+
+    Attributes:
+        model: Name of the model.
+        size: Training patients, or "all".
+        seed: Of the subset, the weights and the samples.
+        overtrained: How it is overtrained, or None.
+    """
+
+    model: str
+    size: int | str
+    seed: int
+    overtrained: OvertrainedConfig | None = None
+
+    @property
+    def name(self) -> str:
+        """Names its cells."""
+        return f"{self.model}-n{self.size}-s{self.seed}" + ("-overtrained" if self.overtrained else "")
+
+
+class Memorization(Study):
+    """The study on disk.
+
+    Args:
+        config: What to do.
+
+    Raises:
+        DataError: Patients do not suffice, for the sizes or for the level, or cases are no annotated patients.
+    """
+
+    def __init__(self, config: MemorizationStudy):
+        super().__init__(config)
+        self.config = config
+        smallest_rank(len(self.roles.heldout) // 2, config.level)
+        for arm in self.arms:
+            self.roles.subset(arm.size, arm.seed)
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The overtrained ones, which take longest, then every model, size and seed."""
+        config = self.config
+        first = [Arm(one.model, one.size, one.seed, one) for one in config.overtrained]
+        return first + [Arm(m, size, seed) for m in config.models for seed in config.seeds for size in config.sizes]
+
+    def cells(self) -> list[Cell]:
+        """All cells, in the order in which they should be done."""
+        config, shared = self.config, self.shared
+        cells = [
+            self.autoencoder_cell(config),
+            *(Cell(f"pilot-{m}", {**shared, "model": config.models[m]}, 0.02, ("autoencoder",)) for m in config.models),
+        ]
+        for arm in self.arms:
+            factor = arm.overtrained.factor if arm.overtrained else 1.0
+            facts = {
+                **shared, "model": config.models[arm.model], "minutes": config.minutes, "stages": config.stages,
+                "augment": config.augment, "overtrained": plain(arm.overtrained),
+            }  # fmt: skip
+            hours = config.minutes / 60 * factor
+            cells.append(Cell(arm.name, facts, hours, ("autoencoder", f"pilot-{arm.model}")))
+        cells.append(Cell("detector", {**shared, "detector": config.detector_settings}, FITTING_HOURS))
+        for arm in self.arms:
+            facts = {
+                **shared,
+                "rulers": config.rulers,
+                "level": config.level,
+                "detector": config.detector_settings,
+                "of": arm.name,
+            }
+            cells.append(Cell(f"measure-{arm.name}", facts, _MEASURING_HOURS, (arm.name, "detector")))
+        return cells
+
+    def summarise(self) -> Result:
+        """Table and figure of all cells."""
+        return summarise(self.config, self.folder, self.arms, self.accelerator)
+
+    def work(self, cell: Cell, folder: Path) -> None:
+        """Does one cell."""
+        if cell.name == "autoencoder":
+            self.fit_autoencoder(self.config)
+        elif cell.name == "detector":
+            train_extractor(self.config.detector_run(self.folder / "detector", self.roles.detector_manifest()))
+        elif cell.name.startswith("pilot-"):
+            self._pilot(cell.name.removeprefix("pilot-"), folder)
+        elif cell.name.startswith("measure-"):
+            arm = self._arm(cell.name.removeprefix("measure-"))
+            for stage in self._stages(arm):
+                measure_stage(
+                    self.config,
+                    self.roles,
+                    arm.size,
+                    arm.seed,
+                    self._stage(arm, stage),
+                    folder / f"{stage:g}",
+                    self.accelerator,
+                )
+        else:
+            self._train(self._arm(cell.name), folder)
+
+    def _arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+    def _stages(self, arm: Arm) -> Sequence[float]:
+        """Shares of the other cells' training; an overtrained run is looked at along its longer way."""
+        factor = arm.overtrained.factor if arm.overtrained else 1.0
+        return [stage * factor for stage in self.config.stages]
+
+    def _stage(self, arm: Arm, stage: float) -> Path:
+        return self.folder / "cells" / arm.name / f"{stage:g}"
+
+    def _pilot(self, model: str, folder: Path) -> None:
+        """Images per CPU second, so that every model can be given the same compute."""
+        config = self._run_config(Arm(model, self.config.sizes[-1], self.config.seeds[0]), folder / "run", 1)
+        batch = config.train.batch
+        config = _lengthened(config, _PILOT_BATCHES * batch, batch)
+        train_generator(config)
+        lines = [line for line in read_metrics(config.run) if "cpu_seconds" in line]
+        first, last = lines[len(lines) // 4], lines[-1]  # the first steps also set things up
+        rate = (last["images_seen"] - first["images_seen"]) / (last["cpu_seconds"] - first["cpu_seconds"])
+        write_json(folder / "pilot.json", {"images_per_cpu_second": rate})
+
+    def _train(self, arm: Arm, folder: Path) -> None:
+        """Trains in stages; keeps the checkpoint of each and paints the masks of the held-out patients with it."""
+        pilot = read_json(self.folder / "cells" / f"pilot-{arm.model}" / "pilot.json")
+        whole = pilot["images_per_cpu_second"] * self.config.minutes * self.config.scale * 60
+        masks = requests(self.roles.heldout_manifest(), "test")
+        for stage in self._stages(arm):
+            kept = self._stage(arm, stage)
+            config = self._run_config(arm, folder / "run", max(1, round(whole * stage)))
+            if not (kept / "checkpoint").is_dir():
+                train_generator(config)
+                if self.accelerator.is_main_process:  # the checkpoint last: it says that all is here
+                    last = [line for line in read_metrics(config.run) if "cpu_seconds" in line][-1]
+                    write_json(kept / "cost.json", {key: last[key] for key in ("images_seen", "cpu_seconds")})
+                    with atomic_folder(kept / "checkpoint", is_checkpoint) as temporary:
+                        shutil.copytree(config.run / "checkpoint", temporary)
+                self.accelerator.wait_for_everyone()
+            if not (kept / "samples" / "manifest.json").is_file():
+                model = load_synthesizer(kept / "checkpoint")
+                synthesize(model, masks, kept / "samples", self.accelerator, seed=arm.seed, batch=4)
+
+    def _run_config(self, arm: Arm, run: Path, images: int) -> LdmRun | GanRun:
+        train = self.roles.subset(arm.size, arm.seed)
+        manifest = self.roles.write(f"n{arm.size}-s{arm.seed}", train)
+        changes = arm.overtrained.changes if arm.overtrained else {}
+        return _lengthened(self.config.run_of(arm.model, run, manifest, arm.seed, changes), images, images)
+
+
+def _lengthened(config: Any, images: int, every: int) -> Any:
+    """The same run, so long, looked at only at its end (and logged every batch if it is a pilot)."""
+    ends = ("save_every_images", "validate_every_images", "sample_every_images")
+    log = min(config.train.log_every_images, max(every, 1))
+    train = config.train.model_copy(update={"images": images, "log_every_images": log, **dict.fromkeys(ends, 1 << 40)})
+    return config.model_copy(update={"train": train})

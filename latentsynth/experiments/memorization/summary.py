@@ -1,0 +1,246 @@
+"""The memorization study in one table and one figure: copy rate, fidelity and diversity by size and by training time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from accelerate import Accelerator
+
+from latentsynth.config import MemorizationStudy
+from latentsynth.files import read_json
+from latentsynth.plots import Line, panels
+from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
+
+if TYPE_CHECKING:
+    from latentsynth.experiments.memorization.study import Arm
+
+_CSV = ("model", "size", "seed", "overtrained", "stage", "images_seen", "cpu_seconds", "ruler", "trusted", "copy_rate", "low", "high",
+        "expected_high", "control_rate", "without_nearest", "control_without_nearest", "reproduced", "reproduced_control",
+        "frechet", "frechet_floor", "similarity", "similarity_real", "membership_auc")  # fmt: skip
+
+
+def summarise(config: MemorizationStudy, folder: Path, arms: Sequence[Arm], accelerator: Accelerator) -> Result:
+    """Writes ``study.json``, ``study.csv`` and ``study.png`` from the measures of all cells."""
+    rows = [row for arm in arms for row in _rows(folder, arm)]
+    rulers = list(dict.fromkeys(row["ruler"] for row in rows))
+    result = Result(
+        "study",
+        "Does diffusion memorize more than a GAN?",
+        {"sizes": list(config.sizes), "seeds": list(config.seeds), "minutes": config.minutes, "models": list(config.models)},
+        (_copies(rows, rulers, config.level), _controls(rows, rulers), _looks(rows)),
+        (Picture("study.png", "copy rate, fidelity and diversity by training patients (at the end of training) and by CPU seconds"),),
+        tuple(_sentences(rows, rulers)),
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        result.save(folder)
+        write_csv(folder / "study.csv", _CSV, [[row.get(key) for key in _CSV] for row in rows])
+        _figure(folder / "study.png", rows, rulers)
+    accelerator.wait_for_everyone()
+    return result
+
+
+def _rows(folder: Path, arm: Arm) -> list[dict[str, Any]]:
+    """One row per stage and ruler of an arm, in the order of training."""
+    rows = []
+    for file in sorted(
+        (folder / "cells" / f"measure-{arm.name}").glob("*/measures.json"), key=lambda f: float(f.parent.name)
+    ):
+        found = read_json(file)
+        auc = found["membership"]["auc"][0] if found["membership"] else None
+        for ruler, one in found["rulers"].items():
+            kind = ruler.partition(":")[0]
+            rows.append({
+                "model": arm.model, "size": arm.size, "seed": arm.seed, "overtrained": bool(arm.overtrained),
+                "stage": float(file.parent.name), **found["cost"], "ruler": kind, "trusted": one["trusted"],
+                "copy_rate": one["copy_rate"][0], "low": one["copy_rate"][1], "high": one["copy_rate"][2],
+                "expected_high": one["expected"][1], "control_rate": one["control_rate"],
+                "without_nearest": one["without_nearest"]["samples"], "control_without_nearest": one["without_nearest"]["control"],
+                "reproduced": one["reproduced"]["samples"], "reproduced_control": one["reproduced"]["control patients"],
+                "found": one["found"],
+                "frechet": found["fidelity"]["frechet"], "frechet_floor": found["fidelity"]["floor"],
+                "similarity": found["similarity"]["samples"], "similarity_real": found["similarity"]["held-out patients"],
+                "membership_auc": auc,
+            })  # fmt: skip
+    return rows
+
+
+def _last(rows: Sequence[dict[str, Any]], **facts: Any) -> list[dict[str, Any]]:
+    """The rows of the last stage of each arm that has these facts."""
+    chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in rows:
+        if all(row[key] == value for key, value in facts.items()):
+            chosen[row["model"], row["size"], row["seed"], row["overtrained"], row["ruler"]] = row
+    return list(chosen.values())
+
+
+def _copies(rows: Sequence[dict[str, Any]], rulers: Sequence[str], level: float) -> Table:
+    made: list[tuple[Cell, ...]] = []
+    for row in _last(rows, ruler=rulers[0]):
+        same = {
+            r["ruler"]: r
+            for r in _last(rows, model=row["model"], size=row["size"], seed=row["seed"], overtrained=row["overtrained"])
+        }
+        name = f"{row['model']}, overtrained" if row["overtrained"] else row["model"]
+        rates = [Estimate(same[r]["copy_rate"], same[r]["low"], same[r]["high"]) for r in rulers]
+        made.append(
+            (
+                name,
+                row["size"],
+                row["seed"],
+                row["images_seen"],
+                round(row["cpu_seconds"]),
+                *rates,
+                f"0% to {row['expected_high']:.0%}",
+                row["membership_auc"],
+            )
+        )
+    return Table(
+        "copy rate at the end of training",
+        ("model", "patients", "seed", "images", "CPU s", *(f"by {r}" for r in rulers), "expected", "membership AUC"),
+        tuple(made),
+        f"share of volumes nearer to a training patient than {1 - level:.0%} of unseen patients are, with bootstrap intervals over masks; "
+        "expected: 95 % interval of that share without copying",
+    )  # fmt: skip
+
+
+def _controls(rows: Sequence[dict[str, Any]], rulers: Sequence[str]) -> Table:
+    """Controls of each subset: unseen patients, and planted copies; they do not depend on the model."""
+    made: list[tuple[Cell, ...]] = []
+    seen = set()
+    for ruler in rulers:
+        for row in _last(rows, ruler=ruler):
+            key = ruler, row["size"], row["seed"]
+            if key in seen:
+                continue
+            seen.add(key)
+            made.append(
+                (
+                    ruler,
+                    row["size"],
+                    row["seed"],
+                    row["control_rate"],
+                    row["control_without_nearest"],
+                    *row["found"].values(),
+                    "yes" if row["trusted"] else "NO",
+                )
+            )
+    disguises = list(rows[0]["found"]) if rows else []
+    return Table(
+        "controls: unseen patients flagged, planted copies found",
+        ("ruler", "patients", "seed", "unseen flagged", "same, calibrated without nearest", *disguises, "trusted"),
+        tuple(made),
+        "the column without nearest leaves each calibration patient's nearest training patient out, as both sides of one person "
+        "may be in this cohort",
+    )  # fmt: skip
+
+
+def _looks(rows: Sequence[dict[str, Any]]) -> Table:
+    first = rows[0]["ruler"] if rows else ""
+    made: list[tuple[Cell, ...]] = [
+        (f"{r['model']}, overtrained" if r["overtrained"] else r["model"], r["size"], r["seed"], r["frechet"], r["frechet_floor"], r["similarity"], r["similarity_real"])
+        for r in _last(rows, ruler=first)
+    ]  # fmt: skip
+    return Table(
+        "fidelity and diversity at the end of training",
+        (
+            "model",
+            "patients",
+            "seed",
+            "Frechet, random network",
+            "floor",
+            "MS-SSIM between volumes",
+            "of real patients",
+        ),
+        tuple(made),
+        "against the held-out patients; copies look best of all, so read these beside the copy rate",
+    )
+
+
+def _sentences(rows: Sequence[dict[str, Any]], rulers: Sequence[str]) -> list[str]:
+    lines = []
+    for ruler in rulers:
+        for row in _last(rows, ruler=ruler, overtrained=True):
+            caught = row["trusted"] and row["copy_rate"] > row["expected_high"]
+            verb = "is caught" if caught else "is NOT caught"
+            lines.append(f"the overtrained {row['model']} {verb} by {ruler}: copy rate {row['copy_rate']:.0%}")
+        last = _last(rows, ruler=ruler, overtrained=False)
+        for model in dict.fromkeys(row["model"] for row in last):
+            every = [row for row in last if row["model"] == model]
+            mine = [row for row in every if row["trusted"]]
+            doubt = f"; {ruler} cannot be trusted in {len(every) - len(mine)} others" if len(mine) < len(every) else ""
+            if not mine:
+                lines.append(f"{model} by {ruler}: nothing can be said, {ruler} cannot be trusted in any run")
+                continue
+            above = sum(row["copy_rate"] > row["expected_high"] for row in mine)
+            rates = ", ".join(
+                f"{size}: {np.mean([r['copy_rate'] for r in mine if r['size'] == size]):.0%}"
+                for size in dict.fromkeys(r["size"] for r in mine)
+            )
+            lines.append(
+                f"{model} by {ruler}: {above} of {len(mine)} runs above what is expected without copying (mean copy rate by size, {rates}){doubt}"
+            )
+    return lines
+
+
+def _figure(path: Path, rows: Sequence[dict[str, Any]], rulers: Sequence[str]) -> None:
+    """Top row by size, bottom row by training time: copy rate by every ruler, Frechet distance, similarity."""
+    measures = [
+        *((f"copy rate by {r}", "copy_rate", r) for r in rulers),
+        ("Frechet distance", "frechet", rulers[0]),
+        ("MS-SSIM between volumes", "similarity", rulers[0]),
+    ]
+    drawn: dict[str, list[Line]] = {}
+    real = {"frechet": "frechet_floor", "similarity": "similarity_real", "copy_rate": "expected_high"}
+    for by_time in (False, True):
+        for title, key, ruler in measures:
+            lines = _lines(rows, key, ruler, by_time)
+            bound = [row[real[key]] for row in rows if row["ruler"] == ruler]
+            name = "highest without copying" if key == "copy_rate" else "real patients"
+            lines.append(Line(name, [], [], None, None, level=float(np.mean(bound))))
+            drawn[f"{title}, by {'CPU seconds' if by_time else 'training patients'}"] = lines
+    panels(
+        path,
+        drawn,
+        len(measures),
+        ["training patients"] * len(measures) + ["CPU seconds of training"] * len(measures),
+        "mean over seeds; bars: lowest and highest seed",
+    )
+
+
+def _lines(rows: Sequence[dict[str, Any]], key: str, ruler: str, by_time: bool) -> list[Line]:
+    mine = [row for row in rows if row["ruler"] == ruler]
+    lines = []
+    if by_time:
+        groups = dict.fromkeys((r["model"], r["size"], r["overtrained"]) for r in mine)
+        for model, size, overtrained in groups:
+            part = [r for r in mine if (r["model"], r["size"], r["overtrained"]) == (model, size, overtrained)]
+            stages = list(dict.fromkeys(r["stage"] for r in part))
+            name = f"{model}, {size}" + (" overtrained" if overtrained else "")
+            lines.append(_line(name, [[r for r in part if r["stage"] == s] for s in stages], key, "cpu_seconds"))
+        return lines
+    last = _last(mine, overtrained=False)
+    for model in dict.fromkeys(r["model"] for r in last):
+        part = [r for r in last if r["model"] == model]
+        sizes = list(dict.fromkeys(r["size"] for r in part))
+        lines.append(
+            _line(model, [[r for r in part if r["size"] == s] for s in sizes], key, None, [str(s) for s in sizes])
+        )
+    return lines
+
+
+def _line(
+    name: str, groups: Sequence[list[dict[str, Any]]], key: str, x: str | None, ticks: Sequence[str] = ()
+) -> Line:
+    values = [[row[key] for row in group] for group in groups]
+    where = [float(np.mean([row[x] for row in group])) if x else float(n) for n, group in enumerate(groups)]
+    return Line(
+        name,
+        where,
+        [float(np.mean(v)) for v in values],
+        [min(v) for v in values],
+        [max(v) for v in values],
+        ticks=ticks,
+    )

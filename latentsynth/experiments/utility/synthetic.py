@@ -1,0 +1,294 @@
+"""The synthetic side of a utility study: by arm, the cells that train a generator, paint with it, and drop volumes."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from latentsynth.config import ArmConfig, UtilityStudy
+from latentsynth.data.exchange.requests import Request, requests
+from latentsynth.data.intake.splits import shuffled
+from latentsynth.data.manifest import Manifest
+from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.evaluation.features import volumes
+from latentsynth.evaluation.inputs import halves
+from latentsynth.evaluation.memorization.measures import Sides, judge
+from latentsynth.evaluation.memorization.report import write_memorization
+from latentsynth.evaluation.memorization.rulers import own_ruler
+from latentsynth.experiments.roles import Roles
+from latentsynth.experiments.study import FITTING_HOURS, train_generator
+from latentsynth.masks import MaskMaker, make_masks
+from latentsynth.masks.build import annotated, build_maker, into
+from latentsynth.masks.learnt import load_mask_maker
+from latentsynth.provenance import LEDGER
+from latentsynth.sharing.filter import filter_disagreeing, filter_set
+from latentsynth.synthesis import synthesize
+from latentsynth.synthesizers import Synthesizer, load_synthesizer
+from latentsynth.synthesizers.rules import RuleBased
+from latentsynth.training.recipes.autoencoder import train_autoencoder
+from latentsynth.training.recipes.masks import train_masks
+from latentsynth.types import Domain
+
+Step = tuple[
+    str, dict[str, Any], float, tuple[str, ...], Callable[[Path], None]
+]  # a cell: name, facts, hours, needs, work
+IMAGES_PER_HOUR = 50_000  # of one process on two CPU cores, rough
+_PAINTING_HOURS = 0.02
+_SET = Path("samples") / "manifest.json"
+_KEPT = "kept.json"
+
+
+@dataclass(frozen=True)
+class Subset:
+    """The patients of one cell.
+
+    Attributes:
+        name: Names them in cells.
+        roles: Of the study's patients, in this fold.
+        size: As configured.
+        seed: Of everything that is trained on it.
+        train: Whom it trains on.
+        val: Who choose its checkpoints.
+    """
+
+    name: str
+    roles: Roles
+    size: int | str
+    seed: int
+    train: Sequence[str]
+    val: Sequence[str]
+
+    @property
+    def manifest(self) -> Path:
+        """Training and validation patients."""
+        return self.roles.write(f"n{self.size}-s{self.seed}", self.train, val=self.val)
+
+
+class Synthetic:
+    """What one arm adds to its real patients.
+
+    Args:
+        config: The study.
+        arm: An arm with a model.
+        subset: Whose masks are painted, and whom the generator learns from.
+        accelerator: Gives the processes that share the work.
+    """
+
+    def __init__(self, config: UtilityStudy, arm: ArmConfig, subset: Subset, accelerator: Callable[[], Accelerator]):
+        assert arm.model is not None
+        self.config, self.arm, self.subset, self.accelerator = config, arm, subset, accelerator
+        self.model: str = arm.model
+        self.trained = f"train-{arm.model}-{subset.name}"
+        self.source = arm.model if arm.masks == "own" else f"{arm.model}-{arm.masks}"  # names what is painted in cells
+        self.painted = f"paint-{self.source}-{subset.name}"
+
+    @property
+    def file(self) -> Path:
+        """Manifest of the volumes that are left to choose from."""
+        *_, last = (name for name, *_ in self.steps("", ()))
+        return self.config.folder / "cells" / last / (_SET if last == self.painted else _KEPT)
+
+    def steps(self, judge: str, first: tuple[str, ...]) -> Iterator[Step]:
+        """The cells it needs, in order.
+
+        Args:
+            judge: The cell of the segmenter that volumes must agree with.
+            first: Cells that training needs.
+        """
+        drop = self.arm.drop
+        needs: tuple[str, ...] = ()
+        if self.model in self.config.models:
+            yield from self._training(first)
+            needs = (self.trained,)
+        facts: dict[str, Any] = {"per_mask": self._per_mask}
+        if self.arm.masks != "own":
+            settings = self.config.masks[self.arm.masks]
+            made = {"masks": settings.model_dump(mode="json"), "count": self._count}
+            learnt: tuple[str, ...] = ()
+            if settings.model is not None:
+                learnt = (f"train-{self._new_masks}",)
+                yield (
+                    learnt[0],
+                    {"masks": settings.model},
+                    _hours(settings.model, self.config.scale),
+                    (),
+                    self._train_masks,
+                )
+            yield self._new_masks, made, _PAINTING_HOURS, learnt, self._make_masks
+            facts, needs = {}, (*needs, self._new_masks)
+        yield self.painted, facts, _PAINTING_HOURS, needs, self._paint
+        last, file = self.painted, self._cell(self.painted) / _SET
+        if drop.copies:
+            name = f"uncopied-{self.config.copy_ruler}-{self.source}-{self.subset.name}"
+            how = {"ruler": self.config.copy_ruler, "level": self.config.copy_level}
+            yield name, how, _PAINTING_HOURS, (last,), partial(self._drop_copies, file)
+            last, file = name, self._cell(name) / _KEPT
+        if drop.agreement:
+            name = f"agreed-{drop.agreement:g}{'-uncopied' if drop.copies else ''}-{self.source}-{self.subset.name}"
+            work = partial(self._drop_disagreeing, file, judge)
+            yield name, {"agreement": drop.agreement}, _PAINTING_HOURS, (last, judge), work
+
+    def _training(self, first: tuple[str, ...]) -> Iterator[Step]:
+        """The cells of its generator."""
+        settings = self.config.models[self.model]
+        hours = _hours(settings, self.config.scale)
+        if self._own_autoencoder:
+            facts = {"autoencoder": self.config.autoencoder}
+            yield self._own_autoencoder, facts, FITTING_HOURS, (), self._fit_autoencoder
+            first = (self._own_autoencoder,)
+        yield self.trained, {"model": settings}, hours, first, self._train
+
+    @property
+    def asked(self) -> int:
+        """Volumes that its dose asks for."""
+        return max(1, round(self.arm.dose * len(self.subset.train)))
+
+    def choose(self, folder: Path) -> Path:
+        """The arm's own manifest: as many of the volumes as its dose asks for."""
+        main = self.accelerator().is_main_process
+        return dosed(self.file, self.asked, self.subset.seed, folder, main)
+
+    def _cell(self, name: str) -> Path:
+        return self.config.folder / "cells" / name
+
+    @property
+    def _per_mask(self) -> int:
+        """Volumes per mask, enough for every arm that this model serves at this size."""
+        return max(1, math.ceil(self._dose(self.model)))
+
+    @property
+    def _count(self) -> int:
+        """New masks, one volume each, enough for every arm, whatever paints them."""
+        return max(1, math.ceil(self._dose(None) * len(self.subset.train)))
+
+    def _dose(self, model: str | None) -> float:
+        """The largest of the arms that share these masks (and the model, if one is given), with what filters may drop."""
+        arms = self.config.arms_of(self.subset.size).values()
+        same = [arm for arm in arms if arm.masks == self.arm.masks and model in (None, arm.model)]
+        return max(arm.dose * (self.config.surplus if arm.drop.any else 1) for arm in same)
+
+    @property
+    def _new_masks(self) -> str:
+        return f"masks-{self.arm.masks}-{self.subset.name}"
+
+    @property
+    def _own_autoencoder(self) -> str:
+        """Cell of the subset's own autoencoder, or "" where all share one."""
+        return f"autoencoder-{self.subset.name}" if self.config.autoencoder_patients == "subset" else ""
+
+    def _fit_autoencoder(self, folder: Path) -> None:
+        train_autoencoder(self.config.autoencoder_run(folder / "run", self.subset.manifest))
+
+    def _train(self, folder: Path) -> None:
+        own = self._cell(self._own_autoencoder) / "run" if self._own_autoencoder else None
+        subset = self.subset
+        train_generator(self.config.run_of(self.model, folder / "run", subset.manifest, subset.seed, autoencoder=own))
+
+    def _train_masks(self, folder: Path) -> None:
+        train_masks(self.config.masks_run(self.arm.masks, folder / "run", self.subset.manifest, self.subset.seed))
+
+    def _make_masks(self, folder: Path) -> None:
+        """New masks, from those of the subset's training patients alone."""
+        if self.accelerator().is_main_process:
+            settings, cohort = self.config.masks[self.arm.masks], self.subset.roles.cohort
+            cases = Manifest.load(self.subset.manifest).select("train")
+            lesions = [value for value in cohort.labels.lesions(self.config.framing) if value not in settings.inside]
+            maker: MaskMaker
+            if settings.model is None:
+                maker = build_maker(settings, cases, cohort.labels, lesions)
+            else:
+                maker = load_mask_maker(self._cell(f"train-{self._new_masks}") / "run")
+            if settings.into_hosts:
+                beside = settings.model_copy(
+                    update={"compose": settings.compose.model_copy(update={"replace_lesions": False})}
+                )
+                maker = into(maker, annotated(cases, cohort.labels), cohort.labels, lesions, beside)
+            make_masks(maker, self._count, folder / "masks", seed=self.subset.seed * 1000)
+        self.accelerator().wait_for_everyone()
+
+    def _paint(self, folder: Path) -> None:
+        """Paints masks of the subset's training patients, nobody else's, or new ones; or lets the model make its own."""
+        config, accelerator = self.config, self.accelerator()
+        cases = Manifest.load(self.subset.manifest).select("train")
+        model: Synthesizer
+        if self.model in config.models:
+            model = load_synthesizer(self._cell(self.trained) / "run")
+        else:
+            train = Cohort.load("training patients", self.subset.manifest, ("train",))
+            cache = volumes(
+                train, config.grid, config.framing, train.manifest.labels, config.cache, accelerator, masks=True
+            )
+            channels = train.manifest.channels
+            domain = Domain(config.grid, config.framing, train.manifest.labels, channels, cache.median_limits())
+            model = RuleBased.fit(domain, cache)
+        masks, count = requests(self.subset.manifest, "train"), self._per_mask
+        if self.arm.masks != "own":
+            masks, count = requests(self._cell(self._new_masks) / "masks" / "manifest.json", "train"), 1
+        if model.makes_masks:
+            masks, count = [Request("new", None)], count * len(masks)
+        synthesize(
+            model, masks, folder / "samples", accelerator, per_mask=count, seed=self.subset.seed * 1000, batch=4,
+            fit="scale" if self.arm.masks != "own" else None, hosts=cases if model.takes_context else (),
+        )  # fmt: skip
+
+    def _drop_copies(self, file: Path, folder: Path) -> None:
+        """Calibrated by patients outside the study, who are real scans here, whatever model has seen them."""
+        config, accelerator, roles = self.config, self.accelerator(), self.subset.roles
+        train = Cohort.load("training patients", self.subset.manifest, ("train",))
+        outside = Cohort.load(
+            "patients outside", roles.write("calibration", test=list(roles.outside), val=()), ("test",)
+        )
+        sides, samples = Sides(train, *halves(outside)), Cohort.load(self.model, file)
+        caches = {
+            c.name: volumes(
+                c, config.grid, config.framing, train.manifest.labels, config.cache, accelerator, masks=True
+            )
+            for c in (*sides.all, samples)
+        }
+        rulers, level = [own_ruler(config.copy_ruler, caches[train.name])], config.copy_level
+        judged = judge(rulers, sides, [samples], caches, accelerator, level)
+        write_memorization(folder, sides, [samples], judged, None, caches, level, accelerator)
+        if accelerator.is_main_process:
+            filter_set(file, folder / "memorization.json", folder / _KEPT)
+        accelerator.wait_for_everyone()
+
+    def _drop_disagreeing(self, file: Path, judge: str, folder: Path) -> None:
+        run = self._cell(judge) / "run"
+        filter_disagreeing(file, run, folder / _KEPT, self.arm.drop.agreement, self.config.cache, self.accelerator())
+
+
+def _hours(settings: dict[str, Any], scale: float) -> float:
+    return float(settings.get("train", {}).get("images", 0)) / IMAGES_PER_HOUR * scale
+
+
+def dosed(painted: Path, count: int, seed: int, folder: Path, write: bool) -> Path:
+    """A manifest of so many volumes, every mask once before any twice, masks in random order, with the ledger beside it.
+
+    Args:
+        painted: Manifest of all volumes; fewer than ``count`` are all taken.
+        count: How many to take.
+        seed: Of the order.
+        folder: Where ``synthetic/manifest.json`` is written.
+        write: False on all processes but the first.
+    """
+    manifest = Manifest.load(painted)
+    place = {mask: n for n, mask in enumerate(shuffled([case.patient_id for case in manifest.cases], seed))}
+    turns: Counter[str] = Counter()
+    ordered = []
+    for case in sorted(manifest.cases, key=lambda case: case.case_id):
+        ordered.append((turns[case.patient_id], place[case.patient_id], case))  # one mask is one patient
+        turns[case.patient_id] += 1
+    chosen = [case for *_, case in sorted(ordered, key=lambda row: row[:2])[: max(1, count)]]
+    path = folder / "synthetic" / "manifest.json"
+    if write:
+        replace(manifest, name=folder.name, cases=tuple(replace(case, split="train") for case in chosen)).save(path)
+        shutil.copyfile(painted.parent / LEDGER, path.parent / LEDGER)
+    return path

@@ -1,0 +1,1 @@
+"""A procedural cohort of abdominal patients: the built-in data of demonstrations and tests."""

@@ -1,0 +1,237 @@
+"""Packing a synthetic set for sharing: volumes, masks and a data card, after a privacy report on exactly these files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from latentsynth.data import nifti
+from latentsynth.data.identity import check_files
+from latentsynth.data.manifest import Manifest
+from latentsynth.errors import DataError
+from latentsynth.files import atomic_path, write_json, write_text
+from latentsynth.outputs import free_name
+from latentsynth.progress import bar
+from latentsynth.provenance import LEDGER, Ledger
+from latentsynth.results import Result, Table, text
+from latentsynth.sharing.filter import Verdicts, read_report, require_trust, verdicts_on
+
+
+def export_set(
+    samples: Path,
+    out: Path,
+    licence: str,
+    report: Path | None = None,
+    publish_mask_copies: bool = False,
+    without_report: str | None = None,
+) -> Path:
+    """Writes ``imagesTr``, ``labelsTr``, ``dataset.json`` and the card ``README.md`` (nnU-Net raw layout).
+
+    No parents, no ledger and no original case names are exported: those name patients.
+
+    Args:
+        samples: Manifest of the set.
+        out: Folder to write; new or empty.
+        licence: Printed in the card.
+        report: ``memorization.json`` made for exactly these files and the generator's training set.
+        publish_mask_copies: Masks of patients may be published; the card says so.
+        without_report: Why there is no report, or why one that refuses is overruled; printed in the card.
+
+    Returns:
+        The card.
+
+    Raises:
+        DataError: Real cases; no report and no reason; a report of other files or another training set, or that cannot
+            be trusted; flagged volumes or masks; a folder that exists.
+    """
+    manifest = Manifest.load(samples)
+    real = [case.case_id for case in manifest.cases if case.source == "real"]
+    if real:
+        raise DataError(f"{samples} holds {len(real)} real cases ({real[0]}): export synthetic volumes alone")
+    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"{out} exists: nothing was written; give another name, for example {free_name(out)}")
+    if without_report is not None and not without_report.strip():
+        raise DataError("--without-privacy-report needs a reason: say why, the card prints it")
+    result = read_report(report) if report else None
+    # The card must not tell of other files, whatever the reason.
+    verdicts = verdicts_on(manifest, result, report) if result is not None and report is not None else {}
+    if without_report is None:
+        if report is None or result is None:
+            raise DataError(
+                "no memorization report: run `latentsynth memorization` on these files and give --report, or say why there "
+                "is none with --without-privacy-report REASON"
+            )
+        _check(manifest, samples, result, report, verdicts, publish_mask_copies)
+    with atomic_path(out) as temporary:
+        names = _copy(manifest, temporary, verdicts)
+        write_json(
+            temporary / "dataset.json",
+            {
+                "name": f"{out.name} (synthetic)",
+                "channel_names": {str(n): name for n, name in enumerate(manifest.channels)},
+                "labels": {n: v for v, n in zip(manifest.labels.values, manifest.labels.names, strict=True)},
+                "numTraining": len(names),
+                "file_ending": ".nii.gz",
+                "licence": licence,
+                "SYNTHETIC": True,
+            },
+        )
+        write_text(
+            temporary / "README.md",
+            _card(manifest, out.name, licence, result, verdicts, without_report, publish_mask_copies),
+        )
+    return out / "README.md"
+
+
+def _check(
+    manifest: Manifest,
+    samples: Path,
+    result: Result,
+    report: Path,
+    verdicts: Verdicts,
+    publish_mask_copies: bool,
+) -> None:
+    require_trust(result, report)
+    _check_training_set(manifest, samples, result, report, verdicts)
+    flagged = [name for name, facts in verdicts.items() if facts["flagged"]]
+    if flagged:
+        raise DataError(
+            f"{len(flagged)} of {len(verdicts)} volumes are flagged as copies ({', '.join(flagged[:3])}): drop them with "
+            "`latentsynth filter`"
+        )
+    if any(case.mask for case in manifest.cases) and not result.facts["masks"] and not publish_mask_copies:
+        raise DataError(
+            f"{report} did not compare masks, and these volumes have masks: measure again with masks on all cohorts, or "
+            "give --publish-mask-copies"
+        )
+    masks = [name for name, facts in verdicts.items() if facts["mask_copy"]]
+    if masks and not publish_mask_copies:
+        raise DataError(
+            f"{len(masks)} of {len(verdicts)} masks are patients' own or copies of theirs ({', '.join(masks[:3])}): drop "
+            "them with `latentsynth filter --drop-mask-copies`, or give --publish-mask-copies if you may publish them"
+        )
+
+
+def _check_training_set(manifest: Manifest, samples: Path, result: Result, report: Path, verdicts: Verdicts) -> None:
+    """Everybody that the generator saw must have been looked for."""
+    ledger = Ledger.beside(samples)
+    if not ledger.voxels and any(case.source != "external" for case in manifest.cases):
+        raise DataError(
+            f"no {LEDGER} beside {samples}, so nothing says whom its model saw: put the one of the set back beside it"
+        )
+    # A set that was filtered carries the ledger of the whole, whose other volumes are no patients.
+    own = {facts["voxels"] for cases in _sets(verdicts, result).values() for facts in cases.values()}
+    missed = ledger.voxels - own - set(result.facts["train"]["voxels"])
+    if missed:
+        raise DataError(
+            f"{report} looked for {len(result.facts['train']['voxels'])} training scans, and the generator, or the "
+            f"autoencoder under it, saw {len(missed)} others: measure with everybody it saw as --train"
+        )
+
+
+def _copy(manifest: Manifest, folder: Path, measured: Collection[str]) -> list[str]:
+    names = []
+    with bar("exporting", len(manifest.cases), "volumes") as shown:
+        for sub in ("imagesTr", "labelsTr"):
+            (folder / sub).mkdir(parents=True)
+        for n, case in enumerate(manifest.cases):
+            name = f"synthetic_{n:05d}"  # case names may name patients
+            if not case.content and case.case_id not in measured:  # a report goes by the bytes of the files
+                raise DataError(
+                    f"case {case.case_id} has no hash of its files, so nothing says that they are what was made: run "
+                    "`latentsynth prepare --synthetic` on the set"
+                )
+            images, mask = [nifti.read(image) for image in case.images], nifti.read(case.mask) if case.mask else None
+            check_files(case, images, mask)
+            # The same voxels and geometry under a header of ours: the file's own has room for names and comments.
+            for channel, image in enumerate(images):
+                nifti.write(folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz", *image)
+            if mask:
+                nifti.write(folder / "labelsTr" / f"{name}.nii.gz", *mask)
+            names.append(name)
+            shown.advance()
+    return names
+
+
+def _card(
+    manifest: Manifest,
+    name: str,
+    licence: str,
+    result: Result | None,
+    verdicts: Verdicts,
+    reason: str | None,
+    publish: bool,
+) -> str:
+    """The data card, for people."""
+    privacy = _privacy(result, verdicts) if result else "No privacy report was made.\n"
+    makers = sorted({case.source.partition(":")[0] for case in manifest.cases})
+    overruled = (
+        f"\n**Exported without a privacy report that clears it. Reason given: {reason}**\n"
+        if reason is not None
+        else ""
+    )
+    masks = "\nMasks of patients, or copies of them, may be among these, as the exporter declared.\n" if publish else ""
+    labels = ", ".join(f"{v} = {n}" for v, n in zip(manifest.labels.values, manifest.labels.names, strict=True))
+    return f"""# {name}: synthetic volumes
+
+**SYNTHETIC. Not patients; not for diagnosis.** Packed by latentsynth.
+
+| | |
+|---|---|
+| volumes | {len(manifest.cases)} |
+| channels | {", ".join(manifest.channels)} |
+| labels | {labels} |
+| licence | {licence} |
+| made by | {", ".join("another program" if maker == "external" else f"model {maker}" for maker in makers)} |
+| training set | {result.facts["train"]["fingerprint"] if result else "not stated"} |
+
+## Privacy
+{overruled}{masks}
+{privacy}"""
+
+
+def _privacy(result: Result, verdicts: Verdicts) -> str:
+    """What the report says of the sets that these volumes come from; its paths and other sets are nobody's business."""
+    facts: dict[str, Any] = result.facts
+    sets = _sets(verdicts, result)
+    others = set(facts["sets"]) - set(sets)
+    table = replace(result.tables[0], rows=tuple(row for row in result.tables[0].rows if row[0] not in others))
+    measured = sum(len(cases) for cases in sets.values())
+    flagged = sum(bool(one["flagged"]) for cases in sets.values() for one in cases.values())
+    fewer = f"; {len(verdicts)} of the {measured} volumes measured are here, {flagged} of these were flagged as copies"
+    unverified = any(f"{name}: no ledger" in note for name in sets for note in result.notes)
+    lines = [
+        f"Measured against {facts['train']['cases']} training cases, calibrated by {facts['calibration']['cases']} and checked by "
+        f"{facts['control']['cases']} unseen cases{fewer}.",
+        *(
+            ["", "That the generator saw these training cases and no others is the exporter's word."]
+            if unverified
+            else []
+        ),
+        "",
+        *_markdown(table),
+        "",
+        *(f"- {note}" for note in result.notes if not any(note.startswith(f"{name}: ") for name in others)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _sets(verdicts: Verdicts, result: Result) -> dict[str, dict[str, Any]]:
+    """The sets of a report that these volumes come from."""
+    files = {facts["files"] for facts in verdicts.values()}
+    sets: dict[str, dict[str, Any]] = result.facts["sets"]
+    return {name: cases for name, cases in sets.items() if files & {one["files"] for one in cases.values()}}
+
+
+def _markdown(table: Table) -> list[str]:
+    head = f"| {' | '.join(table.columns)} |"
+    return [
+        head,
+        "|---" * len(table.columns) + "|",
+        *(f"| {' | '.join(text(c) for c in row)} |" for row in table.rows),
+        "",
+        table.note,
+    ]

@@ -1,0 +1,238 @@
+"""Training a mask-conditioned latent diffusion model on cached latents, from a configuration to a checkpoint."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from latentsynth import checkpoint
+from latentsynth.autoencoders import Autoencoder, Moments
+from latentsynth.autoencoders.reconstruction import lost_lesion_warning
+from latentsynth.conditioning import ContextConditioner, MaskConditioner
+from latentsynth.config import ConditionerConfig, LdmRun
+from latentsynth.data.cache.loading import Positions
+from latentsynth.diffusion import Denoiser, TimeSampler, denoising_loss, schedule_named, target_weight
+from latentsynth.diffusion.times import automatic_shift
+from latentsynth.errors import ConfigError
+from latentsynth.parallel import mean_rows, share
+from latentsynth.provenance import Ledger
+from latentsynth.randomness import VALIDATION, Stream, keyed_noise, keyed_uniform
+from latentsynth.synthesizers import LatentDiffusion
+from latentsynth.training.loop import Batch, Hooks, Modules, Player, fit, start_training
+from latentsynth.training.recipes.autoencoder import copy_weights
+from latentsynth.training.recipes.encode import encode, encoded_cohort
+from latentsynth.training.recipes.sheets import sample_sheet
+from latentsynth.training.run import RunFolder
+from latentsynth.types import Condition, Domain
+
+_TIMES_PER_CASE = 4  # validation times per case, spread evenly
+
+
+def train_ldm(config: LdmRun) -> dict[str, float]:
+    """Trains a latent diffusion model as configured; the same call again resumes it. Encodes what is not encoded yet.
+
+    Returns:
+        Scores on validation patients.
+
+    Raises:
+        LatentsynthError: No usable autoencoder, bad data, another run in the folder, or a loss that is not finite.
+    """
+    accelerator = start_training(config.train)
+    cohort = encoded_cohort(config.autoencoder, config.data, config.conditioner)
+    warning = lost_lesion_warning(dict(cohort.header.metrics))
+    if warning and accelerator.is_main_process:
+        warnings.warn(warning, UserWarning, stacklevel=2)
+    encode(cohort, accelerator)
+    run = RunFolder(config, accelerator)
+    torch.manual_seed(config.seed)
+    autoencoder = cohort.autoencoder().to(accelerator.device)
+    check_levels("denoiser.channels", len(config.denoiser.channels), autoencoder, cohort.header.domain)
+    conditioner = build_conditioner(
+        config.conditioner, len(cohort.manifest.labels), autoencoder.factors, autoencoder.latent_channels
+    )
+    denoiser, ledger = initial(config, autoencoder.latent_channels, conditioner.channels)
+    ledger = ledger | Ledger.of(cohort.manifest.select("train")) | checkpoint.read_ledger(cohort.folder)
+    loss = DenoiserLoss(config, autoencoder, conditioner, cohort.header.domain)
+    training, validation = cohort.training, cohort.validation
+
+    def synthesizer(modules: Modules) -> LatentDiffusion:
+        net = cast(Denoiser, modules["denoiser"])
+        return LatentDiffusion(cohort.header.domain, autoencoder, conditioner, net, config.sampling)
+
+    def validate(modules: Modules) -> dict[str, float]:
+        return mean_rows(share(accelerator, len(validation), lambda n: loss.score(modules, validation.item(n), n)))
+
+    def sketch(modules: Modules, path: Path) -> None:
+        if accelerator.is_main_process:
+            how = f" ({config.sampling.scheduler}, {config.sampling.steps} steps)"
+            sample_sheet(path, synthesizer(modules), validation.volumes, config.seed, how)
+
+    def export(modules: Modules, last: dict[str, float]) -> None:
+        if accelerator.is_main_process:
+            synthesizer(modules).save(run.path / "checkpoint", ledger, last)
+        accelerator.wait_for_everyone()
+
+    players = [Player("denoiser", {"denoiser": denoiser}, loss, config.train.lr)]
+    items = Positions(training.item, len(training), config.seed)
+    return fit(players, items, run, config.train, Hooks(validate, sketch, export))
+
+
+def check_levels(key: str, levels: int, autoencoder: Autoencoder, domain: Domain) -> None:
+    """Refuses a network that cannot halve the latent grid as often as it has levels.
+
+    Args:
+        key: Of the configuration, named in the error.
+        levels: Of the network.
+        autoencoder: Whose latents.
+        domain: Whose grid.
+
+    Raises:
+        ConfigError: With the multiple of voxels that would do.
+    """
+    _, *cells = autoencoder.latent_shape(domain.grid.shape)
+    halvings = 2 ** (levels - 1)
+    if any(n % halvings for n in cells):
+        units = tuple(f * halvings for f in autoencoder.factors)
+        raise ConfigError(
+            f"{key} has {levels} levels, so the latent grid {tuple(cells)} must divide "
+            f"by {halvings}: use fewer levels, or a grid whose axes are multiples of {units} voxels"
+        )
+
+
+def build_conditioner(
+    config: ConditionerConfig, labels: int, factors: Sequence[int], latent_channels: int = 0
+) -> MaskConditioner:
+    """What brings masks to the latent grid, and scans to paint into, whose latents have so many channels."""
+    common: dict[str, Any] = {"labels": labels, "factors": factors, "detail": config.detail}
+    if not config.context:
+        return MaskConditioner(**common)
+    return ContextConditioner(**common, latent_channels=latent_channels, cut_margin_mm=config.cut_margin_mm)
+
+
+def build_denoiser(config: LdmRun, latent_channels: int, spatial_channels: int) -> Denoiser:
+    """A new denoiser with random weights."""
+    return Denoiser(
+        latent_channels=latent_channels,
+        spatial_channels=spatial_channels,
+        schedule=config.diffusion.schedule,
+        prediction=config.diffusion.prediction,
+        **config.denoiser.model_dump(),
+    )
+
+
+def initial(config: LdmRun, latent_channels: int, spatial_channels: int) -> tuple[Denoiser, Ledger]:
+    """The denoiser that training starts from, and whom its weights have already seen.
+
+    Raises:
+        CheckpointError: ``init_from`` is not a latent diffusion model of this architecture.
+    """
+    denoiser = build_denoiser(config, latent_channels, spatial_channels)
+    if config.train.gradient_checkpointing:
+        denoiser.checkpoint_gradients()
+    if config.init_from is None:
+        return denoiser, Ledger()
+    folder = checkpoint.locate(config.init_from)
+    source = LatentDiffusion.from_pretrained(folder).denoiser
+    if config.conditioner.context and source.config["spatial_channels"] == spatial_channels - latent_channels - 1:
+        widen(source, spatial_channels)  # the road's model learns to look at the scan too
+    copy_weights(denoiser, source, folder)
+    return denoiser, checkpoint.read_ledger(folder)
+
+
+def widen(denoiser: Denoiser, spatial_channels: int) -> None:
+    """Lets a trained denoiser take further channels of conditioning, which at first change nothing: their weights are 0."""
+    convolution = denoiser.network.conv_in.conv
+    weight = convolution.weight.data
+    more = denoiser.config["latent_channels"] + spatial_channels - weight.shape[1]
+    convolution.weight.data = torch.cat([weight, weight.new_zeros(len(weight), more, *weight.shape[2:])], dim=1)
+
+
+@dataclass
+class DenoiserLoss:
+    """The denoiser's loss. Every random number is keyed by (seed, position), so one process and many draw the same."""
+
+    config: LdmRun
+    autoencoder: Autoencoder
+    conditioner: MaskConditioner
+    domain: Domain
+
+    def __post_init__(self) -> None:
+        wanted = self.config.diffusion
+        _, i, j, k = self.autoencoder.latent_shape(self.domain.grid.shape)
+        shift = automatic_shift(i * j * k) if wanted.shift == "auto" else wanted.shift
+        self.times = TimeSampler(wanted.time, wanted.time_mean, wanted.time_std, shift)
+        self.schedule = schedule_named(wanted.schedule)
+        self.lesions = self.domain.lesion_indices
+
+    def __call__(self, modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        positions, seed = batch["position"].cpu(), self.config.seed
+        t = self.times(keyed_uniform(seed, positions, Stream.TIME))
+        keep = keyed_uniform(seed, positions, Stream.DROP_CONDITION) >= self.config.diffusion.condition_dropout
+        keep_host = keyed_uniform(seed, positions, Stream.DROP_CONTEXT) >= self.config.conditioner.context_dropout
+        losses = self.losses(modules, batch, positions, t, keep, keep_host)
+        return losses.mean(), {}
+
+    def losses(
+        self,
+        modules: Modules,
+        batch: Batch,
+        positions: Tensor,
+        t: Tensor,
+        keep: Tensor,
+        keep_host: Tensor | None = None,
+    ) -> Tensor:
+        """A loss per case ``(B,)`` at times ``t``.
+
+        The whole condition of cases where ``keep`` is False is removed, and the scan to paint into where ``keep_host`` is.
+        """
+        seed, wanted = self.config.seed, self.config.diffusion
+        mean = batch["mean"]
+        shape = tuple(mean.shape[1:])
+        # A new draw from the cached moments each time: one cached draw would be a fixed noise floor.
+        raw = Moments(mean, batch["deviation"]).sample(keyed_noise(seed, positions, shape, Stream.LATENT).to(mean))
+        z = self.autoencoder.whiten(raw)
+        host = self.autoencoder.whiten(batch["host_mean"]) if "host_mean" in batch else None
+        given = self.conditioner(Condition(batch["mask"]), host)
+        if host is not None and keep_host is not None:
+            given = self.conditioner.without_host(given, keep_host.to(mean.device))
+        conditioning = self.conditioner.dropped(given, keep.to(mean.device))
+        t = t.to(mean)
+        schedule = self.schedule
+        return denoising_loss(
+            modules["denoiser"],
+            z,
+            conditioning,
+            schedule,
+            t,
+            keyed_noise(seed, positions, shape, Stream.NOISE).to(mean),
+            target_weight(wanted.prediction, schedule, t),
+            1
+            + (wanted.lesion_weight - 1) * self.conditioner.cell_fractions(given)[:, self.lesions].sum(1, keepdim=True),
+        )
+
+    @torch.no_grad()
+    def score(self, modules: Modules, item: Batch, case: int) -> dict[str, float]:
+        """Loss of one validation case over evenly spread times, with its mask and without.
+
+        ``mask_gain`` is the share of the loss that knowing the mask removes: near 0, the mask is ignored.
+        """
+        device = next(modules["denoiser"].parameters()).device
+        rows = _TIMES_PER_CASE
+        batch = {k: v.to(device).expand(rows, *v.shape).contiguous() for k, v in item.items()}
+        positions = torch.arange(rows) + VALIDATION + case * rows
+        t = self.times((torch.arange(rows) + 0.5) / rows)
+        everything, nothing = torch.ones(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.bool)
+
+        def loss(keep: Tensor, keep_host: Tensor) -> float:
+            return float(self.losses(modules, batch, positions, t, keep, keep_host).mean())
+
+        # Without the scan to paint into on both sides, which would tell much of what the mask does.
+        masked, dropped = loss(everything, nothing), loss(nothing, nothing)
+        whole = loss(everything, everything) if "host_mean" in item else masked
+        return {"loss": whole, "mask_gain": 1 - masked / dropped}

@@ -1,0 +1,126 @@
+"""The autoencoder's game: a generator that reconstructs, a discriminator that judges patches.
+
+The adversarial term and its adaptive weight are those of VQGAN (Esser et al. 2021, eqs. 6 and 7); the discriminator's
+loss is the hinge (Lim & Ye 2017).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.networks.nets import PatchDiscriminator
+from torch import Tensor, nn
+from torch.nn import functional
+
+from latentsynth.config import ReconstructionConfig
+from latentsynth.errors import TrainingError
+from latentsynth.randomness import Stream, keyed_noise
+from latentsynth.training.loop import Batch, Modules
+
+
+def build_discriminator(config: ReconstructionConfig, channels: int) -> nn.Module:
+    """A 3D PatchGAN. Instance statistics, since batch statistics would couple cases and processes."""
+    return PatchDiscriminator(
+        spatial_dims=3,
+        channels=config.discriminator_channels,
+        in_channels=channels,
+        num_layers_d=config.discriminator_layers,
+        norm="INSTANCE",
+    )
+
+
+@dataclass
+class GeneratorLoss:
+    """Reconstruction, bottleneck and, once it has joined, the discriminator's opinion.
+
+    Attributes:
+        config: Terms and weights.
+        lesions: One-hot indices of lesion labels.
+        latent_shape: ``(c, i, j, k)`` of the bottleneck's noise.
+        last_layer: Where the adversarial weight is balanced.
+        seed: Key of the bottleneck's noise.
+        perceptual: Feature network, or None.
+    """
+
+    config: ReconstructionConfig
+    lesions: list[int]
+    latent_shape: tuple[int, int, int, int]
+    last_layer: nn.Parameter
+    seed: int
+    perceptual: nn.Module | None = None
+
+    def __call__(self, modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        image, terms = batch["image"], self.config
+        noise = keyed_noise(self.seed, batch["position"], self.latent_shape, Stream.NOISE).to(image)
+        out = modules["autoencoder"](image, noise)
+        weight = 1 + (terms.lesion_weight - 1) * batch["mask"][:, self.lesions].sum(1, keepdim=True)
+        error = (_pointwise(terms.reconstruction, out.image - image) * weight).mean() / weight.mean()
+        total = error
+        logs = {"reconstruction": error, "bottleneck": out.bottleneck_loss, "perplexity": out.perplexity}
+        if self.perceptual is not None and terms.perceptual is not None:
+            logs["perceptual"] = feature_distance(self.perceptual, out.image, image)
+            total = total + terms.perceptual.weight * logs["perceptual"]
+        batch["fake"] = out.image.detach()  # what the discriminator judges next
+        if terms.adversarial_weight and batch["seen"] >= terms.adversarial_after_images:
+            opinion = modules["discriminator"](out.image)[-1]
+            adversarial = -opinion.mean()
+            balance = adaptive_weight(total, adversarial, self.last_layer)
+            logs |= {"adversarial": adversarial, "adversarial_balance": balance}
+            total = total + terms.adversarial_weight * balance * adversarial
+        return total + out.bottleneck_loss, logs
+
+
+def discriminator_loss(modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Hinge loss on real and reconstructed volumes, judged in one call as distributed wrappers require."""
+    real, fake = modules["discriminator"](torch.cat([batch["image"], batch["fake"]]))[-1].chunk(2)
+    # Not MONAI's PatchAdversarialLoss: its hinge squashes the opinions through tanh first.
+    on_real, on_fake = functional.relu(1 - real).mean(), functional.relu(1 + fake).mean()
+    accuracy = ((real > 0).float().mean() + (fake < 0).float().mean()) / 2
+    return (on_real + on_fake) / 2, {"accuracy": accuracy}
+
+
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last_layer: nn.Parameter) -> Tensor:
+    """Makes both terms pull equally on the last layer: the ratio of their gradient norms there, at most 10^4."""
+    one = torch.autograd.grad(reconstruction, last_layer, retain_graph=True)[0].norm()
+    other = torch.autograd.grad(adversarial, last_layer, retain_graph=True)[0].norm()
+    return (one / (other + 1e-4)).clamp(0, 1e4).detach()
+
+
+def load_perceptual(path: Path) -> nn.Module:
+    """A frozen TorchScript feature network: ``(B, C, I, J, K)`` to a feature map or a list of them.
+
+    Raises:
+        TrainingError: The file is missing or is not TorchScript.
+    """
+    if not path.is_file():
+        raise TrainingError(f"loss.perceptual.path {path} does not exist: give a TorchScript file on this machine")
+    try:
+        network: nn.Module = torch.jit.load(str(path), map_location="cpu")
+    except RuntimeError as error:
+        raise TrainingError(f"loss.perceptual.path {path} is not TorchScript: save it with torch.jit.save") from error
+    for weight in network.parameters():  # a scripted module has no requires_grad_ of its own
+        weight.requires_grad_(False)
+    return network.eval()
+
+
+def _pointwise(kind: str, difference: Tensor) -> Tensor:
+    if kind == "l1":
+        return difference.abs()
+    if kind == "l2":
+        return difference**2
+    return torch.sqrt(difference**2 + 1e-3**2)  # Charbonnier
+
+
+def feature_distance(network: nn.Module, a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared distance of unit-length feature vectors (Zhang et al. 2018, eq. 1, without learnt weights)."""
+    network = network.to(a.device)
+    ours, theirs = network(a), network(b)
+    ours, theirs = ([ours], [theirs]) if isinstance(ours, Tensor) else (ours, theirs)
+    parts = [
+        (functional.normalize(x, dim=1) - functional.normalize(y, dim=1)).square().sum(1).mean()
+        for x, y in zip(ours, theirs, strict=True)
+    ]
+    return torch.stack(parts).mean()

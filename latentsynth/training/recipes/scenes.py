@@ -1,0 +1,114 @@
+"""What a GAN is shown of a training batch: real targets, the masks they show, where slices lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from latentsynth.autoencoders import Autoencoder, Moments
+from latentsynth.conditioning import MaskConditioner
+from latentsynth.gans.annotation import Annotation
+from latentsynth.gans.base import slice_places
+from latentsynth.randomness import Stream, keyed_noise, keyed_uniform
+from latentsynth.training.loop import Batch
+from latentsynth.types import Condition
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One batch as a game of two sees it.
+
+    Attributes:
+        real: Targets, ``(B, T, *shape)``.
+        mask: What the generator paints, ``(B, L, *shape)``, or None for one that makes its own.
+        place: Where slices lie, ``(B,)`` in [-1, 1], or None for volumes.
+        lesion: 1 inside lesions, ``(B, 1, *shape)``.
+    """
+
+    real: Tensor
+    mask: Tensor | None
+    place: Tensor | None
+    lesion: Tensor
+
+
+class Scenes(Protocol):
+    """Turns batches into scenes."""
+
+    @property
+    def intensity_channels(self) -> int:
+        """Channels of the targets that are intensities; the rest are labels or latents."""
+
+    def __call__(self, batch: Batch) -> Scene:
+        """The scene of a batch; the same for the same positions."""
+
+
+@dataclass(frozen=True)
+class VoxelScenes:
+    """Voxels, whole volumes or one slice of each.
+
+    Attributes:
+        seed: Key of the choice of slices.
+        lesions: One-hot indices of lesion labels.
+        channels: Image channels.
+        form: ``image_given_mask``, ``joint`` or ``mask_only``.
+        annotation: How labels stand in channels where the generator makes them.
+        slice_axis: Axis of the volume along which slices are cut; None keeps volumes.
+    """
+
+    seed: int
+    lesions: list[int]
+    channels: int
+    form: str
+    annotation: Annotation
+    slice_axis: int | None
+
+    @property
+    def intensity_channels(self) -> int:
+        """Image channels among the targets."""
+        return 0 if self.form == "mask_only" else self.channels
+
+    def __call__(self, batch: Batch) -> Scene:
+        """Images and one-hot masks ``(B, C or L, I, J, K)`` to targets."""
+        image, mask, place = batch["image"], batch["mask"], None
+        if self.slice_axis is not None:
+            count = image.shape[2 + self.slice_axis]
+            index = (keyed_uniform(self.seed, batch["position"], Stream.SLICE) * count).long()
+            image, mask = (cut(x, index.to(x.device), self.slice_axis) for x in (image, mask))
+            place = slice_places(count)[index].to(image)
+        parts = [] if self.form == "mask_only" else [image]
+        if self.form != "image_given_mask":
+            parts.append(self.annotation.encode(mask))
+        given = mask if self.form == "image_given_mask" else None
+        return Scene(torch.cat(parts, 1), given, place, mask[:, self.lesions].sum(1, keepdim=True))
+
+
+@dataclass(frozen=True)
+class LatentScenes:
+    """Latents of a frozen autoencoder, drawn anew from the cached moments each time, as the diffusion model sees them."""
+
+    seed: int
+    autoencoder: Autoencoder
+    conditioner: MaskConditioner
+    lesions: list[int]
+
+    @property
+    def intensity_channels(self) -> int:
+        """None: latents are no intensities."""
+        return 0
+
+    def __call__(self, batch: Batch) -> Scene:
+        """Moments and one-hot masks to whitened latents and what the conditioner makes of the masks."""
+        mean = batch["mean"]
+        noise = keyed_noise(self.seed, batch["position"], tuple(mean.shape[1:]), Stream.GAN_LATENT).to(mean)
+        given = self.conditioner(Condition(batch["mask"]))
+        lesion = self.conditioner.cell_fractions(given)[:, self.lesions].sum(1, keepdim=True)
+        real = self.autoencoder.whiten(Moments(mean, batch["deviation"]).sample(noise))
+        return Scene(real, given.spatial, None, lesion)
+
+
+def cut(volume: Tensor, index: Tensor, axis: int) -> Tensor:
+    """One slice per case: ``(B, C, I, J, K)`` and indices ``(B,)`` along spatial ``axis`` to ``(B, C, *two axes)``."""
+    return volume.movedim(2 + axis, 1)[torch.arange(len(volume), device=volume.device), index]
