@@ -32,7 +32,7 @@ class Estimate:
     high: float
 
 
-Cell = str | int | float | None | Estimate
+TableCell = str | int | float | None | Estimate
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Table:
 
     title: str
     columns: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
+    rows: tuple[tuple[TableCell, ...], ...]
     note: str = ""
 
 
@@ -145,7 +145,7 @@ def is_result(value: Any) -> bool:
     return isinstance(value, dict) and value.get("format") == FORMAT
 
 
-def text(cell: Cell) -> str:
+def text(cell: TableCell) -> str:
     """A cell as people read it: three decimals for small numbers, none for large ones, a dash for what is undefined."""
     if isinstance(cell, Estimate):
         return f"{text(cell.value)} [{text(cell.low)}, {text(cell.high)}]"
@@ -185,7 +185,7 @@ def _finite(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _cell(value: Any) -> Cell:
+def _cell(value: Any) -> TableCell:
     if isinstance(value, dict):
         nan = float("nan")
         return Estimate(*(nan if value[key] is None else value[key] for key in ("value", "low", "high")))

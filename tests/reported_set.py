@@ -1,4 +1,4 @@
-"""A synthetic set with planted copies, and the memorization report on it."""
+"""A synthetic set with positive controls, and the memorization report on it."""
 
 from __future__ import annotations
 

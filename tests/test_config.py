@@ -126,10 +126,10 @@ CHANGED: dict[str, dict[str, Any]] = {
     "ArmConfig": {"real": 0.5, "model": "ldm", "masks": "new", "dose": 2, "drop": {"copies": True}, "augment": False,
                   "bridge": True, "sizes": [3]},
     "UtilityStudy": {**STUDY, "pretrained_autoencoder": "a", "baseline": "real", "validation": 0.25, "margin": 0.02,
-                     "folds": 3, "surplus": 2, "copy_ruler": "ssim", "copy_level": 0.1, "masks": {"new": {"inside": [1]}},
+                     "folds": 3, "surplus": 2, "copy_space": "ssim", "copy_level": 0.1, "masks": {"new": {"inside": [1]}},
                      "arms": {"real": {}, "more": {"model": "ldm", "dose": 1}}, "segmenters": {"unet": {}}},
     "OvertrainedConfig": {"model": "ldm", "size": 5, "seed": 3, "factor": 2, "changes": {"train": {"batch": 4}}},
-    "MemorizationStudy": {**STUDY, "minutes": 2, "stages": [0.5, 1], "rulers": ["ssim"], "level": 0.1,
+    "MemorizationStudy": {**STUDY, "minutes": 2, "stages": [0.5, 1], "spaces": ["ssim"], "level": 0.1,
                           "detector": {"projection": 8}, "overtrained": [{"model": "ldm", "size": 3, "seed": 0, "factor": 2.0, "changes": {}}]},
 }  # fmt: skip
 

@@ -18,12 +18,12 @@ from rich.console import Console
 from latentsynth.errors import DataError
 from latentsynth.files import write_json
 from latentsynth.invocation import this_command
-from latentsynth.results import Cell, Estimate, Picture, Result, Table, is_result, text, write_csv
+from latentsynth.results import Estimate, Picture, Result, Table, TableCell, is_result, text, write_csv
 
 NAN, INF = float("nan"), float("inf")
 
 
-def result(*rows: tuple[Cell, ...], **changes: Any) -> Result:
+def result(*rows: tuple[TableCell, ...], **changes: Any) -> Result:
     values: dict[str, Any] = {
         "kind": "obedience",
         "title": "Do they?",
@@ -73,7 +73,7 @@ def test_what_is_not_finite_becomes_null_and_comes_back_undefined(tmp_path: Path
         (Estimate(0.5, 0.25, 12.0), "0.500 [0.250, 12.0]"), (Estimate(0.5, NAN, NAN), "0.500 [-, -]"),
     ],
 )  # fmt: skip
-def test_cells_read_as_people_write(cell: Cell, expected: str) -> None:
+def test_cells_read_as_people_write(cell: TableCell, expected: str) -> None:
     assert text(cell) == expected
 
 

@@ -22,7 +22,7 @@ from latentsynth.data.cache.volumes import Recipe
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.progress import bar
-from latentsynth.results import Cell, Picture, Result, Table, close_results, open_results, write_csv
+from latentsynth.results import Picture, Result, Table, TableCell, close_results, open_results, write_csv
 from latentsynth.types import Split
 
 _COLUMNS = ("psnr", "ssim", "lesion_error", "detail_kept")
@@ -92,7 +92,7 @@ def evaluate(path: Path, manifest_path: Path, split: Split, out: Path) -> Result
 
 
 def _table(rows: dict[str, CaseScores], means: dict[str, float]) -> Table:
-    lines: list[tuple[Cell, ...]] = []
+    lines: list[tuple[TableCell, ...]] = []
     for key, value in means.items():
         spread = np.array([getattr(row, key) for row in rows.values()]) if key in _COLUMNS else None
         if spread is None or not np.isfinite(spread).any():

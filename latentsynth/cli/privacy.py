@@ -17,7 +17,7 @@ def memorization(
     heldout: Annotated[Path, typer.Option(help="Patients no generator saw: manifest (its val and test) or folder")],
     samples: Annotated[list[str], typer.Option(help="NAME=MANIFEST or NAME=FOLDER of synthetic volumes; repeatable")],
     out: Out,
-    ruler: Annotated[
+    space: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             help="voxels, registered, ssim, contrastive[:RUN], random[:SEED], torchscript:PATH, onnx:PATH or "
@@ -36,18 +36,20 @@ def memorization(
     dar2024: Annotated[bool, typer.Option("--dar2024", help="Add the published rule of 2024, beside its null")] = False,
     max_copy_rate: Annotated[
         Optional[float],  # noqa: UP045
-        typer.Option(help="Exit with code 3 if a set has a higher copy rate, or no ruler can be trusted", min=0, max=1),
+        typer.Option(
+            help="Exit with code 3 if a set has a higher copy rate, or no feature space is valid", min=0, max=1
+        ),
     ] = None,
     cache: Annotated[Path, typer.Option(help="Where volumes and trained detectors are kept")] = Path("runs/cache"),
     extractor_images: Annotated[int, typer.Option(help="Images that a copy detector trains on", min=16)] = 16000,
 ) -> None:
-    """Are synthetic volumes copies of the training patients? Calibrated by patients nobody saw, checked by planted copies."""
+    """Are synthetic volumes copies of the training patients? Calibrated by patients nobody saw, checked by positive controls."""
     from latentsynth.evaluation.cohorts import named
     from latentsynth.evaluation.memorization.evaluate import measure_memorization
     from latentsynth.parallel import start
 
     result, rate = measure_memorization(
-        train, heldout, [named(one) for one in samples], out, start(), ruler, like, level,
+        train, heldout, [named(one) for one in samples], out, start(), space, like, level,
         dict(named(one) for one in losses or []), dar2024, cache, extractor_images,
     )  # fmt: skip
     finish(result, out)
@@ -55,7 +57,7 @@ def memorization(
         say(
             f"copy rate {rate:.0%} exceeds --max-copy-rate {max_copy_rate:.0%}"
             if rate == rate
-            else "no ruler can be trusted"
+            else "no feature space is valid"
         )
         raise typer.Exit(3)
 

@@ -11,7 +11,7 @@ from latentsynth.config.extractor import COPY_DETECTOR, ExtractorRun
 from latentsynth.config.study import Share, StudyConfig, merged, once, refuse
 from latentsynth.strict import Positive, Strict, build
 
-RULERS = ("voxels", "ssim", "registered", "contrastive")
+SPACES = ("voxels", "ssim", "registered", "contrastive")
 
 
 class OvertrainedConfig(Strict):
@@ -38,15 +38,15 @@ class MemorizationStudy(StudyConfig):
     detector: dict[str, Any] = Field(
         {}, description="settings of the ExtractorRun that finds copies; run and data are the study's"
     )
-    rulers: tuple[str, ...] = ("voxels", "registered", "contrastive")
-    level: Share = Field(0.05, description="share of unseen patients that a ruler may flag")
+    spaces: tuple[str, ...] = ("voxels", "registered", "contrastive")
+    level: Share = Field(0.05, description="share of unseen patients that a feature space may flag")
 
     @model_validator(mode="after")
     def _buildable(self) -> MemorizationStudy:
-        once("rulers", self.rulers)
-        strange = [ruler for ruler in self.rulers if ruler not in RULERS]
-        if strange or not self.rulers:
-            raise ValueError(f"rulers {list(self.rulers)}: choose one or more of {', '.join(RULERS)}")
+        once("spaces", self.spaces)
+        strange = [space for space in self.spaces if space not in SPACES]
+        if strange or not self.spaces:
+            raise ValueError(f"feature spaces {list(self.spaces)}: choose one or more of {', '.join(SPACES)}")
         refuse(self.detector, ("run", "seed", "data"), "detector")
         if any(a >= b for a, b in zip(self.stages, self.stages[1:], strict=False)):
             raise ValueError(f"stages {self.stages} must ascend")

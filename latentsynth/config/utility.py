@@ -22,7 +22,9 @@ Part = Annotated[float, Field(ge=0, le=1)]
 class DropConfig(Strict):
     """Which synthetic volumes are dropped before anybody trains on them."""
 
-    copies: bool = Field(False, description="those that a calibrated ruler flags as copies of training patients")
+    copies: bool = Field(
+        False, description="those that a calibrated feature space flags as copies of training patients"
+    )
     agreement: Part = Field(
         0.0,
         description="those on which the baseline's segmenter of the same subset agrees less with the mask (mean Dice)",
@@ -102,7 +104,7 @@ class UtilityStudy(StudyConfig):
     surplus: Annotated[float, Field(ge=1)] = Field(
         1.5, description="volumes painted per volume wanted where arms drop some"
     )
-    copy_ruler: Literal["voxels", "registered", "ssim"] = Field("voxels", description="what drop.copies compares by")
+    copy_space: Literal["voxels", "registered", "ssim"] = Field("voxels", description="what drop.copies compares by")
     copy_level: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.05,
         description="share of unseen patients that drop.copies may flag; half of the outside patients calibrate it",
@@ -150,8 +152,8 @@ class UtilityStudy(StudyConfig):
                 raise ValueError(
                     f"the baseline {self.baseline!r} is not trained at size {size}: nothing to compare with"
                 )
-        judge = self.arms[self.baseline]
-        if any(arm.drop.agreement for arm in self.arms.values()) and (judge.dose or judge.real < 1):
+        baseline = self.arms[self.baseline]
+        if any(arm.drop.agreement for arm in self.arms.values()) and (baseline.dose or baseline.real < 1):
             raise ValueError(
                 f"drop.agreement asks the baseline's segmenter, and {self.baseline} is not trained on all real patients and "
                 "them alone: choose another baseline"

@@ -18,7 +18,7 @@ from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.metrics.edges import border_gradient
 from latentsynth.metrics.wasserstein import halves_distance, set_distance
 from latentsynth.plots import Line, panels
-from latentsynth.results import Cell, Estimate, Picture, Result, Table, close_results, open_results
+from latentsynth.results import Estimate, Picture, Result, Table, TableCell, close_results, open_results
 from latentsynth.types import Framing, Grid
 
 KIND = "edges"
@@ -106,7 +106,7 @@ def _profiles(
 def _table(
     real: Cohort, samples: Sequence[Cohort], profiles: Mapping[str, tuple[np.ndarray, list[str]]], step: float
 ) -> Table:
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[TableCell, ...]] = []
     truth, whose = profiles[real.name]
     for c, channel in enumerate(real.manifest.channels):
         floor = halves_distance(truth[:, c, _BORDER], whose, len(whose), rng())

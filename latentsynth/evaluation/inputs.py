@@ -92,7 +92,7 @@ def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> li
         if leaked:
             raise DataError(
                 f"the generator of {cohort.name} was trained on {len(leaked)} of the held-out cases ({', '.join(leaked[:3])}): "
-                "a ruler calibrated by them would call copies normal; hold back others"
+                "a feature space calibrated by them would call copies normal; hold back others"
             )
         unseen = sum(bool(c.voxels) and c.voxels not in cohort.ledger.voxels for c in train.cases)
         if unseen:

@@ -44,7 +44,7 @@ class Cell:
     needs: tuple[str, ...] = ()
 
 
-class Grid:
+class CellGrid:
     """Cells in one folder, and how far they are.
 
     Args:

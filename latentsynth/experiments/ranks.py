@@ -13,7 +13,7 @@ from latentsynth.errors import DataError
 from latentsynth.experiments.utility.summary import KIND as STUDY
 from latentsynth.metrics.significance import FEWEST_DATASETS, rank_models
 from latentsynth.plots import critical_differences
-from latentsynth.results import Cell, Picture, Result, Table, close_results, open_results
+from latentsynth.results import Picture, Result, Table, TableCell, close_results, open_results
 
 KIND = "ranks"
 _PICTURE = "ranks.png"
@@ -54,7 +54,7 @@ def rank_studies(studies: Sequence[Path], out: Path, size: str = "all") -> Resul
     scores = np.array([[one[model] for model in shared] for one in means])
     found = rank_models(scores)
     ranks = dict(zip(shared, (float(rank) for rank in found.mean), strict=True))
-    rows: list[tuple[Cell, ...]] = [
+    rows: list[tuple[TableCell, ...]] = [
         (model, ranks[model], *(float(value) for value in scores[:, n])) for n, model in enumerate(shared)
     ]
     rows.sort(key=lambda row: ranks[str(row[0])])

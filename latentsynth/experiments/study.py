@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from latentsynth import outputs
 from latentsynth.config import GanRun, LdmRun, StudyConfig
-from latentsynth.experiments.grid import Cell, Grid
+from latentsynth.experiments.grid import Cell, CellGrid
 from latentsynth.experiments.roles import Roles
 from latentsynth.parallel import start
 from latentsynth.results import Result
@@ -59,13 +59,13 @@ class Study(ABC):
     def summarise(self) -> Result:
         """Says what all cells found."""
 
-    def grid(self) -> Grid:
+    def grid(self) -> CellGrid:
         """The cells on disk.
 
         Raises:
             TrainingError: The folder holds cells of other settings.
         """
-        return Grid(self.folder, self.cells())
+        return CellGrid(self.folder, self.cells())
 
     def run(self) -> Result:
         """Does what is not done yet and summarises everything.

@@ -76,7 +76,7 @@ class Translators(nn.Module):
         )  # fmt: skip
 
 
-class Judges(nn.Module):
+class CycleDiscriminators(nn.Module):
     """One discriminator of images and one of masks, in one call."""
 
     def __init__(self, images: Discriminator, masks: Discriminator):

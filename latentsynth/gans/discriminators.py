@@ -126,7 +126,7 @@ class PatchDiscriminators(Discriminator):
                 f"a discriminator of {layers} layers at {scales} scales halves the grid {tuple(shape)} to less than 3 "
                 "cells: use fewer layers or scales"
             )
-        self.judges = nn.ModuleList(
+        self.discriminators = nn.ModuleList(
             PatchDiscriminator(
                 spatial_dims=len(shape), channels=channels, in_channels=in_channels + labels + placed,
                 num_layers_d=layers, norm="INSTANCE",
@@ -134,7 +134,7 @@ class PatchDiscriminators(Discriminator):
             for _ in range(scales)
         )  # fmt: skip
         if spectral:
-            for module in list(self.judges.modules()):
+            for module in list(self.discriminators.modules()):
                 if isinstance(module, nn.Conv2d | nn.Conv3d):
                     spectral_norm(module)
 
@@ -144,10 +144,10 @@ class PatchDiscriminators(Discriminator):
         """A map of logits per scale, ``(B, 1, *cells)``, and the features before them."""
         x = beside(image, mask, place)
         logits, features = [], []
-        for n, judge in enumerate(self.judges):
+        for n, discriminator in enumerate(self.discriminators):
             if n:
                 x = resize(x, [size // 2 for size in x.shape[2:]])
-            *before, last = judge(x)
+            *before, last = discriminator(x)
             logits.append(last)
             features.append(before)
         return Opinion(logits, features)

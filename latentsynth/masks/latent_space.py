@@ -106,7 +106,7 @@ def truncated_normal(population: Array, rng: np.random.Generator) -> Array:
 
 
 @dataclass(frozen=True)
-class Published:
+class TruncatedNormals:
     """Truncated normals, correlated as published.
 
     Attributes:
@@ -120,7 +120,7 @@ class Published:
     slices: Array
 
     @classmethod
-    def of(cls, population: Array, recipient: Array | None = None) -> Published:
+    def of(cls, population: Array, recipient: Array | None = None) -> TruncatedNormals:
         """The factors of a population ``(N, S, z)``; slices go together as in ``recipient`` ``(S, z)`` if given."""
         _, slices, latent = population.shape
         along = population if recipient is None else recipient[None]

@@ -31,7 +31,7 @@ from latentsynth.types import Conditioning
 
 _MOST_LESIONS = 8  # counts above are all "many"
 _NOTHING_ML = 0.1
-_WISH, _NOISE = 1, 2  # streams of randomness
+_ATTRIBUTES, _NOISE = 1, 2  # streams of randomness
 
 
 def without_lesions(index: np.ndarray, lesions: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
@@ -44,7 +44,7 @@ def without_lesions(index: np.ndarray, lesions: Sequence[int], spacing_mm: Seque
     return filled
 
 
-class Wishes(Pretrained):
+class MaskAttributes(Pretrained):
     """What is asked for as maps beside the noisy one, zeros where nothing is.
 
     Volume stands in two constant channels, its whitened logarithm and the radius of the ball it would fill, which is
@@ -131,11 +131,11 @@ class MaskDiffusionMaker(TrainedMaker):
     """
 
     kind = "mask_diffusion"
-    part_kinds = MappingProxyType({"maps": DistanceMaps, "wishes": Wishes, "denoiser": Denoiser})
+    part_kinds = MappingProxyType({"maps": DistanceMaps, "attributes": MaskAttributes, "denoiser": Denoiser})
     sampling_kind = MaskSamplingConfig
 
     maps: DistanceMaps
-    wishes: Wishes
+    attributes: MaskAttributes
     denoiser: Denoiser
     anatomy: Sequence[LabelMap] = ()
 
@@ -147,9 +147,9 @@ class MaskDiffusionMaker(TrainedMaker):
         return {
             "grid": (self.maps.grid, self.domain.grid.shape),
             "lesion labels": (self.maps.lesions, tuple(self.domain.lesion_indices)),
-            "cells": (self.wishes.cells, self.maps.cells),
+            "cells": (self.attributes.cells, self.maps.cells),
             "denoiser channels": (self.denoiser.config["latent_channels"], self.maps.channels),
-            "denoiser conditions": (self.denoiser.config["spatial_channels"], self.wishes.channels),
+            "denoiser conditions": (self.denoiser.config["spatial_channels"], self.attributes.channels),
         }
 
     def inside(self, anatomy: Sequence[LabelMap]) -> Self:
@@ -161,7 +161,7 @@ class MaskDiffusionMaker(TrainedMaker):
         Raises:
             DataError: There are none, or the model knows no organ.
         """
-        if not self.wishes.organs:
+        if not self.attributes.organs:
             raise DataError("this model knows no organ: all its labels are lesions; make its masks without anatomy")
         if not anatomy:
             raise DataError("no anatomy to put masks into: give at least one label map")
@@ -174,7 +174,7 @@ class MaskDiffusionMaker(TrainedMaker):
         Raises:
             DataError: The volume is out of reach.
         """
-        rng = np.random.default_rng([seed, _WISH])
+        rng = np.random.default_rng([seed, _ATTRIBUTES])
         volume = count = math.nan
         place, which = rng.random(2)
         if wanted.volume_ml is not None:
@@ -209,12 +209,12 @@ class MaskDiffusionMaker(TrainedMaker):
         rows = len(seeds)
         repeat = copies_of_rows(rows, device)
         organs = None
-        if self.wishes.organs:
+        if self.attributes.organs:
             empty = np.zeros(self.domain.grid.shape, np.uint8)
             index = torch.from_numpy(np.stack([empty if host is None else host[1] for host in hosts]))
-            organs = self.wishes.shares(functional.one_hot(index.long(), len(self.labels)).movedim(-1, 1).float())
-        given = self.wishes(volume, count, organs)
-        nothing = self.wishes(torch.full_like(volume, math.nan), torch.full_like(count, math.nan))
+            organs = self.attributes.shares(functional.one_hot(index.long(), len(self.labels)).movedim(-1, 1).float())
+        given = self.attributes(volume, count, organs)
+        nothing = self.attributes(torch.full_like(volume, math.nan), torch.full_like(count, math.nan))
         noise = Draws.seeded([seed * 4 + _NOISE for seed in seeds]).normal(self.maps.channels, *self.maps.cells)
 
         def denoise_with(conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
@@ -230,7 +230,7 @@ class MaskDiffusionMaker(TrainedMaker):
         """The anatomy that mask ``seed`` is made in: label map and indices on the model's grid, its own lesions healed."""
         if not self.anatomy:
             return None
-        chosen = self.anatomy[int(np.random.default_rng([seed, _WISH, 1]).integers(len(self.anatomy)))]
+        chosen = self.anatomy[int(np.random.default_rng([seed, _ATTRIBUTES, 1]).integers(len(self.anatomy)))]
         index, affine = self.laid(chosen)
         healed = without_lesions(index, self.maps.lesions, self.domain.grid.spacing_mm)
         return LabelMap(chosen.name, chosen.values, affine, chosen.parents), healed

@@ -16,7 +16,7 @@ from latentsynth.errors import DataError
 from latentsynth.masks.base import Rejected, Wanted
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.masks.label_vae import LabelVAE
-from latentsynth.masks.latent_space import Array, Copula, Published, between, equalise, truncated_normal
+from latentsynth.masks.latent_space import Array, Copula, TruncatedNormals, between, equalise, truncated_normal
 from latentsynth.masks.pathology import Population
 from latentsynth.masks.trained import TrainedMaker
 
@@ -107,7 +107,7 @@ class SliceVAEMaker(TrainedMaker):
             recipient: Where to start.
             population: Name of the class.
             seed: Of the member.
-            steps: Published: 20.
+            steps: TruncatedNormals: 20.
 
         Raises:
             UnknownNameError: There is no such class.
@@ -119,7 +119,7 @@ class SliceVAEMaker(TrainedMaker):
         if self.sampling.method == "copula":
             drawn, drawn_extent = _from_copula(_copula(members, extents), members.shape[1:], rng, True)
         else:
-            drawn, drawn_extent = Published.of(members, latents).draw(rng), truncated_normal(extents, rng)
+            drawn, drawn_extent = TruncatedNormals.of(members, latents).draw(rng), truncated_normal(extents, rng)
         name = f"{recipient.name}-{population}"
         return self._path(name, latents, extent, drawn, drawn_extent, steps, affine, recipient.parents)
 
@@ -142,10 +142,10 @@ class SliceVAEMaker(TrainedMaker):
         return *describe(self.vae, index, self.slice_axis, self.population.latents.shape[1]), affine
 
     @cached_property
-    def _drawing(self) -> tuple[Array, Array, Copula | Published]:
+    def _drawing(self) -> tuple[Array, Array, Copula | TruncatedNormals]:
         latents, extents = self.population.members(self.sampling.population)
         copula = self.sampling.method == "copula"
-        return latents, extents, _copula(latents, extents) if copula else Published.of(latents)
+        return latents, extents, _copula(latents, extents) if copula else TruncatedNormals.of(latents)
 
     def _draw(self, rng: np.random.Generator) -> tuple[Array, Array]:
         latents, extents, drawing = self._drawing

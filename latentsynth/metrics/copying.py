@@ -52,7 +52,7 @@ def reproduced(
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedRule:
     """The rule of Dar et al. (2024, 2025), faithful to their code.
 
     Attributes:
@@ -66,7 +66,7 @@ class Published:
     copies: float
 
 
-def published(train: np.ndarray, validation: np.ndarray, samples: np.ndarray) -> Published:
+def published(train: np.ndarray, validation: np.ndarray, samples: np.ndarray) -> PublishedRule:
     """Copies and memorised rows by the published rule, for comparison with the literature alone.
 
     The threshold is the 95th percentile of the correlations of training rows with their nearest validation row. It is
@@ -88,12 +88,12 @@ def published(train: np.ndarray, validation: np.ndarray, samples: np.ndarray) ->
     threshold = float(np.percentile(from_train, 95))
     memorised = _correlation(nearest(t, s)[0]) > threshold
     copied = _correlation(nearest(s, t)[0]) > threshold
-    return Published(threshold, float(memorised.mean()), float(copied.mean()))
+    return PublishedRule(threshold, float(memorised.mean()), float(copied.mean()))
 
 
 def published_null(
     train: np.ndarray, validation: int, samples: int, rng: np.random.Generator, repeats: int = 20
-) -> Published:
+) -> PublishedRule:
     """What :func:`published` says of samples that are independent of the training set, by simulation.
 
     All three sets are drawn from a Gaussian with the mean and covariance of the training rows. Where rows have more
@@ -114,7 +114,7 @@ def published_null(
         sets = [rng.standard_normal((rows, len(train))) @ root + middle for rows in (len(train), validation, samples)]
         found.append(published(*sets))
     means = (float(np.mean([getattr(one, name) for one in found])) for name in ("threshold", "memorised", "copies"))
-    return Published(*means)
+    return PublishedRule(*means)
 
 
 def nearest_ratio(distances: np.ndarray) -> np.ndarray:

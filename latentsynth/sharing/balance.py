@@ -18,7 +18,7 @@ from latentsynth.files import make_folder
 from latentsynth.masks import LabelMap, MaskMaker, Rejected, Wanted, make_masks
 from latentsynth.masks.build import build_maker
 from latentsynth.provenance import LEDGER, Ledger, fingerprint
-from latentsynth.results import Cell, Result, Table
+from latentsynth.results import Result, Table, TableCell
 from latentsynth.types import Case, Labels, Split
 
 KIND = "balance"
@@ -28,7 +28,7 @@ NOTHING = "no lesion"
 
 
 @dataclass(frozen=True)
-class Strata:
+class CaseKinds:
     """The kinds of cases that are counted.
 
     Attributes:
@@ -43,7 +43,7 @@ class Strata:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BalancePlan:
     """What is missing.
 
     Attributes:
@@ -52,7 +52,7 @@ class Plan:
         target: Cases of each kind that there should be.
     """
 
-    strata: Strata
+    strata: CaseKinds
     real: dict[str, list[Case]]
     target: int
 
@@ -65,16 +65,16 @@ class Plan:
 class _OfKind(MaskMaker):
     """Another maker's masks, those of one kind alone."""
 
-    def __init__(self, maker: MaskMaker, strata: Strata, kind: str):
+    def __init__(self, maker: MaskMaker, strata: CaseKinds, kind: str):
         self.labels, self.lesions, self.ledger = maker.labels, maker.lesions, maker.ledger
         self.fingerprint = fingerprint([maker.fingerprint, strata.names, kind])
         self._maker, self._strata, self._kind = maker, strata, kind
 
     def make(self, seeds: Sequence[int], wanted: Wanted) -> list[LabelMap | Rejected]:
         made = self._maker.make(seeds, self._strata.wanted.get(self._kind, wanted))
-        return [one if isinstance(one, Rejected) else self._judged(one) for one in made]
+        return [one if isinstance(one, Rejected) else self._searches(one) for one in made]
 
-    def _judged(self, made: LabelMap) -> LabelMap | Rejected:
+    def _searches(self, made: LabelMap) -> LabelMap | Rejected:
         found = self._strata.of(made)
         return made if found == self._kind else Rejected(f"is {found}")
 
@@ -87,7 +87,7 @@ def plan(
     target: int | None = None,
     site: str | None = None,
     split: Split = "train",
-) -> Plan:
+) -> BalancePlan:
     """Counts cases by kind.
 
     Args:
@@ -124,7 +124,7 @@ def plan(
     for case, made in found:
         real[strata.of(made)].append(case)
     most = max(len(group) for group in real.values())
-    chosen = Plan(strata, real, target or most)
+    chosen = BalancePlan(strata, real, target or most)
     if not any(chosen.missing.values()):
         raise DataError(
             f"no kind by {by} has fewer than {chosen.target} cases: nothing to balance; give a larger --target"
@@ -133,7 +133,7 @@ def plan(
 
 
 def balance(
-    planned: Plan, labels: Labels, lesions: Sequence[int], config: MaskSetConfig, out: Path, seed: int = 0
+    planned: BalancePlan, labels: Labels, lesions: Sequence[int], config: MaskSetConfig, out: Path, seed: int = 0
 ) -> tuple[Manifest, Result]:
     """Makes the masks that are missing, each kind from the cases of that kind, or from all where there is none.
 
@@ -168,7 +168,7 @@ def balance(
     manifest = Manifest(out.name, (), labels, tuple(cases))
     manifest.save(make_folder(out) / "manifest.json")
     ledger.save(out / LEDGER)
-    rows: list[tuple[Cell, ...]] = [
+    rows: list[tuple[TableCell, ...]] = [
         (name, len(planned.real[name]), planned.missing[name], len(planned.real[name]) + planned.missing[name])
         for name in planned.strata.names
     ]
@@ -180,7 +180,7 @@ def balance(
     return manifest, result
 
 
-def _by_volume(maps: Sequence[LabelMap], lesions: Sequence[int], bins: int) -> Strata:
+def _by_volume(maps: Sequence[LabelMap], lesions: Sequence[int], bins: int) -> CaseKinds:
     volumes = [made.volume_ml(lesions) for made in maps]
     edges = np.geomspace(min(volumes), max(volumes), bins + 1)
     if bins < 2 or not edges[0] < edges[-1]:
@@ -196,10 +196,10 @@ def _by_volume(maps: Sequence[LabelMap], lesions: Sequence[int], bins: int) -> S
         return names[min(bins - 1, int(np.searchsorted(edges[1:], volume * (1 - 1e-9))))]
 
     ranges = (Wanted((low, high)) for low, high in pairwise(map(float, edges)))
-    return Strata(names, of, dict(zip(names, ranges, strict=True)))
+    return CaseKinds(names, of, dict(zip(names, ranges, strict=True)))
 
 
-def _by_location(maps: Sequence[LabelMap], lesions: Sequence[int]) -> Strata:
+def _by_location(maps: Sequence[LabelMap], lesions: Sequence[int]) -> CaseKinds:
     axis = int(np.std([_place(made, lesions) for made in maps], axis=0).argmax())
     low, high = _SIDES[axis]
 
@@ -208,7 +208,7 @@ def _by_location(maps: Sequence[LabelMap], lesions: Sequence[int]) -> Strata:
             return NOTHING
         return high if _place(made, lesions)[axis] > 0 else low
 
-    return Strata((low, high), of)
+    return CaseKinds((low, high), of)
 
 
 def _place(made: LabelMap, lesions: Sequence[int]) -> np.ndarray:
@@ -217,7 +217,7 @@ def _place(made: LabelMap, lesions: Sequence[int]) -> np.ndarray:
     return np.asarray(apply_affine(made.affine, np.argwhere(made.of(lesions)).mean(0)) - middle)
 
 
-def _by_label(labels: Labels, lesions: Sequence[int]) -> Strata:
+def _by_label(labels: Labels, lesions: Sequence[int]) -> CaseKinds:
     names = {value: labels.names[labels.values.index(value)] for value in lesions}
     if len(names) < 2:
         raise DataError(f"one lesion label alone ({', '.join(names.values())}): nothing to balance by label")
@@ -226,10 +226,10 @@ def _by_label(labels: Labels, lesions: Sequence[int]) -> Strata:
         counts = {value: int((made.values == value).sum()) for value in names}
         return names[max(counts, key=lambda value: counts[value])] if any(counts.values()) else NOTHING
 
-    return Strata(tuple(names.values()), of)
+    return CaseKinds(tuple(names.values()), of)
 
 
-def _by_site(cases: Sequence[Case], expression: str | None) -> Strata:
+def _by_site(cases: Sequence[Case], expression: str | None) -> CaseKinds:
     if not expression:
         raise ConfigError("by site needs --site: a regular expression whose first group, in the case id, is the site")
     home: dict[str, str] = {}
@@ -243,7 +243,7 @@ def _by_site(cases: Sequence[Case], expression: str | None) -> Strata:
                 f"patient {case.patient_id} has cases at {home[case.patient_id]} and {found}: balance by something else"
             )
     names = tuple(sorted(set(home.values())))
-    return Strata(names, lambda made: home.get(made.parents[0], "unknown") if made.parents else "unknown")
+    return CaseKinds(names, lambda made: home.get(made.parents[0], "unknown") if made.parents else "unknown")
 
 
 def _file_name(number: int, name: str) -> str:

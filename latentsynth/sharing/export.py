@@ -17,7 +17,7 @@ from latentsynth.outputs import free_name
 from latentsynth.progress import bar
 from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.results import Result, Table, text
-from latentsynth.sharing.filter import Verdicts, read_report, require_trust, verdicts_on
+from latentsynth.sharing.filter import Verdicts, read_report, require_valid, verdicts_on
 
 
 def export_set(
@@ -45,7 +45,7 @@ def export_set(
 
     Raises:
         DataError: Real cases; no report and no reason; a report of other files or another training set, or that cannot
-            be trusted; flagged volumes or masks; a folder that exists.
+            be valid; flagged volumes or masks; a folder that exists.
     """
     manifest = Manifest.load(samples)
     real = [case.case_id for case in manifest.cases if case.source == "real"]
@@ -94,7 +94,7 @@ def _check(
     verdicts: Verdicts,
     publish_mask_copies: bool,
 ) -> None:
-    require_trust(result, report)
+    require_valid(result, report)
     _check_training_set(manifest, samples, result, report, verdicts)
     flagged = [name for name, facts in verdicts.items() if facts["flagged"]]
     if flagged:

@@ -24,7 +24,7 @@ Verdicts = dict[str, dict[str, Any]]  # by case, what a report says of it
 
 
 def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = False) -> tuple[int, int]:
-    """Writes a manifest of the volumes that no trusted ruler flagged, and ``NAME_dropped.csv`` beside it.
+    """Writes a manifest of the volumes that no valid feature space flagged, and ``NAME_dropped.csv`` beside it.
 
     Args:
         samples: Manifest of the set.
@@ -46,7 +46,7 @@ def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = 
             f"{report} did not compare masks, so it cannot say which are copies: measure again with masks on all cohorts"
         )
     verdicts = verdicts_on(manifest, result, report)
-    require_trust(result, report)
+    require_valid(result, report)
     reasons = {case.case_id: _reasons(verdicts[case.case_id], drop_mask_copies) for case in manifest.cases}
     return _keep(samples, manifest, reasons, out, f"{report}: train a model that copies less")
 
@@ -171,14 +171,14 @@ def verdicts_on(manifest: Manifest, report: Result, path: Path) -> Verdicts:
     return {name: facts for name, facts in found.items() if facts is not None}
 
 
-def require_trust(report: Result, path: Path) -> None:
+def require_valid(report: Result, path: Path) -> None:
     """Refuses a report that clears nobody.
 
     Raises:
-        DataError: No ruler of it can be trusted.
+        DataError: No feature space of it is valid.
     """
-    if not any(ruler["trusted"] for ruler in report.facts["rulers"].values()):
-        raise DataError(f"no ruler of {path} can be trusted, so it clears nobody: see its notes for why")
+    if not any(space["valid"] for space in report.facts["spaces"].values()):
+        raise DataError(f"no feature space of {path} is valid, so it clears nobody: see its notes for why")
 
 
 def _synthetic(path: Path) -> bool:
@@ -190,5 +190,5 @@ def _synthetic(path: Path) -> bool:
 
 
 def _reasons(facts: dict[str, Any], drop_mask_copies: bool) -> str:
-    rulers = [f"copy of {facts['nearest'][name]} by {name}" for name in facts["flagged"]]
-    return "; ".join([*rulers, *(["a patient's mask"] if drop_mask_copies and facts["mask_copy"] else [])])
+    spaces = [f"copy of {facts['nearest'][name]} by {name}" for name in facts["flagged"]]
+    return "; ".join([*spaces, *(["a patient's mask"] if drop_mask_copies and facts["mask_copy"] else [])])

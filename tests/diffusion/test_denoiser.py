@@ -66,10 +66,10 @@ def test_the_network_sees_unit_variance_and_the_angle() -> None:
     denoiser = tiny_denoiser("rectified")
     seen: dict[str, Tensor] = {}
 
-    def watch(module: torch.nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
+    def monitor(module: torch.nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
         seen.update(x=args[0], timesteps=kwargs["timesteps"])
 
-    denoiser.network.register_forward_pre_hook(watch, with_kwargs=True)
+    denoiser.network.register_forward_pre_hook(monitor, with_kwargs=True)
     generator = torch.Generator().manual_seed(0)
     x0, noise = (torch.randn(4, 4, 8, 8, 8, generator=generator) for _ in range(2))
     t = torch.tensor([0.1, 0.4, 0.5, 0.9])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from planted import boxes, painted
-from planted import cohort as write_cohort
+from positive_controls import boxes, painted
+from positive_controls import cohort as write_cohort
 
 from latentsynth.data.manifest import Manifest
 from latentsynth.evaluation import features

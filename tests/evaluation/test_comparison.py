@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from latentsynth.evaluation.features import Features
-from latentsynth.evaluation.fidelity.comparison import FLOOR, Scores, compare, extrapolated, principal, spread
+from latentsynth.evaluation.fidelity.comparison import FLOOR, FidelityScores, compare, extrapolated, principal, spread
 from latentsynth.extractors.networks import RandomNetwork
 from latentsynth.metrics.distribution import frechet, kid
 
@@ -38,23 +38,23 @@ SETS = {
 
 
 @pytest.fixture(scope="module")
-def scores() -> Scores:
+def scores() -> FidelityScores:
     return compare(REAL, SETS)
 
 
-def row(scores: Scores, name: str) -> dict[str, Any]:
+def row(scores: FidelityScores, name: str) -> dict[str, Any]:
     (found,) = [one for one in scores.rows if one[0] == name]
     return dict(zip(scores.columns, found[1:], strict=True))
 
 
-def test_the_floor_comes_first_and_every_set_follows(scores: Scores) -> None:
+def test_the_floor_comes_first_and_every_set_follows(scores: FidelityScores) -> None:
     assert [one[0] for one in scores.rows] == [FLOOR, *SETS]
     assert [one[1] for one in scores.rows] == [60, 60, 60, 60, 60, 33]
     assert all(len(one) == len(scores.columns) + 1 for one in scores.rows)
     assert scores.at == 30  # half of the real cases, fewer than the smallest set has
 
 
-def test_a_set_of_the_same_distribution_scores_like_the_floor(scores: Scores) -> None:
+def test_a_set_of_the_same_distribution_scores_like_the_floor(scores: FidelityScores) -> None:
     floor = row(scores, FLOOR)
     for name in ("same", "few"):
         same = row(scores, name)
@@ -65,7 +65,7 @@ def test_a_set_of_the_same_distribution_scores_like_the_floor(scores: Scores) ->
         assert same["kid_low"] < 0.2 < row(scores, "shifted")["kid_low"]
 
 
-def test_each_fault_is_told_by_its_column(scores: Scores) -> None:
+def test_each_fault_is_told_by_its_column(scores: FidelityScores) -> None:
     floor = row(scores, FLOOR)
     shifted, collapsed, noisy = (row(scores, name) for name in ("shifted", "collapsed", "noisy"))
     for fault in (shifted, collapsed, noisy):
@@ -87,7 +87,7 @@ def test_copies_of_one_real_patient_cover_nothing() -> None:
     assert found["coverage"] < 0.1
 
 
-def test_scaling_and_shifting_features_changes_nothing_but_the_raw_distance(scores: Scores) -> None:
+def test_scaling_and_shifting_features_changes_nothing_but_the_raw_distance(scores: FidelityScores) -> None:
     def moved(one: Features) -> Features:
         return Features(one.ids, one.patients, 40 * one.values - 1000)
 
@@ -102,7 +102,7 @@ def test_scaling_and_shifting_features_changes_nothing_but_the_raw_distance(scor
             assert raw[1] == pytest.approx(1600 * raw[0], rel=1e-6)
 
 
-def test_the_unit_is_the_variance_of_the_real_set(scores: Scores) -> None:
+def test_the_unit_is_the_variance_of_the_real_set(scores: FidelityScores) -> None:
     middle = REAL.values.mean(0)
     unit = ((REAL.values - middle) ** 2).mean()
     for name, one in SETS.items():
@@ -155,7 +155,7 @@ def test_halves_of_the_growing_floor_never_share_a_patient() -> None:
     assert found.growth[FLOOR][found.at] == pytest.approx(row(found, FLOOR)["frechet"], rel=0.5)
 
 
-def test_the_growth_table_agrees_with_the_rows(scores: Scores) -> None:
+def test_the_growth_table_agrees_with_the_rows(scores: FidelityScores) -> None:
     growth = scores.growth
     assert list(growth) == [FLOOR, *SETS]
     assert growth[FLOOR][scores.at] == pytest.approx(row(scores, FLOOR)["frechet"], rel=0.15)
@@ -199,7 +199,7 @@ def test_rows_are_drawn_at_random() -> None:
     np.testing.assert_allclose(np.bincount(drawn) / 300, [1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2], atol=0.09)
 
 
-def test_the_same_features_give_the_same_scores(scores: Scores) -> None:
+def test_the_same_features_give_the_same_scores(scores: FidelityScores) -> None:
     again = compare(REAL, SETS)
     assert again.rows == scores.rows
     assert again.growth == scores.growth
@@ -211,7 +211,7 @@ def test_features_that_do_not_vary_are_no_error() -> None:
     assert row(found, "same")["frechet"] == pytest.approx(0, abs=1e-9)
 
 
-def test_tables_hold_the_scores(scores: Scores) -> None:
+def test_tables_hold_the_scores(scores: FidelityScores) -> None:
     one = RandomNetwork(1)
     table, bias = scores.table(one), scores.bias(one)
     assert one.fingerprint in table.note

@@ -335,7 +335,7 @@ def test_bundle_prefers_its_script_but_for_a_layer(tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Goes off where a pickle is trusted."""
+    """Goes off where a pickle is valid."""
 
     def __reduce__(self) -> Any:
         return (pytest.fail, ("a pickle was run",))

@@ -109,15 +109,15 @@ def test_halves_share_no_patient_and_leave_none_out(patients: int) -> None:
     """Two scans of a patient stay together, and neither the order nor the company of other scans matters."""
     cases = [case(f"{n}-{scan}", "val", f"p{n}") for n in range(patients) for scan in range(1 + n % 2)]
     first, second = halves(cohort("held-out", cases))
-    sides = [{one.patient_id for one in side.cases} for side in (first, second)]
-    assert not sides[0] & sides[1]
-    assert sides[0] | sides[1] == {one.patient_id for one in cases}
+    groups = [{one.patient_id for one in side.cases} for side in (first, second)]
+    assert not groups[0] & groups[1]
+    assert groups[0] | groups[1] == {one.patient_id for one in cases}
     assert sorted(one.case_id for side in (first, second) for one in side.cases) == sorted(one.case_id for one in cases)
-    assert abs(len(sides[0]) - len(sides[1])) <= 1
+    assert abs(len(groups[0]) - len(groups[1])) <= 1
     assert (first.name, second.name) == ("calibration patients", "control patients")
     for order in (cases[::-1], [one for one in cases if one.case_id.endswith("-0")]):
         again = halves(cohort("other name", order))
-        assert [{one.patient_id for one in side.cases} for side in again] == sides
+        assert [{one.patient_id for one in side.cases} for side in again] == groups
 
 
 def test_one_patient_cannot_be_halved() -> None:

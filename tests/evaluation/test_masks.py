@@ -64,8 +64,8 @@ def write(folder: Path, maps: list[np.ndarray], source: str = "made:0", affine: 
     return Cohort(folder.name, manifest, manifest.cases)
 
 
-def maps(start: int, count: int = COUNT, **wish: Any) -> list[np.ndarray]:
-    return [anatomy(start + n, **wish) for n in range(count)]
+def maps(start: int, count: int = COUNT, **attribute: Any) -> list[np.ndarray]:
+    return [anatomy(start + n, **attribute) for n in range(count)]
 
 
 def with_stray(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The whole measurement on small cohorts: planted copies are named, and strangers are not."""
+"""The whole measurement on small cohorts: positive controls are named, and strangers are not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from latentsynth.phantom.cohort import write_cohort
 from latentsynth.results import Estimate, Result, Table
 from latentsynth.types import Case
 
-RULERS = ("voxels", "ssim")
+SPACES = ("voxels", "ssim")
 SETS = ("fresh", "copies", "stolen")
 Measure = Callable[..., tuple[Result, float]]
 
@@ -65,11 +65,11 @@ def measure(place: Path, cpu: Accelerator) -> Measure:
 
 @pytest.fixture(scope="module")
 def measured(place: Path, measure: Measure) -> tuple[Result, float]:
-    return measure("out", *SETS, rulers=RULERS)
+    return measure("out", *SETS, spaces=SPACES)
 
 
 def rows(result: Result, start: str) -> dict[tuple[Any, ...], tuple[Any, ...]]:
-    """Rows of a table by volumes and ruler."""
+    """Rows of a table by volumes and feature space."""
     table: Table = next(one for one in result.tables if one.title.startswith(start))
     return {row[:2]: row[2:] for row in table.rows}
 
@@ -78,37 +78,37 @@ def test_copies_are_told_from_strangers(measured: tuple[Result, float]) -> None:
     result, rate = measured
     assert rate == 1
     verdicts = rows(result, "copies")
-    assert set(verdicts) == {(name, ruler) for name in (CONTROL, *SETS) for ruler in RULERS}
-    for ruler in RULERS:
-        count, copied, _, certain, word = verdicts["copies", ruler]
+    assert set(verdicts) == {(name, space) for name in (CONTROL, *SETS) for space in SPACES}
+    for space in SPACES:
+        count, copied, _, certain, word = verdicts["copies", space]
         assert (count, copied, certain, word) == (12, Estimate(1, 1, 1), 12, "COPIES")
-        assert verdicts[CONTROL, ruler][-1] == "passes"
-        assert verdicts[CONTROL, ruler][2] == "0% to 20%"
+        assert verdicts[CONTROL, space][-1] == "passes"
+        assert verdicts[CONTROL, space][2] == "0% to 20%"
         for name in ("fresh", "stolen"):
-            assert verdicts[name, ruler][-1] == "as unseen patients"
-            assert verdicts[name, ruler][1].value <= 0.25
-        assert f"copies: copies by {ruler}: 100% lie closer to a training patient" in " ".join(result.notes)
-        assert not any(note.startswith(f"fresh: copies by {ruler}") for note in result.notes)
+            assert verdicts[name, space][-1] == "as unseen patients"
+            assert verdicts[name, space][1].value <= 0.25
+        assert f"copies: copies by {space}: 100% lie closer to a training patient" in " ".join(result.notes)
+        assert not any(note.startswith(f"fresh: copies by {space}") for note in result.notes)
 
 
 def test_measures_stand_beside_those_of_control_patients(measured: tuple[Result, float]) -> None:
     scores = rows(measured[0], "measures that are not calibrated")
-    for ruler in RULERS:
-        reproduced, ratio, authentic, score = scores["copies", ruler][:4]
+    for space in SPACES:
+        reproduced, ratio, authentic, score = scores["copies", space][:4]
         assert (reproduced.value, ratio, authentic) == (12 / 20, 1, 0)  # every copied patient, and no other
         assert score < -3
         for name in (CONTROL, "fresh"):
-            assert scores[name, ruler][0].value <= 0.15
-            assert scores[name, ruler][1] == 0
-            assert scores[name, ruler][2] > 0.4
-            assert abs(scores[name, ruler][3]) < 2.5
+            assert scores[name, space][0].value <= 0.15
+            assert scores[name, space][1] == 0
+            assert scores[name, space][2] > 0.4
+            assert abs(scores[name, space][3]) < 2.5
 
 
 def test_planted_copies_are_found_among_the_same_volumes(measured: tuple[Result, float]) -> None:
     """The 0 % column is the copy rate of the first set, in every row."""
-    for ruler in RULERS:
-        table = next(one for one in measured[0].tables if one.title == f"planted copies, {ruler}")
-        base = rows(measured[0], "copies")["fresh", ruler][1].value
+    for space in SPACES:
+        table = next(one for one in measured[0].tables if one.title == f"positive controls, {space}")
+        base = rows(measured[0], "copies")["fresh", space][1].value
         assert "fresh" in table.note
         found = {str(row[0]): row[1:-1] for row in table.rows}
         assert {values[1] for values in found.values()} == {base}
@@ -140,13 +140,13 @@ def test_facts_survive_the_file_and_copies_are_named(place: Path, measured: tupl
     train = Manifest.load(place / "real.json").select("train")
     for n, one in enumerate(train[:12]):
         fact = loaded.facts["sets"]["copies"][f"copies-{n}"]
-        assert fact["flagged"] == list(RULERS)
-        assert fact["nearest"] == dict.fromkeys(RULERS, one.case_id)
+        assert fact["flagged"] == list(SPACES)
+        assert fact["nearest"] == dict.fromkeys(SPACES, one.case_id)
         assert fact["voxels"] == one.voxels
     assert loaded.facts["train"]["voxels"] == sorted(one.voxels for one in train)
     with (place / "out" / "memorization.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
-    assert len(lines) == len(RULERS) * (20 + 3 * 12)
+    assert len(lines) == len(SPACES) * (20 + 3 * 12)
     copies = [line for line in lines if line["volumes"] == "copies"]
     assert {(line["case"], line["nearest training case"]) for line in copies} == {
         (f"copies-{n}", one.case_id) for n, one in enumerate(train[:12])
@@ -164,7 +164,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 def test_samples_of_held_out_masks_make_the_matched_null(measure: Measure) -> None:
-    result, _ = measure("matched", "both", rulers=("voxels",))
+    result, _ = measure("matched", "both", spaces=("voxels",))
     (found,) = rows(result, "samples of training masks").values()
     assert found[:3] == (12, 20, 1.0)
     assert found[-1] <= 0.2  # control
@@ -179,9 +179,9 @@ def test_samples_of_held_out_masks_make_the_matched_null(measure: Measure) -> No
 @pytest.mark.usefixtures("quick")
 def test_the_copy_rate_is_that_of_the_worst_set(measure: Measure) -> None:
     """Which a limit in a command compares; the published rule stands beside it on request alone."""
-    alone, rate = measure("alone", "fresh", rulers=("voxels",))
+    alone, rate = measure("alone", "fresh", spaces=("voxels",))
     assert rate == rows(alone, "copies")["fresh", "voxels"][1].value <= 0.25
-    worst, rate = measure("worst", "fresh", "copies", rulers=("voxels",), dar2024=True)
+    worst, rate = measure("worst", "fresh", "copies", spaces=("voxels",), dar2024=True)
     assert rate == rows(worst, "copies")["copies", "voxels"][1].value == 1
     rule = rows(worst, "the published rule")
     assert len({row[0] for row in rule.values()}) == 1  # the threshold knows of no set

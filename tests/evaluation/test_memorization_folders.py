@@ -1,4 +1,4 @@
-"""The measurement on plain folders of volumes that no voxel aligns, with rulers that do not apply, or are broken."""
+"""The measurement on plain folders of volumes that no voxel aligns, with feature spaces that do not apply, or are broken."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measure(place: Path, cpu: Accelerator) -> Measure:
-    def run(out: str, sets: Sequence[str], rulers: Sequence[str], **options: Any) -> tuple[Result, float]:
+    def run(out: str, sets: Sequence[str], spaces: Sequence[str], **options: Any) -> tuple[Result, float]:
         made = [(name, place / name) for name in sets]
         return measure_memorization(
-            place / "train", place / "held", made, place / out, cpu, rulers, level=0.2, cache=place / "cache", **options
+            place / "train", place / "held", made, place / out, cpu, spaces, level=0.2, cache=place / "cache", **options
         )
 
     return run
@@ -54,12 +54,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def verdicts(result: Result) -> dict[Any, Any]:
-    """The last word on each set, by set and ruler."""
+    """The last word on each set, by set and feature space."""
     return {row[:2]: row[-1] for row in result.tables[0].rows}
 
 
 def test_copies_that_only_registration_sees(measure: Measure) -> None:
-    """And strangers beside them, whom no ruler flags."""
+    """And strangers beside them, whom no feature space flags."""
     result, rate = measure("all", ("mirrored", "strangers"), ("voxels", "ssim", "registered"))
     assert rate == 1
     said = verdicts(result)
@@ -81,12 +81,12 @@ def test_copies_that_only_registration_sees(measure: Measure) -> None:
     assert not any(table.title.startswith("masks") for table in result.tables)  # folders have none
 
 
-def test_nothing_is_said_where_no_ruler_applies(measure: Measure) -> None:
+def test_nothing_is_said_where_no_space_applies(measure: Measure) -> None:
     """Not a number, which no limit of the command lets through."""
     result, rate = measure("nothing", ("mirrored",), ("voxels",))
     assert np.isnan(rate)
     assert not rate <= 1
-    assert "mirrored: nothing can be said, no ruler can be trusted here" in result.notes
+    assert "mirrored: nothing can be said, no feature space is valid here" in result.notes
 
 
 def test_losses_tell_members(place: Path, measure: Measure) -> None:
@@ -118,25 +118,25 @@ class Random(torch.nn.Module):
 
 @pytest.mark.filterwarnings("ignore:invalid value", "ignore:One of the clusters", "ignore:.*deprecated")
 @pytest.mark.parametrize("network", [Constant, Random])
-def test_broken_rulers_say_nothing(place: Path, measure: Measure, network: type[torch.nn.Module]) -> None:
+def test_broken_spaces_say_nothing(place: Path, measure: Measure, network: type[torch.nn.Module]) -> None:
     path = place / f"{network.__name__}.pt"
     torch.jit.script(network()).save(path)
     result, rate = measure(network.__name__, ("strangers",), (f"torchscript:{path}",))
     assert np.isnan(rate)
-    assert verdicts(result)["strangers", f"torchscript:{path.name}"] == "not to be trusted"
-    assert any("cannot be trusted here" in note and "of exact copies are found" in note for note in result.notes)
+    assert verdicts(result)["strangers", f"torchscript:{path.name}"] == "not to be valid"
+    assert any("is not valid here" in note and "of exact copies are found" in note for note in result.notes)
     assert all(one["flagged"] == [] and one["nearest"] == {} for one in result.facts["sets"]["strangers"].values())
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")
-def test_a_sound_ruler_beside_a_broken_one_still_speaks(place: Path, measure: Measure) -> None:
+def test_a_sound_space_beside_a_broken_one_still_speaks(place: Path, measure: Measure) -> None:
     """And the copy rate is its own alone."""
     path = place / "Noise.pt"
     torch.jit.script(Random()).save(path)
     result, rate = measure("beside", ("mirrored",), (f"torchscript:{path}", "ssim"))
     sound = next(row for row in result.tables[0].rows if row[:2] == ("mirrored", "ssim"))
     assert rate == sound[3].value  # type: ignore[union-attr]
-    assert verdicts(result)["mirrored", "torchscript:Noise.pt"] == "not to be trusted"
+    assert verdicts(result)["mirrored", "torchscript:Noise.pt"] == "not to be valid"
     assert "mirrored: no more copies than among unseen patients by ssim" in result.notes
 
 

@@ -14,17 +14,17 @@ import pytest
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
-from planted import boxes, cohort, painted, planted
+from positive_controls import boxes, cohort, painted, positive_controls
 from tiny_runs import segmenter_config
 
 from latentsynth.cli import main
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
-from latentsynth.evaluation.segmentation.evaluate import evaluate as segmentation
+from latentsynth.evaluation.segmentation import evaluate as segmentation
 from latentsynth.evaluation.segmentation.evaluate import evaluate_segmenter
-from latentsynth.evaluation.segmentation.scores import UNION, Scores, score_case
-from latentsynth.evaluation.segmentation.strata import Strata
+from latentsynth.evaluation.segmentation.scores import UNION, SegmentationScores, score_case
+from latentsynth.evaluation.segmentation.strata import SizeBins
 from latentsynth.labelling import label_scans
 from latentsynth.metrics.lesions import lesion_scores, volume_error
 from latentsynth.metrics.surfaces import dice, surface_scores, volume_ml
@@ -112,7 +112,7 @@ def value(cell: Any) -> float:
 
 def test_a_perfect_segmenter_scores_perfectly(tmp_path: Path, cpu: Accelerator) -> None:
     manifest = cohort(tmp_path / "manifest.json", patients(tmp_path, 6))
-    result = evaluated(planted(), manifest, tmp_path, cpu)
+    result = evaluated(positive_controls(), manifest, tmp_path, cpu)
     for name in ("lesion 1", "lesion 4", UNION):
         found = row(result.tables[0], name)
         assert found["cases"] == 6
@@ -134,7 +134,7 @@ def test_a_perfect_segmenter_scores_perfectly(tmp_path: Path, cpu: Accelerator) 
 
 @pytest.mark.usefixtures("drawn")
 def test_the_files_hold_the_result(tmp_path: Path, cpu: Accelerator) -> None:
-    model = planted()
+    model = positive_controls()
     manifest = cohort(tmp_path / "manifest.json", patients(tmp_path, 6, shown=misplaced))
     result = evaluated(model, manifest, tmp_path, cpu)
     assert Result.load(tmp_path / "out" / "segmenter.json") == result
@@ -155,7 +155,7 @@ def test_a_segmenter_that_finds_nothing_gets_the_diagonal(tmp_path: Path, cpu: A
     cases = patients(tmp_path, 3)
     one = boxes(SHAPE, {1: np.s_[3:6, 3:6, 3:6]})
     cases.append(replace(painted(tmp_path, "alone", one, AFFINE), split="test"))
-    result = evaluated(planted(gain=0.0), cohort(tmp_path / "m.json", cases), tmp_path, cpu)
+    result = evaluated(positive_controls(gain=0.0), cohort(tmp_path / "m.json", cases), tmp_path, cpu)
     for name in ("lesion 1", UNION):
         found = row(result.tables[0], name)
         assert found["Dice"] == Estimate(0, 0, 0)
@@ -173,7 +173,7 @@ def test_a_segmenter_that_finds_nothing_gets_the_diagonal(tmp_path: Path, cpu: A
 
 
 def test_scores_are_those_of_the_metrics_on_the_written_label_maps(tmp_path: Path, cpu: Accelerator) -> None:
-    model, cases = planted(), patients(tmp_path, 6, shown=misplaced)
+    model, cases = positive_controls(), patients(tmp_path, 6, shown=misplaced)
     evaluated(model, cohort(tmp_path / "manifest.json", cases), tmp_path, cpu, tolerance_mm=3.0)
     maps = label_scans(model, cases, tmp_path / "maps", cpu)
     rows = iter(rows_of(tmp_path))
@@ -192,7 +192,7 @@ def test_scores_are_those_of_the_metrics_on_the_written_label_maps(tmp_path: Pat
                 "lesions": lesions.lesions, "lesions_found": lesions.found, "false_positives": lesions.false_positives,
             }  # fmt: skip
             scores = next(rows)
-            assert list(scores) == list(Scores.__dataclass_fields__)
+            assert list(scores) == list(SegmentationScores.__dataclass_fields__)
             for key, number in expected.items():
                 if isinstance(number, str):
                     assert scores[key] == number
@@ -205,7 +205,7 @@ def test_scores_are_those_of_the_metrics_on_the_written_label_maps(tmp_path: Pat
 
 def test_tables_are_means_over_cases(tmp_path: Path, cpu: Accelerator) -> None:
     cases = patients(tmp_path, 7, shown=misplaced)
-    result = evaluated(planted(), cohort(tmp_path / "manifest.json", cases), tmp_path, cpu)
+    result = evaluated(positive_controls(), cohort(tmp_path / "manifest.json", cases), tmp_path, cpu)
     for name in ("lesion 1", "lesion 4", UNION):
         rows, shown = [r for r in rows_of(tmp_path) if r["label"] == name], row(result.tables[0], name)
         for column, key in (("Dice", "dice"), ("HD95 (mm)", "hd95_mm"), ("volume error", "volume_error")):
@@ -221,24 +221,24 @@ def test_tables_are_means_over_cases(tmp_path: Path, cpu: Accelerator) -> None:
 
 def test_strata_split_the_cases_by_annotated_volume(tmp_path: Path, cpu: Accelerator) -> None:
     cases = patients(tmp_path, 7, shown=misplaced)
-    result = evaluated(planted(), cohort(tmp_path / "manifest.json", cases), tmp_path, cpu)
+    result = evaluated(positive_controls(), cohort(tmp_path / "manifest.json", cases), tmp_path, cpu)
     table = result.tables[1]
     assert table.title == f"by annotated volume ({UNION})"
     main_rows = [r for r in rows_of(tmp_path) if r["label"] == UNION]
     volumes = [(16 * (n + 2) + 48) * VOXEL_ML for n in range(7)]
-    strata = Strata.of(volumes)
+    strata = SizeBins.of(volumes)
     assert strata is not None
     assert [cells[0] for cells in table.rows] == list(strata.names)
     assert [cells[1] for cells in table.rows] == [3, 2, 2]
     for cells, chosen in zip(table.rows, (main_rows[:3], main_rows[3:5], main_rows[5:]), strict=True):
         assert value(cells[2]) == pytest.approx(np.mean([float(r["dice"]) for r in chosen]), rel=1e-4)
-    few = evaluated(planted(), cohort(tmp_path / "few.json", cases[:5]), tmp_path / "few", cpu)
+    few = evaluated(positive_controls(), cohort(tmp_path / "few.json", cases[:5]), tmp_path / "few", cpu)
     assert len(few.tables) == 1  # no thirds of five
 
 
 @given(st.lists(st.integers(1, 10_000), min_size=6, max_size=40, unique=True))
 def test_strata_are_thirds(volumes: list[int]) -> None:
-    strata = Strata.of([volume / 8 for volume in volumes])
+    strata = SizeBins.of([volume / 8 for volume in volumes])
     assert strata is not None
     small, medium, large = (sorted(v for v in volumes if strata.name(v / 8) == name) for name in strata.names)
     assert small[-1] < medium[0] <= medium[-1] < large[0]
@@ -253,18 +253,18 @@ def test_strata_are_thirds(volumes: list[int]) -> None:
 
 @pytest.mark.parametrize("volumes", [[], [1.0] * 5, [1, 2, 3, 4, 5], [3.0] * 20, [1.0] + [2.0] * 20])
 def test_too_few_or_equal_volumes_have_no_strata(volumes: Sequence[float]) -> None:
-    assert Strata.of(volumes) is None
+    assert SizeBins.of(volumes) is None
 
 
 def test_patients_it_was_trained_on_are_refused_unless_asked_for(tmp_path: Path, cpu: Accelerator) -> None:
     cases = [*patients(tmp_path, 2, "train"), *patients(tmp_path, 2, "test")]
     manifest = cohort(tmp_path / "manifest.json", cases)
     for seen in (cases, [replace(cases[2], voxels="", case_id="renamed")]):
-        model = planted(ledger=Ledger.of(seen))
+        model = positive_controls(ledger=Ledger.of(seen))
         with pytest.raises(DataError, match=rf"trained on {min(len(seen), 2)} of these 2 cases \(test_0"):
             evaluated(model, manifest, tmp_path, cpu)
         assert not (tmp_path / "out").exists()
-    model = planted(ledger=Ledger.of(cases[:1]))
+    model = positive_controls(ledger=Ledger.of(cases[:1]))
     assert evaluated(model, manifest, tmp_path, cpu).notes == ()
     result = evaluated(model, manifest, tmp_path, cpu, split="train")
     assert result.notes == ("the segmenter was trained on 1 of these 2 cases: no measure of new patients",)
@@ -275,7 +275,7 @@ def test_without_the_key_it_says_that_patients_were_not_compared(
 ) -> None:
     manifest = cohort(tmp_path / "manifest.json", patients(tmp_path, 2))
     monkeypatch.setenv("LATENTSYNTH_KEY", str(tmp_path / "no-key"))
-    assert any("cannot verify" in note for note in evaluated(planted(), manifest, tmp_path, cpu).notes)
+    assert any("cannot verify" in note for note in evaluated(positive_controls(), manifest, tmp_path, cpu).notes)
     assert not (tmp_path / "no-key").exists()
 
 
@@ -283,13 +283,13 @@ def test_a_cohort_that_does_not_fit_is_refused(tmp_path: Path, cpu: Accelerator)
     cases = patients(tmp_path, 2)
     bare = cohort(tmp_path / "bare.json", [replace(case, mask=None) for case in cases])
     with pytest.raises(DataError, match="has a mask: give annotated cases"):
-        evaluated(planted(), bare, tmp_path, cpu)
+        evaluated(positive_controls(), bare, tmp_path, cpu)
     other = tmp_path / "other.json"
     Manifest("other", ("CT", "PET"), Labels((0, 1, 2)), tuple(cases)).save(other)
     with pytest.raises(DataError, match=r"labels \(0, 1, 2\), the segmenter was trained on \(0, 1, 4\)"):
-        evaluated(planted(), other, tmp_path, cpu)
+        evaluated(positive_controls(), other, tmp_path, cpu)
     only = cohort(tmp_path / "only.json", [cases[0], replace(cases[1], mask=None)])
-    assert evaluated(planted(), only, tmp_path, cpu).facts["cases"] == 1
+    assert evaluated(positive_controls(), only, tmp_path, cpu).facts["cases"] == 1
 
 
 def test_the_region_is_the_one_asked_for(tmp_path: Path, cpu: Accelerator) -> None:
@@ -302,7 +302,7 @@ def test_the_region_is_the_one_asked_for(tmp_path: Path, cpu: Accelerator) -> No
     told = "the segmenter was shown a crop centred on the annotated lesion; it did not have to find it"
     for framing, region, used in ((LESION, "auto", "crop"), (LESION, "crop", "crop"), (LESION, "scan", "scan"),
                                   (WHOLE, "auto", "scan"), (WHOLE, "scan", "scan")):  # fmt: skip
-        result = evaluated(planted(framing=framing), manifest, tmp_path, cpu, region=region)
+        result = evaluated(positive_controls(framing=framing), manifest, tmp_path, cpu, region=region)
         assert result.facts["region"] == used
         assert (told in result.notes) == (used == "crop")
         assert row(result.tables[0], UNION)["false positives per case"] == (used == "scan")
@@ -316,7 +316,7 @@ def test_the_tolerance_is_the_median_of_the_longest_edges_or_as_asked(tmp_path: 
         cases.append(replace(painted(tmp_path, name, values, np.diag([*edges, 1.0])), split="test"))
     manifest = cohort(tmp_path / "manifest.json", cases)
     for given_mm, used in ((None, 3.0), (1.5, 1.5), (0.0, 0.0)):
-        result = evaluated(planted(), manifest, tmp_path, cpu, tolerance_mm=given_mm)
+        result = evaluated(positive_controls(), manifest, tmp_path, cpu, tolerance_mm=given_mm)
         assert result.facts["tolerance_mm"] == used
         assert f"surface Dice ({used:.3g} mm)" in result.tables[0].columns
 
@@ -330,7 +330,7 @@ def test_the_picture_names_its_cases_rightly(
         segmentation, "contact_sheet", lambda path, rows, *rest: drawn.extend(tiles[0].title for tiles in rows)
     )
     cases = patients(tmp_path, 3, shown=lambda n: misplaced(n) if n else None)
-    evaluated(planted(), cohort(tmp_path / "manifest.json", cases[:count][::-1]), tmp_path, cpu)
+    evaluated(positive_controls(), cohort(tmp_path / "manifest.json", cases[:count][::-1]), tmp_path, cpu)
     assert [title.split(":")[0] for title in drawn] == words
     assert "test_0" in drawn[0]
 

@@ -119,11 +119,11 @@ def test_a_report_on_other_volumes_is_refused(reported: Reported, tmp_path: Path
         filter_set(reported.samples, reported.clean, tmp_path / "kept.json")
 
 
-def test_a_report_that_trusts_no_ruler_clears_nobody(reported: Reported, tmp_path: Path) -> None:
-    rulers = json.loads(reported.clean.read_text())["facts"]["rulers"]
-    blind = {name: {**facts, "trusted": False} for name, facts in rulers.items()}
-    report = altered(reported.clean, tmp_path / "memorization.json", rulers=blind)
-    with pytest.raises(DataError, match=r"no ruler of .* can be trusted"):
+def test_a_report_that_trusts_no_space_clears_nobody(reported: Reported, tmp_path: Path) -> None:
+    spaces = json.loads(reported.clean.read_text())["facts"]["spaces"]
+    blind = {name: {**facts, "valid": False} for name, facts in spaces.items()}
+    report = altered(reported.clean, tmp_path / "memorization.json", spaces=blind)
+    with pytest.raises(DataError, match=r"no feature space of .* is valid"):
         filter_set(reported.fresh, report, tmp_path / "kept.json")
     assert not (tmp_path / "kept.json").exists()
 

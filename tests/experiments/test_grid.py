@@ -14,7 +14,7 @@ import pytest
 from accelerate import Accelerator
 
 from latentsynth.errors import ConfigError, DataError, TrainingError
-from latentsynth.experiments.grid import Cell, Grid
+from latentsynth.experiments.grid import Cell, CellGrid
 from latentsynth.files import read_json, write_json
 
 DIAMOND = (Cell("last", needs=("left", "right")), Cell("left", needs=("first",)), Cell("right", needs=("first",)), Cell("first"))  # fmt: skip
@@ -54,7 +54,7 @@ def test_two_processes_do_every_cell_once(tmp_path: Path, cpu: Accelerator) -> N
     log = Log(tmp_path / "log", seconds=0.02)
 
     def share() -> None:
-        Grid(tmp_path / "study", cells).run(log, cpu, poll_seconds=0.02)
+        CellGrid(tmp_path / "study", cells).run(log, cpu, poll_seconds=0.02)
 
     context = get_context("fork")
     workers = [context.Process(target=share, daemon=True) for _ in range(2)]
@@ -66,24 +66,24 @@ def test_two_processes_do_every_cell_once(tmp_path: Path, cpu: Accelerator) -> N
     assert sorted(log.lines) == sorted(cell.name for cell in cells)
     for cell in cells:
         assert all(log.lines.index(need) < log.lines.index(cell.name) for need in cell.needs)
-    assert all(Grid(tmp_path / "study", cells).done(cell) for cell in cells)
+    assert all(CellGrid(tmp_path / "study", cells).done(cell) for cell in cells)
     assert not list((tmp_path / "study").rglob("claim.json"))
 
 
 def test_needs_come_first_and_nothing_is_done_twice(tmp_path: Path, cpu: Accelerator) -> None:
     log = Log(tmp_path / "log")
-    Grid(tmp_path, DIAMOND).run(log, cpu)
+    CellGrid(tmp_path, DIAMOND).run(log, cpu)
     assert log.lines == ["first", "left", "right", "last"]
     more = (*DIAMOND, Cell("more", needs=("last",)))
     for _ in range(2):
-        Grid(tmp_path, more).run(log, cpu)
+        CellGrid(tmp_path, more).run(log, cpu)
     assert log.lines == ["first", "left", "right", "last", "more"]
 
 
 def test_a_failure_costs_only_what_needs_it(tmp_path: Path, cpu: Accelerator) -> None:
     log = Log(tmp_path / "log", fails=("left",))
     cells = (*DIAMOND, Cell("after", needs=("last",)))
-    grid = Grid(tmp_path, cells)
+    grid = CellGrid(tmp_path, cells)
     with pytest.raises(TrainingError, match=r"1 of 5 cells failed \(left: left is ill\)") as caught:
         grid.run(log, cpu)
     assert "not tried because of them: last, after" in str(caught.value)
@@ -93,7 +93,7 @@ def test_a_failure_costs_only_what_needs_it(tmp_path: Path, cpu: Accelerator) ->
     assert states["right"].startswith("done")
     assert states["last"] == states["after"] == "waiting"
     log.fails = ()
-    Grid(tmp_path, cells).run(log, cpu)
+    CellGrid(tmp_path, cells).run(log, cpu)
     assert log.lines[3:] == ["left", "last", "after"]
     assert not (grid.path(cells[1]) / "failed.json").exists()
 
@@ -101,10 +101,10 @@ def test_a_failure_costs_only_what_needs_it(tmp_path: Path, cpu: Accelerator) ->
 def test_a_programming_error_is_shown_and_frees_the_cell(tmp_path: Path, cpu: Accelerator) -> None:
     log = Log(tmp_path / "log", breaks=("first",))
     with pytest.raises(ZeroDivisionError):
-        Grid(tmp_path, DIAMOND).run(log, cpu)
+        CellGrid(tmp_path, DIAMOND).run(log, cpu)
     assert not list(tmp_path.rglob("claim.json"))
     log.breaks = ()
-    Grid(tmp_path, DIAMOND).run(log, cpu)
+    CellGrid(tmp_path, DIAMOND).run(log, cpu)
     assert log.lines == ["first", "first", "left", "right", "last"]
 
 
@@ -120,7 +120,7 @@ def test_what_others_do_is_waited_for(tmp_path: Path, cpu: Accelerator) -> None:
     timer = threading.Timer(0.5, finish)
     timer.start()
     log = Log(tmp_path / "log")
-    Grid(tmp_path, DIAMOND).run(log, cpu, poll_seconds=0.05)
+    CellGrid(tmp_path, DIAMOND).run(log, cpu, poll_seconds=0.05)
     timer.join()
     assert log.lines == ["left", "right", "last"]
 
@@ -130,14 +130,14 @@ def test_a_cell_left_behind_goes_on_in_its_folder(tmp_path: Path, cpu: Accelerat
     elsewhere(left / "claim.json", age=10 * 60 + 5)
     (left / "half").write_text("made before")
     log = Log(tmp_path / "log")
-    Grid(tmp_path, DIAMOND).run(log, cpu)
+    CellGrid(tmp_path, DIAMOND).run(log, cpu)
     assert (left / "half").read_text() == "made before"
     assert len(log.lines) == 4
 
 
 def test_a_cell_that_was_taken_over_does_not_count(tmp_path: Path, cpu: Accelerator) -> None:
     """Its result is the other's to give; here the other falls silent, so it is done again."""
-    log, grid = Log(tmp_path / "log"), Grid(tmp_path, (Cell("first"),))
+    log, grid = Log(tmp_path / "log"), CellGrid(tmp_path, (Cell("first"),))
     found = []
 
     def slow(cell: Cell, folder: Path) -> None:
@@ -152,11 +152,11 @@ def test_a_cell_that_was_taken_over_does_not_count(tmp_path: Path, cpu: Accelera
 
 def test_other_facts_are_refused(tmp_path: Path, cpu: Accelerator) -> None:
     log = Log(tmp_path / "log")
-    Grid(tmp_path, [Cell("a", {"x": 1, "y": (1, 2)})]).run(log, cpu)
-    Grid(tmp_path, [Cell("a", {"y": [1, 2], "x": 1}, hours=5.0)]).run(log, cpu)  # the same facts
+    CellGrid(tmp_path, [Cell("a", {"x": 1, "y": (1, 2)})]).run(log, cpu)
+    CellGrid(tmp_path, [Cell("a", {"y": [1, 2], "x": 1}, hours=5.0)]).run(log, cpu)  # the same facts
     assert log.lines == ["a"]
     with pytest.raises(TrainingError, match=r"cells/a was made with other settings, .*: give another folder"):
-        Grid(tmp_path, [Cell("a", {"x": 2, "y": (1, 2)})])
+        CellGrid(tmp_path, [Cell("a", {"x": 2, "y": (1, 2)})])
     assert read_json(tmp_path / "cells" / "a" / "cell.json")["facts"] == {"x": 1, "y": [1, 2]}
 
 
@@ -164,13 +164,13 @@ def test_what_a_cell_needs_is_among_its_facts(tmp_path: Path, cpu: Accelerator) 
     """Whoever makes a cell anew must not be shown what others made of the old one."""
     log = Log(tmp_path / "log")
     chain = [Cell("a", {"x": 1}), Cell("b", needs=("a",)), Cell("c", needs=("b",)), Cell("d")]
-    Grid(tmp_path, chain).run(log, cpu)
+    CellGrid(tmp_path, chain).run(log, cpu)
     shutil.rmtree(tmp_path / "cells" / "a")
     with pytest.raises(TrainingError, match=r"cells/b was made with other settings, or needs a cell that was"):
-        Grid(tmp_path, [Cell("a", {"x": 2}), *chain[1:]])
+        CellGrid(tmp_path, [Cell("a", {"x": 2}), *chain[1:]])
     shutil.rmtree(tmp_path / "cells" / "b")
     shutil.rmtree(tmp_path / "cells" / "c")
-    Grid(tmp_path, [Cell("a", {"x": 2}), *chain[1:]]).run(log, cpu)
+    CellGrid(tmp_path, [Cell("a", {"x": 2}), *chain[1:]]).run(log, cpu)
     assert sorted(log.lines) == ["a", "a", "b", "b", "c", "c", "d"]
 
 
@@ -188,12 +188,12 @@ def test_what_a_cell_needs_is_among_its_facts(tmp_path: Path, cpu: Accelerator) 
 )
 def test_graphs_that_cannot_be_run_are_refused(tmp_path: Path, cells: list[Cell], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
-        Grid(tmp_path, cells)
+        CellGrid(tmp_path, cells)
     assert not list(tmp_path.iterdir())
 
 
 def test_hours_left_follow_what_cells_took(tmp_path: Path) -> None:
-    grid = Grid(tmp_path, [Cell("a", hours=1.0), Cell("b", hours=3.0), Cell("c", hours=2.0), Cell("d")])
+    grid = CellGrid(tmp_path, [Cell("a", hours=1.0), Cell("b", hours=3.0), Cell("c", hours=2.0), Cell("d")])
     assert grid.hours_left() == 6.0
     write_json(tmp_path / "cells" / "a" / "done.json", {"seconds": 2 * 3600})
     assert grid.hours_left() == pytest.approx(10.0)  # twice as long as thought

@@ -19,8 +19,8 @@ def error(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.fixture
 def command(reported: Reported, tmp_path: Path) -> list[str | Path]:
-    """``memorization`` by one ruler, without the sets."""
-    return ["memorization", "--train", reported.real, "--heldout", reported.real, "--ruler", "voxels", "--level", "0.1",
+    """``memorization`` by one feature space, without the sets."""
+    return ["memorization", "--train", reported.real, "--heldout", reported.real, "--space", "voxels", "--level", "0.1",
             "--cache", reported.folder / "cache", "--out", tmp_path / "report"]  # fmt: skip
 
 

@@ -80,12 +80,12 @@ def test_no_model_sees_a_held_out_patient(tmp_path: Path) -> None:
     train = roles.subset(5, 0)
     generator, autoencoder = members(roles.write("n5-s0", train)), members(roles.outside_manifest())
     detector, heldout = members(roles.detector_manifest()), members(roles.heldout_manifest())
-    watch = {patient for patient, part in roles.outside.items() if part == "val"}
-    fitted = set(roles.outside) - watch
-    assert generator == {"train": set(train), "val": watch, "test": set()}
-    assert autoencoder == {"train": fitted, "val": watch, "test": set()}
-    assert detector == {"train": fitted | set(roles.pool), "val": watch, "test": set()}
-    assert heldout == {"train": set(), "val": watch, "test": set(roles.heldout)}
+    monitor = {patient for patient, part in roles.outside.items() if part == "val"}
+    fitted = set(roles.outside) - monitor
+    assert generator == {"train": set(train), "val": monitor, "test": set()}
+    assert autoencoder == {"train": fitted, "val": monitor, "test": set()}
+    assert detector == {"train": fitted | set(roles.pool), "val": monitor, "test": set()}
+    assert heldout == {"train": set(), "val": monitor, "test": set(roles.heldout)}
 
 
 def test_all_scans_of_a_patient_stay_together(tmp_path: Path) -> None:

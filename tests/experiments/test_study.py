@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 DEBUG = ROOT / "configs" / "debug" / "memorization.yaml"
 OVERTRAINED = "diffusion-n4-s0-overtrained"
 ARMS = (OVERTRAINED, "diffusion-nall-s0", "latent_gan-nall-s0")
-RULERS = ("voxels", "contrastive")  # registration takes minutes
+SPACES = ("voxels", "contrastive")  # registration takes minutes
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -52,7 +52,7 @@ class Finished:
 def overrides(tmp_path_factory: pytest.TempPathFactory, phantoms: list[str]) -> list[str]:
     """Points the debug configuration at phantoms, and makes it shorter still."""
     return [f"folder={tmp_path_factory.mktemp('study') / 'study'}", *phantoms,
-            "sizes=[all]", f"rulers=[{', '.join(RULERS)}]"]  # fmt: skip
+            "sizes=[all]", f"feature spaces=[{', '.join(SPACES)}]"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -130,11 +130,11 @@ def test_every_cell_is_done_and_the_result_stands(finished: Finished) -> None:
     result = Result.load(finished.folder / "study.json")
     assert {str(row[0]) for row in result.tables[0].rows} == {"diffusion, overtrained", "diffusion", "latent_gan"}
     assert (finished.folder / "study.png").read_bytes().startswith(b"\x89PNG")
-    for ruler in RULERS:
-        assert any(note.startswith("the overtrained diffusion is") and f"by {ruler}" in note for note in result.notes)
+    for space in SPACES:
+        assert any(note.startswith("the overtrained diffusion is") and f"by {space}" in note for note in result.notes)
     with (finished.folder / "study.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert len(rows) == len(ARMS) * 2 * len(RULERS)
+    assert len(rows) == len(ARMS) * 2 * len(SPACES)
     assert {(row["model"], row["size"], row["overtrained"], row["stage"]) for row in rows} == {
         ("diffusion", "4", "True", "1"), ("diffusion", "4", "True", "2"),
         *((model, "all", "False", stage) for model in ("diffusion", "latent_gan") for stage in ("0.5", "1")),
@@ -147,9 +147,9 @@ def test_every_cell_is_done_and_the_result_stands(finished: Finished) -> None:
 
 def test_planted_copies_are_found_in_every_cell(finished: Finished) -> None:
     for file in finished.folder.glob("cells/measure-*/*/measures.json"):
-        rulers = json.loads(file.read_text())["rulers"]
-        found = {name.partition(":")[0]: facts["found"]["exact"] for name, facts in rulers.items()}
-        assert found == dict.fromkeys(RULERS, 1.0)
+        spaces = json.loads(file.read_text())["spaces"]
+        found = {name.partition(":")[0]: facts["found"]["exact"] for name, facts in spaces.items()}
+        assert found == dict.fromkeys(SPACES, 1.0)
         assert Result.load(file.with_name("memorization.json")).facts["calibration"]["cases"] == 3
 
 

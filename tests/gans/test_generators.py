@@ -19,7 +19,7 @@ from torch.nn import functional
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.gans import build as builders
 from latentsynth.gans.base import Generator, Painted
-from latentsynth.gans.cyclegan import Cycle, Judges, Translators, cycle_loss
+from latentsynth.gans.cyclegan import Cycle, CycleDiscriminators, Translators, cycle_loss
 from latentsynth.gans.discriminators import PatchDiscriminators
 from latentsynth.gans.latent import LatentGenerator
 from latentsynth.gans.progressive import ProgressiveGenerator, StyleGAN1Generator
@@ -687,13 +687,13 @@ def test_the_painter_alone_has_attention_and_dropout(attention: bool) -> None:
 def test_judges_judge_each_side() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        judges = Judges(
+        discriminators = CycleDiscriminators(
             PatchDiscriminators(FLAT, 1, channels=4, layers=1), PatchDiscriminators(FLAT, LABELS, channels=4, layers=1)
         )
     image, mask = noise(2, 1, *FLAT), noise(2, LABELS, *FLAT)
-    of_image, of_mask = judges(image, mask)
-    assert torch.equal(of_image.logits[0], judges.images(image).logits[0])
-    assert torch.equal(of_mask.logits[0], judges.masks(mask).logits[0])
-    other_image, same_mask = judges(image + noise(2, 1, *FLAT, seed=5), mask)
+    of_image, of_mask = discriminators(image, mask)
+    assert torch.equal(of_image.logits[0], discriminators.images(image).logits[0])
+    assert torch.equal(of_mask.logits[0], discriminators.masks(mask).logits[0])
+    other_image, same_mask = discriminators(image + noise(2, 1, *FLAT, seed=5), mask)
     assert not torch.equal(other_image.logits[0], of_image.logits[0])
     assert torch.equal(same_mask.logits[0], of_mask.logits[0])

@@ -84,17 +84,17 @@ def test_a_new_size_fades_in_without_a_jump(family: str, shape: tuple[int, ...])
 def test_a_judge_grows_without_a_jump(shape: tuple[int, ...]) -> None:
     judge, image = discriminator(shape).eval(), images(shape)
 
-    def judged(level: float) -> Tensor:
+    def searches(level: float) -> Tensor:
         judge.grow(level)
         return judge(image).logits[0].detach()
 
     for level in range(len(judge.levels) - 1):
-        before, after = judged(level), judged(level + 1)
+        before, after = searches(level), searches(level + 1)
         way = float((after - before).abs().max())
         assert way > 0.01
-        assert float((judged(level + 1e-3) - before).abs().max()) < 0.02 * way
-        assert float((judged(level + 1 - 1e-3) - after).abs().max()) < 0.02 * way
-        assert min(float((judged(level + 0.5) - end).abs().max()) for end in (before, after)) > 0.1 * way
+        assert float((searches(level + 1e-3) - before).abs().max()) < 0.02 * way
+        assert float((searches(level + 1 - 1e-3) - after).abs().max()) < 0.02 * way
+        assert min(float((searches(level + 0.5) - end).abs().max()) for end in (before, after)) > 0.1 * way
 
 
 def used(model: Generator | Discriminator, loss: Tensor) -> set[str]:

@@ -11,7 +11,7 @@ from scipy import stats
 from latentsynth.errors import DataError
 from latentsynth.masks.latent_space import (
     Copula,
-    Published,
+    TruncatedNormals,
     between,
     cholesky,
     equalise,
@@ -107,7 +107,7 @@ def test_the_copula_keeps_marginals_and_rank_correlations() -> None:
 def test_the_published_way_correlates_slices_but_not_without_the_marginals() -> None:
     """Why there are two ways: the published one mixes coordinates, so their distribution is no longer that of the cases."""
     found = population()
-    drawing, rng = Published.of(found), np.random.default_rng(0)
+    drawing, rng = TruncatedNormals.of(found), np.random.default_rng(0)
     drawn = np.stack([drawing.draw(rng) for _ in range(1500)])
     plain = np.stack([drawing.draw(rng, correlated=False) for _ in range(1500)])
     neighbours = [stats.kendalltau(x[:, 2, 0], x[:, 3, 0]).statistic for x in (found, drawn, plain)]
@@ -117,13 +117,13 @@ def test_the_published_way_correlates_slices_but_not_without_the_marginals() -> 
     ks = [stats.ks_2samp(x[:, 4, 0], found[:, 4, 0]).statistic for x in (drawn, plain)]
     assert ks[0] > 0.3  # the marginal is lost
     recipient = np.arange(18.0).reshape(6, 3)  # slices of one mind
-    together = Published.of(found, recipient).slices
+    together = TruncatedNormals.of(found, recipient).slices
     assert np.allclose(together @ together.T, 1, atol=1e-3)
 
 
 def test_draws_depend_on_the_generator_alone() -> None:
     found = population()
-    for drawing in (Published.of(found), Copula.of(found.reshape(60, -1))):
+    for drawing in (TruncatedNormals.of(found), Copula.of(found.reshape(60, -1))):
         a, b, c = (drawing.draw(np.random.default_rng(seed)) for seed in (3, 3, 4))
         assert np.array_equal(a, b)
         assert not np.array_equal(a, c)

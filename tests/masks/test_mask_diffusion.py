@@ -17,7 +17,7 @@ from latentsynth.diffusion import Denoiser
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.masks import LabelMap, Wanted
 from latentsynth.masks.distance_maps import DistanceMaps, box_around
-from latentsynth.masks.mask_diffusion import MaskDiffusionMaker, Wishes, obedience, without_lesions
+from latentsynth.masks.mask_diffusion import MaskAttributes, MaskDiffusionMaker, obedience, without_lesions
 from latentsynth.metrics.surfaces import dice
 from latentsynth.provenance import Ledger
 from latentsynth.types import Domain, Framing, Grid, Labels
@@ -117,27 +117,27 @@ def tiny(labels: Labels = Labels((0, 5)), lesions: tuple[int, ...] = (), seed: i
     maps = maps_of([np.where(ball(r), indices[0], 0).astype(np.uint8) for r in (7.0, 12.0)], lesions=tuple(indices))
     start = [s.start for s in maps.box]
     organs = [n for n in range(1, len(labels)) if n not in indices]
-    wishes = Wishes(organs, 4, start, maps.cells, math.log(4.0), 0.7)
-    net = Denoiser(maps.channels, wishes.channels, "rectified", "v", (16, 16), (False, True), 1, 16, 8)
+    attributes = MaskAttributes(organs, 4, start, maps.cells, math.log(4.0), 0.7)
+    net = Denoiser(maps.channels, attributes.channels, "rectified", "v", (16, 16), (False, True), 1, 16, 8)
     for p in net.parameters():  # fresh networks end in zeros and would answer all alike
         p.data += 0.05 * torch.randn(p.shape)
     return MaskDiffusionMaker(
         domain=domain, affine=np.diag([*SPACING, 1]), volume_ml=(1.4, 7.2), sampling=MaskSamplingConfig(steps=3), maps=maps,
-        wishes=wishes, denoiser=net.eval(),
+        attributes=attributes, denoiser=net.eval(),
     )  # fmt: skip
 
 
 def test_wishes_reach_the_network_and_silence_is_zero() -> None:
-    wishes = tiny(Labels((0, 1, 2)), (1,)).wishes
+    attributes = tiny(Labels((0, 1, 2)), (1,)).attributes
     nan = torch.tensor([math.nan])
-    assert not wishes(nan, nan).spatial.any()
-    usual = wishes(torch.tensor([4.0]), nan).spatial
+    assert not attributes(nan, nan).spatial.any()
+    usual = attributes(torch.tensor([4.0]), nan).spatial
     assert usual[0, :, 0, 0, 0].tolist() == pytest.approx([0, 0, 0, 1, 0, 0, 0])  # the mean volume is 0, but known
-    larger = wishes(torch.tensor([8.0]), torch.tensor([4.0])).spatial[0, :, 0, 0, 0]
+    larger = attributes(torch.tensor([8.0]), torch.tensor([4.0])).spatial[0, :, 0, 0, 0]
     assert larger[:5].tolist() == pytest.approx([math.log(2) / 0.7, 2 ** (1 / 3) - 1, 1.0, 1.0, 1.0])
     mask = torch.zeros(1, 3, *SHAPE)
     mask[:, 2] = 1
-    organs = wishes(nan, nan, wishes.shares(mask)).spatial
+    organs = attributes(nan, nan, attributes.shares(mask)).spatial
     assert organs[0, :, 0, 0, 0].tolist() == pytest.approx([0, 0, 0, 0, 0, 1, 1])
 
 
@@ -222,7 +222,7 @@ def test_it_comes_back_from_disk_and_parts_that_do_not_fit_are_refused(tmp_path:
     assert again.sampling == maker.sampling
     assert again.lesions == (5,)
     assert MaskDiffusionMaker.from_pretrained(tmp_path / "c", exact_volume=True).fingerprint != again.fingerprint
-    maker.wishes = Wishes([], 4, [0, 0, 0], [1, 1, 1], 0.0, 1.0)
+    maker.attributes = MaskAttributes([], 4, [0, 0, 0], [1, 1, 1], 0.0, 1.0)
     maker.save(tmp_path / "d", Ledger(), {})
     with pytest.raises(CheckpointError, match=r"cells is \(1, 1, 1\)"):
         MaskDiffusionMaker.from_pretrained(tmp_path / "d")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 from helpers import GEOMETRIES, contents, lesion_mask
-from planted import boxes, painted, planted
+from positive_controls import boxes, painted, positive_controls
 
 from latentsynth import labelling
 from latentsynth.data import nifti
@@ -52,7 +52,7 @@ def times(folder: Path) -> dict[str, int]:
 def test_maps_are_made_once_and_a_lost_one_is_made_again(
     cases: list[Case], segmented: list[str], tmp_path: Path, cpu: Accelerator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, model = tmp_path / "out", planted()
+    out, model = tmp_path / "out", positive_controls()
     files = label_scans(model, cases, out, cpu)
     assert files == [out / f"{case.case_id}.nii.gz" for case in cases]
     assert segmented == [case.case_id for case in cases]
@@ -77,7 +77,7 @@ def test_maps_are_made_once_and_a_lost_one_is_made_again(
 
 
 def test_the_table_holds_the_millilitres_of_the_maps(cases: list[Case], tmp_path: Path, cpu: Accelerator) -> None:
-    label_scans(planted(), cases, tmp_path / "out", cpu)
+    label_scans(positive_controls(), cases, tmp_path / "out", cpu)
     with (tmp_path / "out" / "volumes.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [row["case"] for row in rows] == [case.case_id for case in cases]
@@ -95,10 +95,10 @@ def test_the_table_holds_the_millilitres_of_the_maps(cases: list[Case], tmp_path
 def test_a_folder_of_another_checkpoint_is_refused_and_left_alone(
     cases: list[Case], tmp_path: Path, cpu: Accelerator
 ) -> None:
-    out, model = tmp_path / "out", planted()
+    out, model = tmp_path / "out", positive_controls()
     label_scans(model, cases[:1], out, cpu)
     before, listing = times(out), contents(out)
-    other = planted()
+    other = positive_controls()
     other.fingerprint = "another"
     with pytest.raises(DataError, match="label maps of another checkpoint"):
         label_scans(other, cases, out, cpu)
@@ -111,26 +111,26 @@ def test_a_folder_of_another_checkpoint_is_refused_and_left_alone(
 def test_a_bad_scan_leaves_no_map_of_its_own(cases: list[Case], tmp_path: Path, cpu: Accelerator) -> None:
     cases[1].images[1].write_bytes(b"nothing")
     with pytest.raises(DataError, match="LPS_0001"):
-        label_scans(planted(), cases, tmp_path / "out", cpu)
+        label_scans(positive_controls(), cases, tmp_path / "out", cpu)
     assert set(times(tmp_path / "out")) == {"oblique.nii.gz"}
 
 
 def test_a_folder_of_scans_is_segmented_as_its_cases_are(cases: list[Case], tmp_path: Path, cpu: Accelerator) -> None:
     found = scans(tmp_path / "scans" / "images", 2)
     assert {case.case_id for case in found} == set(GEOMETRIES)
-    files = label_scans(planted(), found, tmp_path / "out", cpu)
-    expected = {case.case_id: planted().segment(case)[0] for case in cases}
+    files = label_scans(positive_controls(), found, tmp_path / "out", cpu)
+    expected = {case.case_id: positive_controls().segment(case)[0] for case in cases}
     assert all(np.array_equal(nifti.read_labels(file)[0], expected[nifti.stem(file)]) for file in files)
 
 
 def test_other_scans_of_the_same_names_are_refused(cases: list[Case], tmp_path: Path, cpu: Accelerator) -> None:
     """The first scan's label map is not the second's."""
     out = tmp_path / "out"
-    label_scans(planted(), cases[:1], out, cpu)
+    label_scans(positive_controls(), cases[:1], out, cpu)
     affine, shape = GEOMETRIES[cases[0].case_id]
     other = painted(tmp_path / "elsewhere", cases[0].case_id, lesion_mask(affine, shape, 5.0), affine)
     with pytest.raises(DataError, match="was not made from"):
-        label_scans(planted(), [other], out, cpu)
+        label_scans(positive_controls(), [other], out, cpu)
 
 
 def test_a_file_that_stands_there_is_no_label_map(cases: list[Case], tmp_path: Path, cpu: Accelerator) -> None:
@@ -139,12 +139,12 @@ def test_a_file_that_stands_there_is_no_label_map(cases: list[Case], tmp_path: P
     file = out / f"{cases[0].case_id}.nii.gz"
     file.write_bytes(b"somebody's")
     with pytest.raises(DataError, match="was not made from"):
-        label_scans(planted(), cases, out, cpu)
+        label_scans(positive_controls(), cases, out, cpu)
     assert file.read_bytes() == b"somebody's"
 
 
 def test_what_a_killed_process_left_is_cleared(cases: list[Case], tmp_path: Path, cpu: Accelerator) -> None:
     leftover = tmp_path / "out" / ".partial-abc"
     leftover.mkdir(parents=True)
-    label_scans(planted(), cases[:1], tmp_path / "out", cpu)
+    label_scans(positive_controls(), cases[:1], tmp_path / "out", cpu)
     assert not leftover.exists()

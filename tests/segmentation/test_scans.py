@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from planted import boxes, cohort, painted
+from positive_controls import boxes, cohort, painted
 
 from latentsynth.data.intake.scans import scans
 from latentsynth.errors import DataError

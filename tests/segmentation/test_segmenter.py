@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import GEOMETRIES, lesion_mask, tiny_domain
-from planted import LESIONS, boxes, painted, planted
+from positive_controls import LESIONS, boxes, painted, positive_controls
 
 from latentsynth import checkpoint
 from latentsynth.config import DynUNetConfig, InferenceConfig, UNetConfig
@@ -44,7 +44,7 @@ def test_label_maps_lie_on_the_scans_own_grid(
     name: str, spacing_mm: tuple[float, float, float], tmp_path: Path
 ) -> None:
     values, affine = two_lesions(name)
-    found, where = planted(spacing_mm=spacing_mm).segment(painted(tmp_path, name, values, affine))
+    found, where = positive_controls(spacing_mm=spacing_mm).segment(painted(tmp_path, name, values, affine))
     assert found.shape == values.shape
     assert found.dtype == np.int16
     assert np.allclose(where, affine, atol=1e-4)
@@ -56,14 +56,14 @@ def test_label_maps_lie_on_the_scans_own_grid(
 @pytest.mark.parametrize("name", ["oblique", "LPS"])
 def test_on_a_grid_of_the_scans_spacing_thresholding_comes_back_to_the_voxel(name: str, tmp_path: Path) -> None:
     values, affine = two_lesions(name)
-    found, _ = planted().segment(painted(tmp_path, name, values, affine))
+    found, _ = positive_controls().segment(painted(tmp_path, name, values, affine))
     assert np.array_equal(found, values)
 
 
 def test_the_stored_order_of_axes_does_not_matter(tmp_path: Path) -> None:
     """A scan saved anew with axes swapped and flipped gets the label map swapped and flipped alike."""
     values, affine = two_lesions("anisotropic")
-    model = planted()
+    model = positive_controls()
     found, _ = model.segment(painted(tmp_path, "one", values, affine))
     canonical = nib.as_closest_canonical(nib.Nifti1Image(values, affine))
     again, where = model.segment(painted(tmp_path, "two", np.asarray(canonical.dataobj), canonical.affine))
@@ -76,18 +76,18 @@ def test_windows_cover_scans_larger_than_the_grid_to_the_last_corner(tmp_path: P
     shape = (41, 35, 50)
     corner = boxes(shape, {1: np.s_[:3, :3, :3], 4: np.s_[-3:, -3:, -3:]})
     case = painted(tmp_path, "corners", corner, np.diag([2.0, 2.0, 2.0, 1.0]))
-    found, _ = planted(framing=WHOLE).segment(case)
+    found, _ = positive_controls(framing=WHOLE).segment(case)
     assert np.array_equal(found, corner)
-    centre, _ = planted(framing=WHOLE).segment(replace(case, mask=None), whole=False)
+    centre, _ = positive_controls(framing=WHOLE).segment(replace(case, mask=None), whole=False)
     assert not centre.any()  # the grid in the middle of the scan reaches neither
     with pytest.raises(DataError, match="corners: the lesion needs"):  # known to lie outside
-        planted(framing=WHOLE).segment(case, whole=False)
+        positive_controls(framing=WHOLE).segment(case, whole=False)
 
 
 def test_the_outermost_voxels_of_a_finer_scan_are_covered(tmp_path: Path) -> None:
     """37.5 mm in voxels of 0.5 mm, on a grid of 2 mm: neither a lost remainder nor half a grid voxel may be cut off."""
     values = boxes((75, 24, 24), {1: np.s_[:10], 4: np.s_[-10:]})
-    found, _ = planted().segment(painted(tmp_path, "fine", values, np.diag([0.5, 0.5, 0.5, 1.0])))
+    found, _ = positive_controls().segment(painted(tmp_path, "fine", values, np.diag([0.5, 0.5, 0.5, 1.0])))
     assert (found[:5, 4:-4, 4:-4] == 1).all()
     assert (found[-5:, 4:-4, 4:-4] == 4).all()
     assert not found[20:-20].any()
@@ -96,7 +96,7 @@ def test_the_outermost_voxels_of_a_finer_scan_are_covered(tmp_path: Path) -> Non
 @pytest.mark.parametrize("shape", [(9, 12, 5), (16, 7, 40)])
 def test_scans_smaller_than_the_window_are_padded(shape: tuple[int, int, int], tmp_path: Path) -> None:
     values = boxes(shape, {1: np.s_[:2], 4: np.s_[-2:]})
-    found, _ = planted().segment(painted(tmp_path, "small", values, np.diag([-2.0, 2.0, -2.0, 1.0])))
+    found, _ = positive_controls().segment(painted(tmp_path, "small", values, np.diag([-2.0, 2.0, -2.0, 1.0])))
     assert np.array_equal(found, values)
 
 
@@ -105,7 +105,7 @@ def test_a_crop_follows_the_annotated_lesion_and_leaves_the_rest_background(tmp_
     annotated = boxes(shape, {4: np.s_[5:9, 5:9, 5:9]})
     shown = annotated + boxes(shape, {1: np.s_[40:44, 5:9, 5:9]})
     case = painted(tmp_path, "far", annotated, np.diag([2.0, 2.0, 2.0, 1.0]), shown)
-    model = planted(framing=LESION)
+    model = positive_controls(framing=LESION)
     assert np.array_equal(model.segment(case, whole=False)[0], annotated)
     assert np.array_equal(model.segment(case, whole=True)[0], shown)
     unannotated = replace(case, mask=None)  # nothing to follow: the middle, where nothing is
@@ -157,17 +157,17 @@ def test_a_scan_with_other_channels_is_refused(tmp_path: Path) -> None:
     case = painted(tmp_path, "one", boxes((16, 16, 16), {1: np.s_[4:8]}), np.eye(4))
     alone = replace(case, images=case.images[:1])
     with pytest.raises(DataError, match=r"case one has 1 images, .* 2 channels \(CT, PET\)"):
-        planted().segment(alone)
+        positive_controls().segment(alone)
 
 
 def test_a_lesion_larger_than_the_crop_is_refused(tmp_path: Path) -> None:
     case = painted(tmp_path, "large", boxes((30, 16, 16), {1: np.s_[2:28, 4:8, 4:8]}), np.diag([2.0, 2.0, 2.0, 1.0]))
     with pytest.raises(DataError, match="the lesion needs 52"):
-        planted(framing=LESION).segment(case, whole=False)
+        positive_controls(framing=LESION).segment(case, whole=False)
 
 
 def test_a_cohort_of_other_channels_or_labels_is_refused() -> None:
-    model = planted()
+    model = positive_controls()
     model.check(("CT", "PET"), Labels((0, 1, 4), ("background", "other", "names")), "m.json")
     with pytest.raises(DataError, match=r"m\.json has channels \('PET', 'CT'\)"):
         model.check(("PET", "CT"), model.domain.labels, "m.json")
@@ -246,5 +246,5 @@ def test_a_scan_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     case = painted(tmp_path, "one", boxes((16, 16, 16), {1: np.s_[4:8]}), np.eye(4))
     case.images[1].unlink()
     with pytest.raises(DataError, match=r"one_0001\.nii\.gz does not exist"):
-        planted().segment(case)
+        positive_controls().segment(case)
     assert nifti.read(case.images[0])[0].shape == (16, 16, 16)

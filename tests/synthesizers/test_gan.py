@@ -281,11 +281,11 @@ def test_annotation_channels_come_back_as_the_mask(form: str, coding: str, axis:
     else:  # label values 0, 1, 4 as grey levels out of 5
         channels = (mask * torch.tensor([0.0, 1.0, 4.0]).view(3, 1, 1, 1)).sum(1, keepdim=True) / 5 * 2 - 1
     channels = channels + 0.1 * (torch.rand(channels.shape, generator=generator) - 0.5)
-    planted = torch.cat([images, channels], 1) if form == "joint" else channels
+    positive_controls = torch.cat([images, channels], 1) if form == "joint" else channels
 
     def paint(draws: Draws, mask: Tensor | None, style: Tensor | None, place: Tensor) -> Tensor:
         assert mask is None
-        rows = [planted[g.initial_seed()] for g in draws.generators]
+        rows = [positive_controls[g.initial_seed()] for g in draws.generators]
         if axis is None:
             return torch.stack(rows)
         return rows[0].movedim(1 + axis, 0)  # one volume at a time
@@ -316,10 +316,10 @@ def test_voxels_that_name_no_label_are_counted(form: str, coding: str, axis: int
     else:
         channels[1, :, :4] = -0.82  # nearly half-way from 0 to 1
         channels[2, :, :, :12] = 0.1  # near the cut between 1 and 4
-    planted = torch.cat([image, channels], 1) if form == "joint" else channels
+    positive_controls = torch.cat([image, channels], 1) if form == "joint" else channels
 
     def paint(draws: Draws, mask: Tensor | None, style: Tensor | None, place: Tensor) -> Tensor:
-        rows = [planted[g.initial_seed()] for g in draws.generators]
+        rows = [positive_controls[g.initial_seed()] for g in draws.generators]
         return torch.stack(rows) if axis is None else rows[0].movedim(1 + axis, 0)
 
     model = stub(paint, form, coding, axis, domain)

@@ -14,8 +14,8 @@ from latentsynth.gans.base import Discriminator, Generator
 from latentsynth.gans.losses import accuracy
 from latentsynth.parallel import start
 from latentsynth.training.recipes.adversarial import Game, grown_level
+from latentsynth.training.recipes.collapse import Health, share, spread
 from latentsynth.training.recipes.scenes import Scene
-from latentsynth.training.recipes.watch import Health, share, spread
 
 GRID = {"shape": [8, 8, 8], "spacing_mm": [1, 1, 1], "windows": [{}]}
 
@@ -75,7 +75,7 @@ def play(game: Game, generator: Generator, judge: Discriminator, steps: int) -> 
         batch = {"position": torch.arange(4 * step, 4 * step + 4), "seen": 4 * step}
         modules = {"generator": generator, "discriminator": judge}
         _, ours = game.generator_loss(modules, batch, {})
-        _, theirs = game.discriminator_loss(modules, batch, game.memory)
+        _, theirs = game.discriminator_loss(modules, batch, game.state)
         logs.append({**ours, **theirs})
     return logs
 
@@ -84,22 +84,22 @@ def test_augmentation_grows_while_the_discriminator_knows_every_real_one() -> No
     settings = {"augment_target": 0.6, "augment_ramp_images": 100, "path_length": 0, "r1": 0}
     sharp = Game(config(settings), Still())
     play(sharp, Level(), Judge(10.0), 12)
-    assert sharp.memory["probability"] == pytest.approx(48 / 100)  # one image in a hundred per image
+    assert sharp.state["probability"] == pytest.approx(48 / 100)  # one image in a hundred per image
     fooled = Game(config(settings), Still())
-    fooled.memory["probability"] = 0.4
+    fooled.state["probability"] = 0.4
     play(fooled, Level(), Judge(-10.0), 12)
-    assert fooled.memory["probability"] == 0
+    assert fooled.state["probability"] == 0
     never = Game(config({**settings, "augment_target": 0}), Still())
     play(never, Level(), Judge(10.0), 12)
-    assert never.memory["probability"] == 0
+    assert never.state["probability"] == 0
 
 
 def test_a_least_squares_judge_calls_real_what_lies_above_a_half() -> None:
     """Its reals score 0.4: sure of being fake, though the sign of the logit says otherwise."""
     game = Game(config({"loss": "least_squares", "augment_target": 0.6, "augment_ramp_images": 100, "path_length": 0, "r1": 0}), Still())  # fmt: skip
-    game.memory["probability"] = 0.4
+    game.state["probability"] = 0.4
     play(game, Level(), Judge(0.8), 4)
-    assert game.memory["probability"] < 0.4
+    assert game.state["probability"] < 0.4
 
 
 def test_terms_enter_with_their_weights() -> None:
@@ -191,7 +191,7 @@ def test_spread_is_the_mean_distance_of_pairs() -> None:
 def test_features_of_a_fake_like_its_real_match_whatever_the_augmentation() -> None:
     """Both are moved alike; the discriminator's own turn moves each its own way."""
     game = Game(config({"feature_matching": 1, "augment_target": 0.6, "path_length": 0, "r1": 0}), Still())
-    game.memory["probability"] = 0.8
+    game.state["probability"] = 0.8
     generator, judge = Level(), Judge(1.0)
     with torch.no_grad():
         generator.value.fill_(1.0)  # as the reals are
@@ -200,7 +200,7 @@ def test_features_of_a_fake_like_its_real_match_whatever_the_augmentation() -> N
     modules = {"generator": generator, "discriminator": judge}
     _, logs = game.generator_loss(modules, batch, {})
     assert float(logs["features"]) == 0
-    game.discriminator_loss(modules, batch, game.memory)
+    game.discriminator_loss(modules, batch, game.state)
     real, fake = judge.shown[-1][0].chunk(2)
     assert float((real - fake).abs().mean()) > 1e-3
 

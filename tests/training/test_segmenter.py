@@ -32,7 +32,7 @@ from latentsynth.parallel import start
 from latentsynth.provenance import Ledger
 from latentsynth.segmentation import Segmenter
 from latentsynth.training.recipes import segmenter as recipe
-from latentsynth.training.recipes.segmenter import Cohort, SegmentationLoss, initial, train_segmenter
+from latentsynth.training.recipes.segmenter import SegmentationLoss, TrainingMixture, initial, train_segmenter
 from latentsynth.training.run import read_metrics
 from latentsynth.types import Case, Labels
 
@@ -130,7 +130,7 @@ def test_the_checkpoint_scores_what_it_says(trained_segmenter: Path, workplace: 
     model = Segmenter.from_pretrained(trained_segmenter)
     metrics = checkpoint.read_header(trained_segmenter / "checkpoint").metrics
     assert metrics["dice"] == pytest.approx(max(scores(trained_segmenter)), abs=1e-7)
-    cohort = Cohort.of(load(SegmenterRun, workplace / "segmenter.yaml"))
+    cohort = TrainingMixture.of(load(SegmenterRun, workplace / "segmenter.yaml"))
     rows = []
     for n in range(len(cohort.validation)):
         volume = cohort.validation.volume(n)
@@ -154,14 +154,14 @@ def test_the_checkpoint_knows_whom_it_has_seen(trained_segmenter: Path, workplac
 
 
 def test_the_best_validation_is_kept_and_not_the_last(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    planted, seen = [0.3, 0.9, 0.5, 0.8, 0.95], []
+    positive_controls, seen = [0.3, 0.9, 0.5, 0.8, 0.95], []
 
     def plan(model: Segmenter) -> None:
         """Scores by the number of the validation; keeps the weights that it scored."""
         seen.append({name: value.clone() for name, value in model.network.state_dict().items()})
 
     calls = iter(range(10**6))
-    monkeypatch.setattr(recipe, "mean_dice", lambda *masks: planted[next(calls) // 2])  # 2 patients
+    monkeypatch.setattr(recipe, "mean_dice", lambda *masks: positive_controls[next(calls) // 2])  # 2 patients
     on_grid = Segmenter.on_grid
 
     def noted(self: Segmenter, image: Any) -> Any:
@@ -175,12 +175,12 @@ def test_the_best_validation_is_kept_and_not_the_last(workplace: Path, monkeypat
     changes = ["train.lr_schedule=constant", "train.validate_every_images=8"]
     for images_in_all, best in ((24, 1), (32, 1), (40, 4)):  # the same run, gone on with
         config = load(SegmenterRun, segmenter_config(workplace, "best"), [*changes, f"train.images={images_in_all}"])
-        assert train_segmenter(config)["dice"] == pytest.approx(planted[best])
+        assert train_segmenter(config)["dice"] == pytest.approx(positive_controls[best])
         kept = weights(config.run)
         assert all(torch.equal(kept[name], seen[best][name]) for name in kept)
         assert kept.keys() == seen[best].keys()
     assert any(not torch.equal(seen[1][name], seen[2][name]) for name in seen[1])
-    assert scores(config.run) == pytest.approx(planted)
+    assert scores(config.run) == pytest.approx(positive_controls)
 
 
 def test_a_killed_run_resumes_to_the_same_weights(workplace: Path) -> None:
@@ -244,7 +244,7 @@ def test_training_starts_from_another_segmenter_and_inherits_its_patients(
     network = initial(load(SegmenterRun, file), source.domain)
     pairs = zip(network.state_dict().values(), source.network.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    inherited = Cohort.of(load(SegmenterRun, file)).ledger
+    inherited = TrainingMixture.of(load(SegmenterRun, file)).ledger
     assert inherited.patients >= source.ledger.patients
     with pytest.raises(CheckpointError, match="this configuration needs"):
         initial(load(SegmenterRun, file, ["network.channels=[8, 8]"]), source.domain)
@@ -306,7 +306,7 @@ def parents_of(workplace: Path, split: str) -> tuple[str, ...]:
 def test_real_and_synthetic_cohorts_are_mixed_as_asked(workplace: Path) -> None:
     """In one epoch every case comes as often as its source repeats it."""
     made = synthetic(workplace, "mixed", parents_of(workplace, "train")[:2])
-    cohort = Cohort.of(data(workplace, {"repeat": 3}, {"manifest": str(made), "repeat": 2}))
+    cohort = TrainingMixture.of(data(workplace, {"repeat": 3}, {"manifest": str(made), "repeat": 2}))
     assert cohort.trained_on == {"real": 4, "synthetic": 2}
     assert len(cohort) == 3 * 4 + 2 * 2
     drawn = []
@@ -331,7 +331,7 @@ def test_parents_of_synthetic_cases_and_the_ledger_beside_them_are_inherited(wor
     made = synthetic(workplace, "inherited", (parent,))
     test = Manifest.load(workplace / "manifest.json").select("test")[:1]
     Ledger.of(test).save(made.parent / "ledger.json")
-    cohort = Cohort.of(data(workplace, {"manifest": str(made)}))
+    cohort = TrainingMixture.of(data(workplace, {"manifest": str(made)}))
     assert cohort.trained_on == {"real": 0, "synthetic": 1}
     seen, _ = cohort.ledger.seen(Manifest.load(workplace / "manifest.json").cases)
     assert {case.patient_id for case in seen} == {parent, test[0].patient_id}
@@ -341,14 +341,14 @@ def test_augmented_copies_multiply_entries_and_not_cases(workplace: Path) -> Non
     config = data(workplace, {"repeat": 2})
     copied = config.model_copy(update={"data": config.data.model_copy(
         update={"augment": config.data.augment.model_copy(update={"copies": 3})})})  # fmt: skip
-    cohort = Cohort.of(copied)
+    cohort = TrainingMixture.of(copied)
     assert len(cohort) == 2 * 4 * 4
     assert cohort.trained_on == {"real": 4, "synthetic": 0}
     assert len(cohort.validation) == 2  # as they are
 
 
 def drawn_patients(config: SegmenterRun, seed: int) -> set[str]:
-    cohort = Cohort.of(config.model_copy(update={"seed": seed}))
+    cohort = TrainingMixture.of(config.model_copy(update={"seed": seed}))
     return {case.patient_id for case, _ in cohort.training[0].entries}
 
 
@@ -360,7 +360,7 @@ def test_more_patients_hold_the_fewer_of_the_same_seed(workplace: Path) -> None:
         assert subsets[1] == drawn_patients(data(workplace, {"patients": 2}), seed)
     assert len({frozenset(drawn_patients(data(workplace, {"patients": 1}), seed)) for seed in range(12)}) > 2
     with pytest.raises(DataError, match=r"has 4 (annotated )?patients in split train, patients=5 asks for more"):
-        Cohort.of(data(workplace, {"patients": 5}))
+        TrainingMixture.of(data(workplace, {"patients": 5}))
 
 
 def changed(workplace: Path, name: str, cases: list[Case], **facts: Any) -> str:
@@ -378,7 +378,7 @@ def test_patients_are_counted_among_the_annotated(workplace: Path) -> None:
     for seed in range(6):
         assert len(drawn_patients(data(workplace, {"manifest": file, "patients": 2}), seed)) == 2
     with pytest.raises(DataError, match=r"patients=3 asks for more"):
-        Cohort.of(data(workplace, {"manifest": file, "patients": 3}))
+        TrainingMixture.of(data(workplace, {"manifest": file, "patients": 3}))
 
 
 def test_all_cases_of_a_drawn_patient_are_taken(workplace: Path) -> None:
@@ -386,7 +386,7 @@ def test_all_cases_of_a_drawn_patient_are_taken(workplace: Path) -> None:
     train = [case for case in cases if case.split == "train"]
     twice = [replace(case, case_id=f"{case.case_id}_again") for case in train]
     file = changed(workplace, "twice", cases + twice)
-    cohort = Cohort.of(data(workplace, {"manifest": file, "patients": 3}))
+    cohort = TrainingMixture.of(data(workplace, {"manifest": file, "patients": 3}))
     assert Counter(case.patient_id for case, _ in cohort.training[0].entries).most_common()[-1][1] == 2
     assert cohort.trained_on == {"real": 6, "synthetic": 0}
 
@@ -428,7 +428,7 @@ class TestRefusals:
 
     def test_a_validation_patient_whom_the_generator_saw(self, workplace: Path) -> None:
         made = synthetic(workplace, "seen", ("somebody",))
-        Cohort.of(data(workplace, {}, {"manifest": str(made)}))
+        TrainingMixture.of(data(workplace, {}, {"manifest": str(made)}))
         patient = Manifest.load(workplace / "manifest.json").select("val")[:1]
         Ledger.of(patient).save(made.parent / "ledger.json")
         refused(data(workplace, {}, {"manifest": str(made)}), rf"1 validation patients \({patient[0].patient_id}\)")
@@ -475,7 +475,7 @@ def test_a_case_without_a_mask_is_left_out_of_a_cohort_that_has_some(workplace: 
     cases = list(Manifest.load(workplace / "manifest.json").cases)
     first = next(case.case_id for case in cases if case.split == "train")
     file = changed(workplace, "one-bare", [replace(c, mask=None) if c.case_id == first else c for c in cases])
-    cohort = Cohort.of(data(workplace, {"manifest": file}))
+    cohort = TrainingMixture.of(data(workplace, {"manifest": file}))
     assert cohort.trained_on == {"real": 3, "synthetic": 0}
     assert first not in {case.case_id for case, _ in cohort.training[0].entries}
     assert start().num_processes == 1

@@ -15,7 +15,7 @@ from nibabel.affines import voxel_sizes
 
 from latentsynth.data import nifti
 from latentsynth.data.identity import unfit_id, volume_hash
-from latentsynth.data.intake.layouts import Cohort
+from latentsynth.data.intake.layouts import RawCohort
 from latentsynth.errors import DataError
 from latentsynth.progress import bar
 from latentsynth.types import Case, Labels
@@ -208,7 +208,7 @@ def _check_mask(
 
 
 def check_cohort(
-    cohort: Cohort, *, allow_unlabelled: bool = False, progress: bool = True
+    cohort: RawCohort, *, allow_unlabelled: bool = False, progress: bool = True
 ) -> tuple[list[Problem], tuple[CaseFacts, ...]]:
     """Checks every case, and the cases against each other.
 

@@ -26,7 +26,7 @@ _EXPECTED = (
 
 
 @dataclass(frozen=True)
-class Cohort:
+class RawCohort:
     """What a layout says, before any scan was opened.
 
     Attributes:
@@ -72,7 +72,7 @@ def recognise(source: Path) -> str:
     raise DataError(f"{source / 'dataset.json'} has only the keys {sorted(value)}, {_EXPECTED}: complete it")
 
 
-def read_cohort(source: Path, layout: str | None = None, patient_regex: str | None = None) -> Cohort:
+def read_cohort(source: Path, layout: str | None = None, patient_regex: str | None = None) -> RawCohort:
     """Reads which files belong to which case.
 
     Args:
@@ -96,7 +96,7 @@ def read_cohort(source: Path, layout: str | None = None, patient_regex: str | No
     return cohort if patient_regex is None else _with_patients(cohort, patient_regex)
 
 
-def _with_patients(cohort: Cohort, expression: str) -> Cohort:
+def _with_patients(cohort: RawCohort, expression: str) -> RawCohort:
     try:
         pattern = re.compile(expression)
     except re.error as error:
@@ -116,7 +116,7 @@ def _with_patients(cohort: Cohort, expression: str) -> Cohort:
 # Layouts --------------------------------------------------------------------------------------------------------
 
 
-def _nnunet(source: Path) -> Cohort:
+def _nnunet(source: Path) -> RawCohort:
     value = _dataset(source)
     channels = _channels(source, value)
     ending = value.get("file_ending", ".nii.gz")
@@ -153,10 +153,10 @@ def _nnunet(source: Path) -> Cohort:
         )
         for name in {*numbers, *masks}
     )
-    return Cohort(_name(source, value), channels, _labels(source, value), cases, False, False, tuple(notes))
+    return RawCohort(_name(source, value), channels, _labels(source, value), cases, False, False, tuple(notes))
 
 
-def _decathlon(source: Path) -> Cohort:
+def _decathlon(source: Path) -> RawCohort:
     value = _dataset(source)
     entries = value.get("training")
     if not isinstance(entries, list) or not entries:
@@ -170,7 +170,7 @@ def _decathlon(source: Path) -> Cohort:
         cases.append(Case(name, name, (source / entry["image"],), source / label if label else None))
     notes = ("the images listed under test are not read: they have no masks",) if value.get("test") else ()
     channels, labels = _channels(source, value), _labels(source, value)
-    return Cohort(_name(source, value), channels, labels, tuple(cases), False, False, notes)
+    return RawCohort(_name(source, value), channels, labels, tuple(cases), False, False, notes)
 
 
 def _dataset(source: Path) -> dict[str, Any]:
@@ -221,7 +221,7 @@ def _labels(source: Path, value: dict[str, Any]) -> Labels | None:
     return Labels(tuple(sorted(names)), tuple(names[label] for label in sorted(names)))
 
 
-def _table(source: Path) -> Cohort:
+def _table(source: Path) -> RawCohort:
     path = _table_file(source)
     rows = tables.read_rows(path)
     channels = list(dict.fromkeys(name for _, row in rows for name in row["images"]))
@@ -243,15 +243,15 @@ def _table(source: Path) -> Cohort:
     extra = sorted({key for _, row in rows for key in row if key not in tables.KEYS})
     notes = (f"columns that are not used: {', '.join(extra)}",) if extra else ()
     names = ("image",) if channels == ["image_0"] else tuple(channels)
-    return Cohort(path.stem, names, None, tuple(cases), patients, splits, notes)
+    return RawCohort(path.stem, names, None, tuple(cases), patients, splits, notes)
 
 
-def _masks(source: Path) -> Cohort:
+def _masks(source: Path) -> RawCohort:
     files = sorted(p for p in source.glob("*") if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
     if not files:
         raise DataError(f"{source} is no folder of masks: give a folder of NIfTI files, one mask each")
     cases = tuple(Case(stem(file), stem(file), (), file) for file in files)
-    return Cohort(source.resolve().name, (), None, cases, False, False, ("these cases are masks without images",))
+    return RawCohort(source.resolve().name, (), None, cases, False, False, ("these cases are masks without images",))
 
 
 # Common ---------------------------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def _listing(folder: Path, ending: str) -> set[str]:
     return {path.name[: -len(ending)] for path in found if not path.name.startswith(".")}
 
 
-_READERS: dict[str, Callable[[Path], Cohort]] = {
+_READERS: dict[str, Callable[[Path], RawCohort]] = {
     "nnunet": _nnunet,
     "decathlon": _decathlon,
     "table": _table,

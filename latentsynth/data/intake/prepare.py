@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latentsynth.data.intake.checks import CaseFacts, Problem, check_cohort, twins
-from latentsynth.data.intake.layouts import Cohort, few, read_cohort, recognise
+from latentsynth.data.intake.layouts import RawCohort, few, read_cohort, recognise
 from latentsynth.data.intake.splits import FRACTIONS, declared_splits, require_fractions, split_patients
 from latentsynth.data.manifest import KIND, SPLITS, Manifest
 from latentsynth.errors import DataError
@@ -161,7 +161,7 @@ def _require_free(out: Path) -> None:
         raise DataError(f"cannot write {out}: {parent} is not a writable folder; choose another place")
 
 
-def _remarks(cohort: Cohort, cases: Sequence[Case], facts: Sequence[CaseFacts], allow_unlabelled: bool) -> list[str]:
+def _remarks(cohort: RawCohort, cases: Sequence[Case], facts: Sequence[CaseFacts], allow_unlabelled: bool) -> list[str]:
     notes = []
     if not cohort.patients_declared:
         notes.append("every case counts as a patient of its own: if some share a patient, give --patient REGEX")

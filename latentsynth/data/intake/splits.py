@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentsynth.data.intake.layouts import Cohort, few
+from latentsynth.data.intake.layouts import RawCohort, few
 from latentsynth.data.intake.tables import as_split
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.files import read_json
@@ -93,7 +93,7 @@ def read_split_file(path: Path | str) -> dict[str, Split]:
     return dict(pairs)
 
 
-def declared_splits(cohort: Cohort, split_file: Path | None, notes: list[str]) -> dict[str, Split] | None:
+def declared_splits(cohort: RawCohort, split_file: Path | None, notes: list[str]) -> dict[str, Split] | None:
     """Splits by case id, from a file or else from the source; None if neither has any.
 
     Args:

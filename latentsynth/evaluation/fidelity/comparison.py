@@ -10,14 +10,14 @@ from latentsynth.evaluation.cohorts import rng
 from latentsynth.evaluation.features import Features
 from latentsynth.extractors.networks import Extractor
 from latentsynth.metrics.distribution import frechet, kid, kid_interval, prdc
-from latentsynth.results import Cell, Estimate, Table
+from latentsynth.results import Estimate, Table, TableCell
 
 FLOOR = "floor: other half of real"
 _SPLITS = 20  # random halves of the real patients that scores are averaged over
 _NEIGHBOURS = 5  # Naeem et al. 2020
 
 
-class Scores:
+class FidelityScores:
     """Scores of every synthetic set by one extractor.
 
     Attributes:
@@ -28,7 +28,9 @@ class Scores:
 
     columns = ("cases", "frechet", "frechet_all", "frechet_raw", "kid", "kid_low", "kid_high", "precision", "recall", "density", "coverage")  # fmt: skip
 
-    def __init__(self, at: int, neighbours: int, rows: list[tuple[Cell, ...]], growth: dict[str, dict[int, float]]):
+    def __init__(
+        self, at: int, neighbours: int, rows: list[tuple[TableCell, ...]], growth: dict[str, dict[int, float]]
+    ):
         self.at, self.neighbours, self.rows, self.growth = at, neighbours, rows, growth
 
     def table(self, one: Extractor) -> Table:
@@ -63,7 +65,7 @@ class Scores:
         )
 
 
-def compare(real: Features, samples: dict[str, Features]) -> Scores:
+def compare(real: Features, samples: dict[str, Features]) -> FidelityScores:
     """Scores of some synthetic sets against a real one; see the module's first lines."""
     scaled, unit = _scaled(real, samples)
     patients = np.unique(real.patients)
@@ -78,7 +80,7 @@ def compare(real: Features, samples: dict[str, Features]) -> Scores:
     at = min([at, *(len(one.ids) for one in samples.values())])
     neighbours = max(1, min(_NEIGHBOURS, at // 4))  # of a handful of cases, five are everybody
     whole = scaled[None]
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[TableCell, ...]] = []
     growth: dict[str, dict[int, float]] = {}
     width = whole.values.shape[1]
     for name in (None, *samples):
@@ -106,7 +108,7 @@ def compare(real: Features, samples: dict[str, Features]) -> Scores:
             distance = kid(whole.values, fake.values)
             rows.append((name, len(fake.ids), float(np.mean(near)), everything, raw, distance, *interval, *means))
         growth[name or FLOOR] = _growth(whole, None if name is None else scaled[name], halves, at, draws)
-    return Scores(at, neighbours, rows, growth)
+    return FidelityScores(at, neighbours, rows, growth)
 
 
 def _scaled(real: Features, samples: dict[str, Features]) -> tuple[dict[str | None, Features], float]:

@@ -17,7 +17,7 @@ from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, rng
 from latentsynth.evaluation.features import extract
-from latentsynth.evaluation.fidelity.comparison import Scores, compare, principal, spread
+from latentsynth.evaluation.fidelity.comparison import FidelityScores, compare, principal, spread
 from latentsynth.extractors.networks import Extractor
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.metrics.bootstrap import ratio_interval
@@ -26,7 +26,7 @@ from latentsynth.metrics.sharpness import detail
 from latentsynth.parallel import over_cases
 from latentsynth.plots import scatters
 from latentsynth.progress import bar
-from latentsynth.results import Cell, Estimate, Picture, Result, Table, close_results, open_results, write_csv
+from latentsynth.results import Estimate, Picture, Result, Table, TableCell, close_results, open_results, write_csv
 from latentsynth.types import Framing, Grid
 
 _LEAST = 8  # real patients; their halves hold the neighbourhoods of precision and recall
@@ -92,7 +92,7 @@ def evaluate_fidelity(
     )  # fmt: skip
     if accelerator.is_main_process:
         result.save(out)  # first: a picture that fails must not cost the numbers
-        write_csv(out / "fidelity.csv", ("extractor", "volumes", *Scores.columns), rows)
+        write_csv(out / "fidelity.csv", ("extractor", "volumes", *FidelityScores.columns), rows)
         _sheet(out / "fidelity_cases.png", (real, *samples), caches)
         panels = {one.name: {name: features[name][one.name].values for name in names} for one in extractors}
         scatters(out / "fidelity_features.png", {name: principal(sets) for name, sets in panels.items()})
@@ -136,12 +136,12 @@ def preprocessing(grid: Grid, framing: Framing) -> str:
 
 def _diversity(cohorts: Sequence[Cohort], caches: dict[str, VolumeCache], accelerator: Accelerator) -> Table:
     """MS-SSIM between volumes of different patients, and between volumes made for one mask."""
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[TableCell, ...]] = []
     for cohort in cohorts:
         cache = caches[cohort.name]
         apart = random_pairs(cohort.patients, _PAIRS, rng())
         alike = _same(cohort.patients)
-        cells: list[Cell] = []
+        cells: list[TableCell] = []
         with bar(f"diversity of {cohort.name}", len(apart) + len(alike), "pairs", accelerator.is_main_process) as shown:
             for pairs in (apart, alike):
                 values = mean_similarity(partial(_image, cache), pairs, shown.advance)
@@ -159,7 +159,7 @@ def _diversity(cohorts: Sequence[Cohort], caches: dict[str, VolumeCache], accele
 
 def _sharpness(cohorts: Sequence[Cohort], caches: dict[str, VolumeCache], accelerator: Accelerator) -> Table:
     """Fine detail of every cohort, as a share of that of the real scans."""
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[TableCell, ...]] = []
     values: dict[str, list[float]] = {}
     for cohort in cohorts:
         work = partial(_detail, caches[cohort.name])

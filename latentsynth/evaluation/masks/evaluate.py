@@ -19,9 +19,8 @@ from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, check_names, check_new
 from latentsynth.evaluation.features import Features
 from latentsynth.evaluation.masks import figures
-from latentsynth.evaluation.memorization.rulers import LabelMap as MaskRows
-from latentsynth.evaluation.memorization.rulers import Ruler
-from latentsynth.evaluation.memorization.yardstick import Measured, Yardstick, one_per_patient
+from latentsynth.evaluation.memorization.reference import Measured, ReferenceDistances, one_per_patient
+from latentsynth.evaluation.memorization.spaces import FeatureSpace, MaskVoxels
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.metrics.shapes import Shape, cells_of, centroid_mm, mask_of, overlaps, shape_of
 from latentsynth.parallel import over_cases
@@ -116,7 +115,7 @@ def evaluate_masks(
     measures, located = _measures(described)
     distances, apart = figures.distances(shown, measures, located)
     closeness, scores = figures.closeness(shown, measures)
-    judged, level = _copies(patients, learnt, sets)
+    searches, level = _copies(patients, learnt, sets)
     result = Result(
         "mask_shapes",
         "Are synthetic masks like real ones?",
@@ -126,13 +125,13 @@ def evaluate_masks(
             "voxel_mm": lattice.voxel_mm,
             "cell_mm": lattice.cell_mm,
         },
-        (distances, closeness, figures.copies(judged, level)),
+        (distances, closeness, figures.copies(searches, level)),
         figures.PICTURES,
-        (*figures.said(apart, scores, judged), *notes, figures.looked_at(lattice.voxel_mm, lattice.cell_mm)),
+        (*figures.said(apart, scores, searches), *notes, figures.looked_at(lattice.voxel_mm, lattice.cell_mm)),
     )
     if accelerator.is_main_process:
         result.save(out)  # first: a picture that fails must not cost the numbers
-        figures.write(out, shown, learnt.cohort, measures, judged, lesions)
+        figures.write(out, shown, learnt.cohort, measures, searches, lesions)
         close_results(out, result)
     accelerator.wait_for_everyone()
     return result
@@ -270,7 +269,7 @@ def _copies(patients: Described, learnt: Described, sets: Sequence[Described]) -
     """By name, every set against the training masks, the real patients first; and the level of the p-values.
 
     Real patients have one mask each and no part in training, so they calibrate. They are too few to be parted for a
-    control: planted copies in the tests stand for that.
+    control: positive controls in the tests stand for that.
     """
     asked = [mask for one in (patients, *sets) for mask in one.masks]
     where = overlaps([mask.cells for mask in asked], [mask.cells for mask in learnt.masks])
@@ -288,8 +287,10 @@ def _copies(patients: Described, learnt: Described, sets: Sequence[Described]) -
         start += len(one.masks)
     calibration = one_per_patient(rows[patients.cohort.name])
     level = max(_LEVEL, 1 / (len(calibration.ids) + 1))
-    yardstick = Yardstick(Ruler(MaskRows(), search, "1 - Dice"), _numbered(learnt, 0), calibration, level)
-    return {name: yardstick.measure(found) for name, found in rows.items()}, level
+    reference = ReferenceDistances(
+        FeatureSpace(MaskVoxels(), search, "1 - Dice"), _numbered(learnt, 0), calibration, level
+    )
+    return {name: reference.measure(found) for name, found in rows.items()}, level
 
 
 def _numbered(one: Described, start: int) -> Features:

@@ -11,16 +11,16 @@ from scipy import ndimage
 
 from latentsynth.evaluation.cohorts import Cohort, rng
 from latentsynth.evaluation.features import Features
-from latentsynth.evaluation.fidelity.comparison import Scores, compare
-from latentsynth.evaluation.memorization.trust import text
-from latentsynth.evaluation.memorization.yardstick import Measured
+from latentsynth.evaluation.fidelity.comparison import FidelityScores, compare
+from latentsynth.evaluation.memorization.controls import text
+from latentsynth.evaluation.memorization.reference import Measured
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.masks.write import sheet_grid, tile
 from latentsynth.metrics.shapes import cells_of, mask_of
 from latentsynth.metrics.wasserstein import halves_distance, set_distance
 from latentsynth.plots import histograms
-from latentsynth.results import Cell, Estimate, Picture, Table, write_csv
+from latentsynth.results import Estimate, Picture, Table, TableCell, write_csv
 from latentsynth.types import Labels
 
 _DIFFERS = "DIFFERS"
@@ -48,7 +48,7 @@ def distances(cohorts: Sequence[Cohort], measures: Measures, located: str) -> tu
         located: What the measures of place refer to.
     """
     real, *sets = cohorts
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[TableCell, ...]] = []
     apart: dict[str, list[str]] = {cohort.name: [] for cohort in sets}
     for name in measures[real.name]:
         expected, patients = _numbers(measures[real.name][name], real)
@@ -77,7 +77,7 @@ def distances(cohorts: Sequence[Cohort], measures: Measures, located: str) -> tu
     return table, apart
 
 
-def closeness(cohorts: Sequence[Cohort], measures: Measures) -> tuple[Table, Scores]:
+def closeness(cohorts: Sequence[Cohort], measures: Measures) -> tuple[Table, FidelityScores]:
     """Precision, recall, density and coverage of shapes; ``cohorts`` and ``measures`` as in :func:`distances`."""
     real, *sets = (_features(cohort, measures[cohort.name], measures[cohorts[0].name]) for cohort in cohorts)
     scores = compare(real, {cohort.name: one for cohort, one in zip(cohorts[1:], sets, strict=True)})
@@ -94,11 +94,11 @@ def closeness(cohorts: Sequence[Cohort], measures: Measures) -> tuple[Table, Sco
     return table, scores
 
 
-def copies(judged: Mapping[str, Measured], level: float) -> Table:
-    """Overlap with training masks, against what patients have that nobody copied; these stand first in ``judged``."""
-    real = next(iter(judged))
-    rows: list[tuple[Cell, ...]] = []
-    for name, found in judged.items():
+def copies(searches: Mapping[str, Measured], level: float) -> Table:
+    """Overlap with training masks, against what patients have that nobody copied; these stand first in ``searches``."""
+    real = next(iter(searches))
+    rows: list[tuple[TableCell, ...]] = []
+    for name, found in searches.items():
         nearest = 1 - found.distances[:, 0]
         rate, expected, word = (None, None, "") if name == real else (found.rate, text(found.expected), verdict(found))
         rows.append((name, len(nearest), float(np.median(nearest)), float(nearest.max()), rate, expected, word))
@@ -106,7 +106,7 @@ def copies(judged: Mapping[str, Measured], level: float) -> Table:
         "copies of training masks",
         ("masks", "n", "Dice with the nearest, median", "highest", "flagged", "expected", "verdict"),
         tuple(rows),
-        f"flagged: overlaps a training mask more than all but {level:.1%} of the {len(set(judged[real].features.patients))} real "
+        f"flagged: overlaps a training mask more than all but {level:.1%} of the {len(set(searches[real].features.patients))} real "
         "patients do; the share has a bootstrap interval, expected is its 95 % beta-binomial interval where nothing was copied",
     )  # fmt: skip
 
@@ -116,7 +116,7 @@ def verdict(found: Measured) -> str:
     return "too few masks to say" if found.mute else "COPIES" if found.copied else "as unseen patients"
 
 
-def said(apart: Mapping[str, list[str]], scores: Scores, judged: Mapping[str, Measured]) -> list[str]:
+def said(apart: Mapping[str, list[str]], scores: FidelityScores, searches: Mapping[str, Measured]) -> list[str]:
     """What is wrong, in plain sentences."""
     notes = [f"{name}: masks differ from real ones in {'; '.join(found)}" for name, found in apart.items() if found]
     floor, *rows = (_of(row) for row in scores.rows)
@@ -130,8 +130,8 @@ def said(apart: Mapping[str, list[str]], scores: Scores, judged: Mapping[str, Me
         if poor:
             notes.append(f"{name}: masks leave real shapes out ({'; '.join(poor)})")
     for name in apart:
-        if verdict(judged[name]) == "COPIES":
-            share = judged[name].rate.value
+        if verdict(searches[name]) == "COPIES":
+            share = searches[name].rate.value
             notes.append(f"{name}: {share:.0%} of the masks overlap a training mask as closely as copies do")
     return notes
 
@@ -155,7 +155,7 @@ def write(
     cohorts: Sequence[Cohort],
     train: Cohort,
     measures: Measures,
-    judged: Mapping[str, Measured],
+    searches: Mapping[str, Measured],
     lesions: tuple[int, ...],
 ) -> None:
     """Writes ``mask_shapes.csv``, a row per mask, and :data:`PICTURES` into a folder."""
@@ -168,7 +168,7 @@ def write(
     cases, histogram, nearest = (out / picture.file for picture in PICTURES)
     _draw_cases(cases, cohorts, measures, lesions)
     _draw_measures(histogram, cohorts, measures)
-    _draw_nearest(nearest, cohorts[1:], train, judged, lesions)
+    _draw_nearest(nearest, cohorts[1:], train, searches, lesions)
 
 
 def _draw_cases(path: Path, cohorts: Sequence[Cohort], measures: Measures, lesions: tuple[int, ...]) -> Path:
@@ -183,12 +183,12 @@ def _draw_cases(path: Path, cohorts: Sequence[Cohort], measures: Measures, lesio
 
 
 def _draw_nearest(
-    path: Path, sets: Sequence[Cohort], train: Cohort, judged: Mapping[str, Measured], lesions: tuple[int, ...]
+    path: Path, sets: Sequence[Cohort], train: Cohort, searches: Mapping[str, Measured], lesions: tuple[int, ...]
 ) -> Path:
     """Writes a picture: a row per set, in it the masks that are likest to a training mask, each beside that one."""
     rows: list[list[tuple[str, Cohort, int]]] = []
     for cohort in sets:
-        found = judged[cohort.name]
+        found = searches[cohort.name]
         rows.append([])
         for n in np.argsort(found.distances[:, 0], kind="stable")[: _SHOWN // 2]:
             title = f"{cohort.name}, Dice {1 - found.distances[n, 0]:.2f} with"
@@ -240,8 +240,8 @@ def _numbers(values: np.ndarray, cohort: Cohort) -> tuple[np.ndarray, list[str]]
     return values[kept], [cohort.patients[n] for n in kept]
 
 
-def _of(row: tuple[Cell, ...]) -> dict[str, Cell]:
-    return dict(zip(Scores.columns, row[1:], strict=True))
+def _of(row: tuple[TableCell, ...]) -> dict[str, TableCell]:
+    return dict(zip(FidelityScores.columns, row[1:], strict=True))
 
 
 def _features(cohort: Cohort, of: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray]) -> Features:

@@ -16,9 +16,9 @@ from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, check_names, rng
 from latentsynth.evaluation.features import comparison_space, contrastive_extractor, train_contrastive, volumes
 from latentsynth.evaluation.inputs import check_apart, halves, open_cohort
-from latentsynth.evaluation.memorization.measures import Sides, judge, judge_masks
+from latentsynth.evaluation.memorization.measures import PatientGroups, search_copies, search_mask_copies
 from latentsynth.evaluation.memorization.report import copy_rate, write_memorization
-from latentsynth.evaluation.memorization.rulers import OWN, Ruler, own_ruler
+from latentsynth.evaluation.memorization.spaces import OWN, FeatureSpace, own_space
 from latentsynth.extractors.networks import extractor
 from latentsynth.metrics.conformal import smallest_rank
 from latentsynth.metrics.membership import Membership, membership
@@ -34,7 +34,7 @@ def measure_memorization(
     samples: Sequence[tuple[str, Path]],
     out: Path,
     accelerator: Accelerator,
-    rulers: Sequence[str] | None = None,
+    spaces: Sequence[str] | None = None,
     like: Path | None = None,
     level: float = 0.05,
     losses: Mapping[str, Path] | None = None,
@@ -50,7 +50,7 @@ def measure_memorization(
         samples: Name and manifest or folder of each synthetic set.
         out: Folder for the report.
         accelerator: The processes that share the volumes.
-        rulers: How volumes are compared; None takes :data:`DEFAULT`.
+        feature spaces: How volumes are compared; None takes :data:`DEFAULT`.
         like: Run or checkpoint folder whose grid is taken; None chooses one.
         level: Level of the p-values.
         losses: By name, CSV files of losses of training and held-out cases.
@@ -59,7 +59,7 @@ def measure_memorization(
         images: How long to train a copy detector.
 
     Returns:
-        The report, and the highest copy rate by a trusted ruler (not a number if none is trusted).
+        The report, and the highest copy rate by a valid feature space (not a number if none is valid).
 
     Raises:
         DataError: Cohorts that do not fit together, too few held-out patients, or held-out patients that were seen.
@@ -68,37 +68,39 @@ def measure_memorization(
     channels = len(learned.manifest.channels)
     unseen = open_cohort("held-out patients", heldout, ("val", "test"), channels=channels)
     sets = [open_cohort(name, path, real=False, channels=channels) for name, path in samples]
-    sides = Sides(learned, *halves(unseen))
-    check_names((*sides.all, *sets))
+    groups = PatientGroups(learned, *halves(unseen))
+    check_names((*groups.all, *sets))
     for cohort in (unseen, *sets):
         if len(cohort.manifest.channels) != len(learned.manifest.channels):
             raise DataError(
                 f"{cohort.name} has channels {cohort.manifest.channels}, the training patients have "
                 f"{learned.manifest.channels}: give the same images"
             )
-    smallest_rank(len({case.patient_id for case in sides.calibration.cases}), level)  # before anything is read
+    smallest_rank(len({case.patient_id for case in groups.calibration.cases}), level)  # before anything is read
     notes = check_apart(learned, unseen, sets)
-    losses_of = {name: _membership(path, sides) for name, path in (losses or {}).items()}
+    losses_of = {name: _membership(path, groups) for name, path in (losses or {}).items()}
     grid, framing = comparison_space(like, learned.manifest)
-    masks = _comparable_masks((*sides.all, *sets))
+    masks = _comparable_masks((*groups.all, *sets))
     labels = learned.manifest.labels
     if framing.crop == "lesion" and not masks:
         raise DataError(f"{like} looks at crops around lesions, and some cases have no mask: give all cases masks")
     if accelerator.is_main_process:
         open_results(out)
-    caches = {c.name: volumes(c, grid, framing, labels, cache, accelerator, masks) for c in (*sides.all, *sets)}
+    caches = {c.name: volumes(c, grid, framing, labels, cache, accelerator, masks) for c in (*groups.all, *sets)}
     if not masks:
         notes.append("masks were not compared: some cases have none, or their labels differ")
-    chosen = [_ruler(word, learned, caches[learned.name], grid, framing, cache, images) for word in rulers or DEFAULT]
+    chosen = [_space(word, learned, caches[learned.name], grid, framing, cache, images) for word in spaces or DEFAULT]
     names = [one.name for one in chosen]
     if len(set(names)) < len(names):
-        raise DataError(f"rulers {', '.join(names)}: tables could not tell two of one name apart; rename the files")
-    judged = judge(chosen, sides, sets, caches, accelerator, level, dar2024)
-    of_masks = judge_masks(sides, sets, caches, accelerator, level) if masks else None
-    result = write_memorization(out, sides, sets, judged, of_masks, caches, level, accelerator, notes, losses_of)
+        raise DataError(
+            f"feature spaces {', '.join(names)}: tables could not tell two of one name apart; rename the files"
+        )
+    searches = search_copies(chosen, groups, sets, caches, accelerator, level, dar2024)
+    of_masks = search_mask_copies(groups, sets, caches, accelerator, level) if masks else None
+    result = write_memorization(out, groups, sets, searches, of_masks, caches, level, accelerator, notes, losses_of)
     if accelerator.is_main_process:
         close_results(out, result)
-    return result, copy_rate(judged)
+    return result, copy_rate(searches)
 
 
 def _comparable_masks(cohorts: Sequence[Cohort]) -> bool:
@@ -107,18 +109,18 @@ def _comparable_masks(cohorts: Sequence[Cohort]) -> bool:
     return len(labels) == 1 and all(case.mask is not None for cohort in cohorts for case in cohort.cases)
 
 
-def _ruler(
+def _space(
     word: str, train: Cohort, training: VolumeCache, grid: Grid, framing: Framing, cache: Path, images: int
-) -> Ruler:
+) -> FeatureSpace:
     kind, _, rest = word.partition(":")
     if word in OWN:
-        return own_ruler(word, training)
+        return own_space(word, training)
     if kind != "contrastive":
-        return Ruler(extractor(word, grid.channels))
+        return FeatureSpace(extractor(word, grid.channels))
     folder = (
         Path(rest) if rest else train_contrastive(_fitting(train, cache), grid, framing, cache, images, copies=True)
     )
-    return Ruler(contrastive_extractor(folder, grid, projected=True))
+    return FeatureSpace(contrastive_extractor(folder, grid, projected=True))
 
 
 def _fitting(train: Cohort, cache: Path) -> Path:
@@ -132,14 +134,14 @@ def _fitting(train: Cohort, cache: Path) -> Path:
     return path
 
 
-def _membership(path: Path, sides: Sides) -> Membership:
+def _membership(path: Path, groups: PatientGroups) -> Membership:
     """Membership inference from a CSV of losses.
 
     Raises:
         DataError: Another table, or a case that is neither a training nor a held-out one.
     """
-    inside = {case.case_id: case.patient_id for case in sides.train.cases}
-    outside = {case.case_id: case.patient_id for c in (sides.calibration, sides.control) for case in c.cases}
+    inside = {case.case_id: case.patient_id for case in groups.train.cases}
+    outside = {case.case_id: case.patient_id for c in (groups.calibration, groups.control) for case in c.cases}
     try:
         with path.open(newline="", encoding="utf-8") as stream:
             rows = [(row["case"], float(row["loss"])) for row in csv.DictReader(stream)]

@@ -11,16 +11,16 @@ from accelerate import Accelerator
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.evaluation.cohorts import Cohort, rng
 from latentsynth.evaluation.features import Features, extract
-from latentsynth.evaluation.memorization.planted import DISGUISES, MASK_DISGUISES, plant
-from latentsynth.evaluation.memorization.rulers import Ruler, mask_ruler
-from latentsynth.evaluation.memorization.trust import Trust, control
-from latentsynth.evaluation.memorization.yardstick import (
+from latentsynth.evaluation.memorization.controls import Controls, control
+from latentsynth.evaluation.memorization.positive_controls import DISGUISES, MASK_DISGUISES, make_copies
+from latentsynth.evaluation.memorization.reference import (
     Matched,
     Measured,
-    Yardstick,
+    ReferenceDistances,
     nearest_patients,
     one_per_patient,
 )
+from latentsynth.evaluation.memorization.spaces import FeatureSpace, mask_space
 from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.metrics.copying import authentic, data_copying, nearest_ratio, published, published_null, reproduced
 from latentsynth.metrics.distribution import prdc
@@ -32,7 +32,7 @@ _RATIO = 1 / 3  # of nearest to second-nearest distance, below which a row is ca
 
 
 @dataclass(frozen=True)
-class Sides:
+class PatientGroups:
     """The real patients of a measurement.
 
     Attributes:
@@ -53,7 +53,7 @@ class Sides:
 
 @dataclass(frozen=True)
 class Measures:
-    """The uncalibrated measures of one set by one ruler; compare with the same ones of control patients.
+    """The uncalibrated measures of one set by one feature space; compare with the same ones of control patients.
 
     Attributes:
         reproduced: Share of training cases with a sample nearer than unseen patients come, with its interval.
@@ -71,12 +71,12 @@ class Measures:
 
 
 @dataclass(frozen=True)
-class Judged:
-    """Everything that one ruler says.
+class CopySearch:
+    """Everything that one feature space says.
 
     Attributes:
-        ruler: The ruler.
-        yardstick: Its calibration.
+        feature space: The feature space.
+        reference distances: Its calibration.
         trust: Its controls.
         sets: By name, the synthetic sets.
         matched: By name, against the mask-matched null; None where that does not apply.
@@ -85,9 +85,9 @@ class Judged:
         unseen: By name, distances to the nearest held-out patient, whose mask a volume may show; of masks alone.
     """
 
-    ruler: Ruler
-    yardstick: Yardstick
-    trust: Trust
+    space: FeatureSpace
+    reference: ReferenceDistances
+    controls: Controls
     sets: Mapping[str, Measured]
     matched: Mapping[str, Matched | None]
     measures: Mapping[str, Measures]
@@ -96,26 +96,26 @@ class Judged:
 
     def verdict(self, name: str) -> str:
         """One word on a set."""
-        if not self.trust.trusted:
-            return "not applicable" if self.ruler.doubt else "not to be trusted"
+        if not self.controls.valid:
+            return "not applicable" if self.space.doubt else "not to be valid"
         if self.sets[name].mute:
             return "too few masks to say"
         return "COPIES" if self.sets[name].copied else "as unseen patients"
 
 
-def judge(
-    rulers: Sequence[Ruler],
-    sides: Sides,
+def search_copies(
+    spaces: Sequence[FeatureSpace],
+    groups: PatientGroups,
     samples: Sequence[Cohort],
     caches: Mapping[str, VolumeCache],
     accelerator: Accelerator,
     level: float = 0.05,
     dar2024: bool = False,
-) -> list[Judged]:
+) -> list[CopySearch]:
     """Measures some synthetic sets against one training set.
 
     Args:
-        rulers: How volumes are compared.
+        feature spaces: How volumes are compared.
         sides: The real patients.
         samples: Synthetic sets.
         caches: The volumes of every cohort, by its name.
@@ -126,81 +126,81 @@ def judge(
     Raises:
         DataError: Too few held-out patients for the level.
     """
-    extractors = [one.extractor for one in rulers]
+    extractors = [one.extractor for one in spaces]
     features = {
-        cohort.name: extract(extractors, cohort, caches[cohort.name], accelerator) for cohort in (*sides.all, *samples)
+        cohort.name: extract(extractors, cohort, caches[cohort.name], accelerator) for cohort in (*groups.all, *samples)
     }
-    count = min(len(cohort.cases) for cohort in samples or [sides.control])
-    copies = plant(extractors, caches[sides.train.name], count, DISGUISES, _image, accelerator)
+    count = min(len(cohort.cases) for cohort in samples or [groups.control])
+    copies = make_copies(extractors, caches[groups.train.name], count, DISGUISES, _image, accelerator)
     return [
-        _judge(one, sides, samples, {n: f[one.name] for n, f in features.items()}, copies[one.name], level, dar2024)
-        for one in rulers
+        _search(one, groups, samples, {n: f[one.name] for n, f in features.items()}, copies[one.name], level, dar2024)
+        for one in spaces
     ]
 
 
-def judge_masks(
-    sides: Sides,
+def search_mask_copies(
+    groups: PatientGroups,
     samples: Sequence[Cohort],
     caches: Mapping[str, VolumeCache],
     accelerator: Accelerator,
     level: float = 0.05,
-) -> Judged:
+) -> CopySearch:
     """The same for the masks that volumes were made from: an exported mask publishes an annotation.
 
     Raises:
         DataError: Too few held-out patients for the level.
     """
-    ruler = mask_ruler()
+    space = mask_space()
     features = {
-        cohort.name: extract([ruler.extractor], cohort, caches[cohort.name], accelerator, _mask)[ruler.name]
-        for cohort in (*sides.all, *samples)
+        cohort.name: extract([space.extractor], cohort, caches[cohort.name], accelerator, _mask)[space.name]
+        for cohort in (*groups.all, *samples)
     }
-    count = min(len(cohort.cases) for cohort in samples or [sides.control])
-    copies = plant([ruler.extractor], caches[sides.train.name], count, MASK_DISGUISES, _mask, accelerator)
-    heldout = np.concatenate([features[side.name].values for side in (sides.calibration, sides.control)])
-    unseen = {c.name: ruler.search(features[c.name].values, heldout, 1)[0][:, 0] for c in samples}
-    return replace(_judge(ruler, sides, samples, features, copies[ruler.name], level, False), unseen=unseen)
+    count = min(len(cohort.cases) for cohort in samples or [groups.control])
+    copies = make_copies([space.extractor], caches[groups.train.name], count, MASK_DISGUISES, _mask, accelerator)
+    heldout = np.concatenate([features[side.name].values for side in (groups.calibration, groups.control)])
+    unseen = {c.name: space.search(features[c.name].values, heldout, 1)[0][:, 0] for c in samples}
+    return replace(_search(space, groups, samples, features, copies[space.name], level, False), unseen=unseen)
 
 
-def _judge(
-    ruler: Ruler,
-    sides: Sides,
+def _search(
+    space: FeatureSpace,
+    groups: PatientGroups,
     samples: Sequence[Cohort],
     features: Mapping[str, Features],
     copies: Mapping[str, np.ndarray],
     level: float,
     dar2024: bool,
-) -> Judged:
-    train = features[sides.train.name]
-    calibration, unseen = (one_per_patient(features[c.name]) for c in (sides.calibration, sides.control))
-    yardstick = Yardstick(ruler, train, calibration, level)
-    checked = yardstick.measure(unseen)
-    sets = {cohort.name: yardstick.measure(features[cohort.name]) for cohort in samples}
-    # Copies are planted in the set with the fewest of its own, which tells most of what a ruler sees.
+) -> CopySearch:
+    train = features[groups.train.name]
+    calibration, unseen = (one_per_patient(features[c.name]) for c in (groups.calibration, groups.control))
+    reference = ReferenceDistances(space, train, calibration, level)
+    checked = reference.measure(unseen)
+    sets = {cohort.name: reference.measure(features[cohort.name]) for cohort in samples}
+    # Copies are planted in the set with the fewest of its own, which tells most of what a feature space sees.
     base = min(sets, key=lambda name: sets[name].rate.value, default=CONTROL)
-    trust = control(yardstick, checked, sets.get(base, checked), base, copies)
-    others = [features[side.name] for side in (sides.calibration, sides.control)]
-    matched = {c.name: yardstick.matched(features[c.name], _parents(c), *others) for c in samples}
+    controls = control(reference, checked, sets.get(base, checked), base, copies)
+    others = [features[side.name] for side in (groups.calibration, groups.control)]
+    matched = {c.name: reference.matched(features[c.name], _parents(c), *others) for c in samples}
     everything = {CONTROL: checked, **sets}
-    own = nearest_patients(ruler.search, train.values, train)[0][:, 1]  # each one's nearest other patient
-    measures = {name: _measures(yardstick, calibration, own, one) for name, one in everything.items()}
+    own = nearest_patients(space.search, train.values, train)[0][:, 1]  # each one's nearest other patient
+    measures = {name: _measures(reference, calibration, own, one) for name, one in everything.items()}
     rules = {name: _published(train, calibration, one) for name, one in everything.items()} if dar2024 else {}
-    return Judged(ruler, yardstick, trust, sets, matched, measures, rules)
+    return CopySearch(space, reference, controls, sets, matched, measures, rules)
 
 
-def _measures(yardstick: Yardstick, calibration: Features, own: np.ndarray, one: Measured) -> Measures:
-    train, search = yardstick.train, yardstick.ruler.search
-    reached = reproduced(train.values, calibration.values, one.features.values, yardstick.level, search)
+def _measures(reference: ReferenceDistances, calibration: Features, own: np.ndarray, one: Measured) -> Measures:
+    train, search = reference.train, reference.space.search
+    reached = reproduced(train.values, calibration.values, one.features.values, reference.level, search)
     genuine = authentic(train.values, one.features.values, search, own)
     k = min(_NEIGHBOURS, (min(len(calibration.ids), len(one.features.ids)) - 1) // 4)
     closeness = {}
-    if k >= 1 and not yardstick.ruler.wide:
+    if k >= 1 and not reference.space.wide:
         closeness = prdc(calibration.values, one.features.values, k)
     return Measures(
         Estimate(*mean_interval(reached, train.patients, rng())),
         float((nearest_ratio(one.distances) < _RATIO).mean()),
         float("nan") if np.isnan(own).any() else float(genuine.mean()),
-        data_copying(train.values, calibration.values, one.features.values, rng(), 1 if yardstick.ruler.wide else 3, search=search),
+        data_copying(train.values, calibration.values, one.features.values, rng(), 1 if reference.space.wide else 3, search=search),
         closeness,
     )  # fmt: skip
 

@@ -13,9 +13,9 @@ from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, file_name
 from latentsynth.evaluation.memorization import tables
-from latentsynth.evaluation.memorization.measures import CONTROL, Judged, Sides
-from latentsynth.evaluation.memorization.trust import text
-from latentsynth.evaluation.memorization.yardstick import Measured
+from latentsynth.evaluation.memorization.controls import text
+from latentsynth.evaluation.memorization.measures import CONTROL, CopySearch, PatientGroups
+from latentsynth.evaluation.memorization.reference import Measured
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.files import make_folder
 from latentsynth.metrics.membership import Membership
@@ -26,15 +26,15 @@ from latentsynth.results import Picture, Result, write_csv
 KIND = "memorization"
 _EQUAL = 0.02  # 1 - Dice of masks that differ by resampling alone
 _WORST = 5  # pairs per picture
-_COLUMNS = ("volumes", "case", "ruler", "distance", "p", "flagged", "discovered", "nearest training case")
+_COLUMNS = ("volumes", "case", "space", "distance", "p", "flagged", "discovered", "nearest training case")
 
 
 def write_memorization(
     out: Path,
-    sides: Sides,
+    groups: PatientGroups,
     samples: Sequence[Cohort],
-    judged: Sequence[Judged],
-    masks: Judged | None,
+    searches: Sequence[CopySearch],
+    masks: CopySearch | None,
     caches: Mapping[str, VolumeCache],
     level: float,
     accelerator: Accelerator,
@@ -47,7 +47,7 @@ def write_memorization(
         out: The folder.
         sides: The real patients.
         samples: The synthetic sets.
-        judged: What every ruler says.
+        judged: What every feature space says.
         masks: What is to be said of masks, or None where there are none to compare.
         caches: The volumes of every cohort, by its name.
         level: Level of the p-values.
@@ -57,87 +57,91 @@ def write_memorization(
     """
     names = [cohort.name for cohort in samples]
     found = [
-        tables.verdicts(judged, names),
-        *(one.trust.table() for one in judged),
-        tables.matched(judged, names),
-        tables.without_nearest(judged, names),
-        tables.measures(judged, names),
-        tables.published(judged, names),
+        tables.verdicts(searches, names),
+        *(one.controls.table() for one in searches),
+        tables.matched(searches, names),
+        tables.without_nearest(searches, names),
+        tables.measures(searches, names),
+        tables.published(searches, names),
         tables.members(members or {}),
-        tables.masks(masks, samples, sides) if masks else None,
+        tables.masks(masks, samples, groups) if masks else None,
     ]
     pictures = [Picture("memorization_distances.png", "distance to the nearest training patient: one point a case; left of most calibration patients means closer than unseen patients come")]  # fmt: skip
     pictures += [Picture(_pairs_file(name), _pairs_caption(name)) for name in names]
     result = Result(
         KIND,
         "Are synthetic volumes copies of the training patients?",
-        _facts(sides, samples, judged, masks, level),
+        _facts(groups, samples, searches, masks, level),
         tuple(table for table in found if table is not None),
         tuple(pictures),
-        (*conclusions(judged, masks, samples, sides, level), *notes),
+        (*conclusions(searches, masks, samples, groups, level), *notes),
     )
     if accelerator.is_main_process:
         result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
-        write_csv(out / "memorization.csv", _COLUMNS, _rows(judged, names))
-        lead = leading(judged)
-        columns = {"calibration": lead.yardstick.first, CONTROL: lead.trust.control.distances[:, 0]}
+        write_csv(out / "memorization.csv", _COLUMNS, _rows(searches, names))
+        lead = leading(searches)
+        columns = {"calibration": lead.reference.first, CONTROL: lead.controls.control.distances[:, 0]}
         columns |= {name: lead.sets[name].distances[:, 0] for name in names}
-        strips(out / pictures[0].file, columns, f"distance by {lead.ruler.name}", lead.ruler.unit)
+        strips(out / pictures[0].file, columns, f"distance by {lead.space.name}", lead.space.unit)
         for cohort in samples:
-            _pairs(out / _pairs_file(cohort.name), lead, cohort, sides, caches)
+            _pairs(out / _pairs_file(cohort.name), lead, cohort, groups, caches)
     accelerator.wait_for_everyone()
     return result
 
 
-def leading(judged: Sequence[Judged]) -> Judged:
-    """The ruler that pictures are drawn by: the trusted one that sees most planted copies."""
-    return max(judged, key=lambda one: (one.trust.trusted, float(np.mean(list(one.trust.found.values())))))
+def leading(searches: Sequence[CopySearch]) -> CopySearch:
+    """The feature space that pictures are drawn by: the valid one that sees most positive controls."""
+    return max(searches, key=lambda one: (one.controls.valid, float(np.mean(list(one.controls.found.values())))))
 
 
-def copy_rate(judged: Sequence[Judged]) -> float:
-    """The highest copy rate of any set by any trusted ruler; not a number where none can be trusted."""
-    rates = [one.rate.value for ruler in judged if ruler.trust.trusted for one in ruler.sets.values()]
+def copy_rate(searches: Sequence[CopySearch]) -> float:
+    """The highest copy rate of any set by any valid feature space; not a number where none is valid."""
+    rates = [one.rate.value for space in searches if space.controls.valid for one in space.sets.values()]
     return max(rates, default=float("nan"))
 
 
 def conclusions(
-    judged: Sequence[Judged], masks: Judged | None, samples: Sequence[Cohort], sides: Sides, level: float
+    searches: Sequence[CopySearch],
+    masks: CopySearch | None,
+    samples: Sequence[Cohort],
+    groups: PatientGroups,
+    level: float,
 ) -> list[str]:
     """The report in sentences, the answer first."""
     lines = []
     for cohort in samples:
-        trusted = [one for one in judged if one.trust.trusted and not one.sets[cohort.name].mute]
-        by = [one for one in trusted if one.sets[cohort.name].copied]
-        clean = [one.ruler.name for one in trusted if not one.sets[cohort.name].copied]
+        valid = [one for one in searches if one.controls.valid and not one.sets[cohort.name].mute]
+        by = [one for one in valid if one.sets[cohort.name].copied]
+        clean = [one.space.name for one in valid if not one.sets[cohort.name].copied]
         for one in by:
             found = one.sets[cohort.name]
             lines.append(
-                f"{cohort.name}: copies by {one.ruler.name}: {found.rate.value:.0%} lie closer to a training patient than "
+                f"{cohort.name}: copies by {one.space.name}: {found.rate.value:.0%} lie closer to a training patient than "
                 f"{1 - level:.0%} of unseen patients do, where independent volumes would give {text(found.expected)}"
             )
         if clean:
             lines.append(f"{cohort.name}: no more copies than among unseen patients by {', '.join(clean)}")
-        if any(one.sets[cohort.name].mute for one in judged):
+        if any(one.sets[cohort.name].mute for one in searches):
             lines.append(
                 f"{cohort.name}: nothing can be said of the set: its volumes show {len(set(cohort.patients))} independent masks, "
                 "and even if all were flagged, that could be chance; make volumes of more masks"
             )
-        elif not trusted:
-            lines.append(f"{cohort.name}: nothing can be said, no ruler can be trusted here")
-    for one in judged:
-        if one.ruler.doubt:
-            lines.append(f"{one.ruler.name} is not applicable: {one.ruler.doubt}")
-        if one.trust.reasons:
-            lines.append(f"{one.ruler.name} cannot be trusted here: {'; '.join(one.trust.reasons)}")
-        lines.append(f"{one.ruler.name} {one.trust.sight}")
+        elif not valid:
+            lines.append(f"{cohort.name}: nothing can be said, no feature space is valid here")
+    for one in searches:
+        if one.space.doubt:
+            lines.append(f"{one.space.name} is not applicable: {one.space.doubt}")
+        if one.controls.reasons:
+            lines.append(f"{one.space.name} is not valid here: {'; '.join(one.controls.reasons)}")
+        lines.append(f"{one.space.name} {one.controls.sight}")
     for cohort in samples:
-        own, others = tables.lent(cohort, sides)
+        own, others = tables.from_patients(cohort, groups)
         if own:
             lines.append(
                 f"{cohort.name}: {own} of {len(cohort.cases)} volumes were made from training patients' masks or scans: exported "
                 "beside their masks they publish these annotations, and their images are closer for that reason alone"
             )
-            if all(one.matched[cohort.name] is None for one in judged):
+            if all(one.matched[cohort.name] is None for one in searches):
                 lines.append(
                     f"{cohort.name}: no mask-matched null: sample masks of the held-out patients too, with the same model, and "
                     "give both as one set"
@@ -147,26 +151,30 @@ def conclusions(
                 f"{cohort.name}: {others} of {len(cohort.cases)} volumes were made from masks of patients who are not among the training cases: exported beside "
                 "their masks they publish these annotations"
             )
-        if masks is not None and masks.trust.trusted and masks.sets[cohort.name].copied:
+        if masks is not None and masks.controls.valid and masks.sets[cohort.name].copied:
             lines.append(
                 f"{cohort.name}: its masks are copies of training masks ({masks.sets[cohort.name].rate.value:.0%} flagged)"
             )
-    if masks is not None and not masks.trust.trusted:
-        lines.append(f"masks: their comparison cannot be trusted here: {'; '.join(masks.trust.reasons)}")
+    if masks is not None and not masks.controls.valid:
+        lines.append(f"masks: their comparison is not valid here: {'; '.join(masks.controls.reasons)}")
     return lines
 
 
-def mask_copies(masks: Judged, name: str) -> np.ndarray:
+def mask_copies(masks: CopySearch, name: str) -> np.ndarray:
     """Which masks of a set are flagged: closer to a training mask than unseen ones come, or all but equal to a patient's."""
     found = masks.sets[name]
     return np.asarray(found.flagged | (np.minimum(found.distances[:, 0], masks.unseen[name]) <= _EQUAL))
 
 
 def _facts(
-    sides: Sides, samples: Sequence[Cohort], judged: Sequence[Judged], masks: Judged | None, level: float
+    groups: PatientGroups,
+    samples: Sequence[Cohort],
+    searches: Sequence[CopySearch],
+    masks: CopySearch | None,
+    level: float,
 ) -> dict[str, Any]:
     """What the report was made for; ``filter`` and ``export`` read it."""
-    trusted = [one for one in judged if one.trust.trusted]
+    valid = [one for one in searches if one.controls.valid]
     sets = {}
     for cohort in samples:
         copied = mask_copies(masks, cohort.name) if masks else np.zeros(len(cohort.cases), bool)
@@ -174,20 +182,18 @@ def _facts(
             case.case_id: {
                 "files": case_files(case),
                 "voxels": case.voxels,
-                "flagged": [one.ruler.name for one in trusted if one.sets[cohort.name].flagged[n]],
+                "flagged": [one.space.name for one in valid if one.sets[cohort.name].flagged[n]],
                 "mask_copy": bool(copied[n]) or bool(case.parents),
-                "nearest": {
-                    one.ruler.name: one.yardstick.train.ids[one.sets[cohort.name].nearest[n]] for one in trusted
-                },
+                "nearest": {one.space.name: one.reference.train.ids[one.sets[cohort.name].nearest[n]] for one in valid},
             }
             for n, case in enumerate(cohort.cases)
         }
     return {
         "level": level,
-        "train": {"cases": len(sides.train.cases), "fingerprint": training_fingerprint(sides.train), "voxels": sorted(c.voxels for c in sides.train.cases if c.voxels)},
-        "calibration": {"cases": len(sides.calibration.cases), "fingerprint": training_fingerprint(sides.calibration)},
-        "control": {"cases": len(sides.control.cases), "fingerprint": training_fingerprint(sides.control)},
-        "rulers": {one.ruler.name: {"fingerprint": one.ruler.extractor.fingerprint, "preprocessing": one.ruler.extractor.preprocessing, "unit": one.ruler.unit, "trusted": one.trust.trusted, "found": dict(one.trust.found)} for one in judged},
+        "train": {"cases": len(groups.train.cases), "fingerprint": training_fingerprint(groups.train), "voxels": sorted(c.voxels for c in groups.train.cases if c.voxels)},
+        "calibration": {"cases": len(groups.calibration.cases), "fingerprint": training_fingerprint(groups.calibration)},
+        "control": {"cases": len(groups.control.cases), "fingerprint": training_fingerprint(groups.control)},
+        "spaces": {one.space.name: {"fingerprint": one.space.extractor.fingerprint, "preprocessing": one.space.extractor.preprocessing, "unit": one.space.unit, "valid": one.controls.valid, "found": dict(one.controls.found)} for one in searches},
         "masks": masks is not None,
         "sets": sets,
     }  # fmt: skip
@@ -211,11 +217,11 @@ def training_fingerprint(cohort: Cohort) -> str:
     return fingerprint(sorted([case.case_id, case.patient_id, case.voxels] for case in cohort.cases))
 
 
-def _rows(judged: Sequence[Judged], names: Sequence[str]) -> list[tuple[Any, ...]]:
+def _rows(searches: Sequence[CopySearch], names: Sequence[str]) -> list[tuple[Any, ...]]:
     return [
-        (name, case, one.ruler.name, *found.distances[n, :1].tolist(), float(found.p[n]), int(found.flagged[n]),
-         int(found.discovered[n]), one.yardstick.train.ids[found.nearest[n]])
-        for one in judged
+        (name, case, one.space.name, *found.distances[n, :1].tolist(), float(found.p[n]), int(found.flagged[n]),
+         int(found.discovered[n]), one.reference.train.ids[found.nearest[n]])
+        for one in searches
         for name, found in tables.everything(one, names).items()
         for n, case in enumerate(found.features.ids)
     ]  # fmt: skip
@@ -232,23 +238,25 @@ def _pairs_caption(name: str) -> str:
     )
 
 
-def _pairs(path: Path, one: Judged, cohort: Cohort, sides: Sides, caches: Mapping[str, VolumeCache]) -> None:
+def _pairs(
+    path: Path, one: CopySearch, cohort: Cohort, groups: PatientGroups, caches: Mapping[str, VolumeCache]
+) -> None:
     def row(found: Measured, n: int, cache: VolumeCache, rows: Mapping[str, int]) -> list[Tile]:
         case, near = found.features.ids[n], found.nearest[n]
-        volume, training = cache.volume(rows[case]), caches[sides.train.name].volume(int(near))
+        volume, training = cache.volume(rows[case]), caches[groups.train.name].volume(int(near))
         p = f"{case}, p = {found.p[n]:.3f}"
         return [
             Tile(p, volume.image, volume.mask),
-            Tile(f"nearest: {one.yardstick.train.ids[near]}", training.image, training.mask),
+            Tile(f"nearest: {one.reference.train.ids[near]}", training.image, training.mask),
             Tile("difference", np.clip((volume.image - training.image) / 2, -1, 1)),
         ]
 
-    found, checked = one.sets[cohort.name], one.trust.control
+    found, checked = one.sets[cohort.name], one.controls.control
     worst = np.argsort(found.distances[:, 0], kind="stable")[:_WORST]
     by_id = {case.case_id: n for n, case in enumerate(cohort.cases)}
     rows = [row(found, int(n), caches[cohort.name], by_id) for n in worst]
-    of_control = {case.case_id: n for n, case in enumerate(sides.control.cases)}
-    rows.append(row(checked, int(checked.distances[:, 0].argmin()), caches[sides.control.name], of_control))
+    of_control = {case.case_id: n for n, case in enumerate(groups.control.cases)}
+    rows.append(row(checked, int(checked.distances[:, 0].argmin()), caches[groups.control.name], of_control))
     contact_sheet(
-        path, rows, caches[cohort.name].recipe.grid.spacing_mm, f"{cohort.name}: worst pairs by {one.ruler.name}"
+        path, rows, caches[cohort.name].recipe.grid.spacing_mm, f"{cohort.name}: worst pairs by {one.space.name}"
     )

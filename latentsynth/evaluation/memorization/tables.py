@@ -7,33 +7,33 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from latentsynth.evaluation.cohorts import Cohort
-from latentsynth.evaluation.memorization.measures import CONTROL, Judged, Sides
-from latentsynth.evaluation.memorization.trust import text
-from latentsynth.evaluation.memorization.yardstick import Measured
+from latentsynth.evaluation.memorization.controls import text
+from latentsynth.evaluation.memorization.measures import CONTROL, CopySearch, PatientGroups
+from latentsynth.evaluation.memorization.reference import Measured
 from latentsynth.metrics.membership import Membership
-from latentsynth.results import Cell, Estimate, Table
+from latentsynth.results import Estimate, Table, TableCell
 
 _CLOSENESS = ("precision", "recall", "density", "coverage")
 
 
-def everything(one: Judged, names: Sequence[str]) -> dict[str, Measured]:
+def everything(one: CopySearch, names: Sequence[str]) -> dict[str, Measured]:
     """The control patients and the synthetic sets, by name."""
-    return {CONTROL: one.trust.control, **{name: one.sets[name] for name in names}}
+    return {CONTROL: one.controls.control, **{name: one.sets[name] for name in names}}
 
 
-def verdicts(judged: Sequence[Judged], names: Sequence[str]) -> Table:
-    """How many copies, by every ruler."""
-    rows: list[tuple[Cell, ...]] = []
-    for one in judged:
+def verdicts(searches: Sequence[CopySearch], names: Sequence[str]) -> Table:
+    """How many copies, by every feature space."""
+    rows: list[tuple[TableCell, ...]] = []
+    for one in searches:
         for name, found in everything(one, names).items():
             word = one.verdict(name) if name != CONTROL else "FAILS" if found.copied else "passes"
             certain = int(found.discovered.sum())
-            rows.append((name, one.ruler.name, len(found.p), found.rate, text(found.expected), certain, word))
-    first = judged[0].yardstick
+            rows.append((name, one.space.name, len(found.p), found.rate, text(found.expected), certain, word))
+    first = searches[0].reference
     least = min(1.0, 1 / (len(first.first) + 1) / first.level)
     return Table(
         "copies",
-        ("volumes", "ruler", "n", "copy rate", "expected", "discoveries", "verdict"),
+        ("volumes", "space", "n", "copy rate", "expected", "discoveries", "verdict"),
         tuple(rows),
         f"copy rate: share at p <= {first.level:g} by {len(first.first)} calibration patients, with its bootstrap interval over "
         "patients; expected: 95 % beta-binomial interval of that share for patients that nobody copied; discoveries: left by "
@@ -42,66 +42,66 @@ def verdicts(judged: Sequence[Judged], names: Sequence[str]) -> Table:
     )  # fmt: skip
 
 
-def without_nearest(judged: Sequence[Judged], names: Sequence[str]) -> Table | None:
+def without_nearest(searches: Sequence[CopySearch], names: Sequence[str]) -> Table | None:
     """The copy rate by a null that relatives cannot shorten."""
     rows = [
-        (name, one.ruler.name, found.rate.value, found.bound)
-        for one in judged
+        (name, one.space.name, found.rate.value, found.bound)
+        for one in searches
         for name, found in everything(one, names).items()
         if np.isfinite(found.bound)
     ]
     return Table(
         "copy rate if calibration patients have a relative among the training patients",
-        ("volumes", "ruler", "copy rate", "without each calibration patient's nearest"),
+        ("volumes", "space", "copy rate", "without each calibration patient's nearest"),
         tuple(rows),
         "a relative, or another scan of the same person, makes calibration distances too short and hides copies; leaving "
         "each one's nearest out makes them too long. Compare a set with the control patients in the same column",
     ) if rows else None  # fmt: skip
 
 
-def matched(judged: Sequence[Judged], names: Sequence[str]) -> Table | None:
+def matched(searches: Sequence[CopySearch], names: Sequence[str]) -> Table | None:
     """The mask-matched null."""
     rows = [
-        (name, one.ruler.name, found.samples, found.null, found.rate, text(found.expected), found.control)
-        for one in judged
+        (name, one.space.name, found.samples, found.null, found.rate, text(found.expected), found.control)
+        for one in searches
         for name in names
         if (found := one.matched[name]) is not None
     ]
     return Table(
         "samples of training masks, against samples of unseen patients' masks",
-        ("volumes", "ruler", "from training masks", "null", "copy rate", "expected", "control"),
+        ("volumes", "space", "from training masks", "null", "copy rate", "expected", "control"),
         tuple(rows),
         "the distance of a sample to the patient whose mask it shows; the null are samples of calibration patients' masks, "
         "whose scans the generator never saw",
     ) if rows else None  # fmt: skip
 
 
-def measures(judged: Sequence[Judged], names: Sequence[str]) -> Table:
+def measures(searches: Sequence[CopySearch], names: Sequence[str]) -> Table:
     """What other papers report, beside control patients."""
-    known = [key for key in _CLOSENESS if any(key in m.closeness for one in judged for m in one.measures.values())]
-    rows: list[tuple[Cell, ...]] = []
-    for one in judged:
+    known = [key for key in _CLOSENESS if any(key in m.closeness for one in searches for m in one.measures.values())]
+    rows: list[tuple[TableCell, ...]] = []
+    for one in searches:
         for name in (CONTROL, *names):
             m = one.measures[name]
             near = [m.closeness.get(key) for key in known]
-            rows.append((name, one.ruler.name, m.reproduced, m.ratio, m.authentic, m.data_copying, *near))
+            rows.append((name, one.space.name, m.reproduced, m.ratio, m.authentic, m.data_copying, *near))
     return Table(
         "measures that are not calibrated: read each beside control patients, who copied nobody",
-        ("volumes", "ruler", "training patients reproduced", "nearest / second < 1/3", "authentic", "C_T", *known),
+        ("volumes", "space", "training patients reproduced", "nearest / second < 1/3", "authentic", "C_T", *known),
         tuple(rows),
         "reproduced: share of training cases with a volume nearer than calibration patients come, at equal numbers; "
         "authentic: Alaa et al. 2022; C_T: Meehan et al. 2020, far below 0 for copies" + ("; the others against calibration patients" if known else ""),
     )  # fmt: skip
 
 
-def published(judged: Sequence[Judged], names: Sequence[str]) -> Table | None:
+def published(searches: Sequence[CopySearch], names: Sequence[str]) -> Table | None:
     """The rule of 2024, where it was asked for."""
-    rows: list[tuple[Cell, ...]] = [
-        (name, one.ruler.name, *one.published[name]) for one in judged for name in (CONTROL, *names) if one.published
+    rows: list[tuple[TableCell, ...]] = [
+        (name, one.space.name, *one.published[name]) for one in searches for name in (CONTROL, *names) if one.published
     ]
     return Table(
         "the published rule of 2024, for comparison with the literature alone",
-        ("volumes", "ruler", "threshold", "memorised", "its null", "copies", "its null"),
+        ("volumes", "space", "threshold", "memorised", "its null", "copies", "its null"),
         tuple(rows),
         "Dar et al.: correlation above the 95th percentile of training cases with their nearest calibration case. Its null is "
         "what independent Gaussian features of the same numbers and covariance score (too low where there are more features than "
@@ -111,7 +111,7 @@ def published(judged: Sequence[Judged], names: Sequence[str]) -> Table | None:
 
 def members(found: Mapping[str, Membership]) -> Table | None:
     """Membership inference, where losses were given."""
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[TableCell, ...]] = []
     for name, one in found.items():
         caught = "not estimable" if one.true_positives is None else one.true_positives
         rows.append((name, Estimate(one.auc, one.low, one.high), caught))
@@ -123,18 +123,18 @@ def members(found: Mapping[str, Membership]) -> Table | None:
     ) if rows else None  # fmt: skip
 
 
-def lent(cohort: Cohort, sides: Sides) -> tuple[int, int]:
+def from_patients(cohort: Cohort, groups: PatientGroups) -> tuple[int, int]:
     """How many volumes were made from masks of training patients, and of other patients."""
-    trainers = {case.patient_id for case in sides.train.cases}
+    trainers = {case.patient_id for case in groups.train.cases}
     own = sum(bool(trainers & set(case.parents)) for case in cohort.cases)
     return own, sum(bool(case.parents) for case in cohort.cases) - own
 
 
-def masks(judged: Judged, samples: Sequence[Cohort], sides: Sides) -> Table:
+def masks(searches: CopySearch, samples: Sequence[Cohort], groups: PatientGroups) -> Table:
     """Copies of annotations."""
-    of = {cohort.name: lent(cohort, sides) for cohort in samples}
-    rows: list[tuple[Cell, ...]] = []
-    for name, found in everything(judged, list(of)).items():
+    of = {cohort.name: from_patients(cohort, groups) for cohort in samples}
+    rows: list[tuple[TableCell, ...]] = []
+    for name, found in everything(searches, list(of)).items():
         equal = int((found.distances[:, 0] == 0).sum())
         rows.append((name, len(found.p), found.rate, text(found.expected), equal, *of.get(name, (0, 0))))
     return Table(
@@ -149,6 +149,6 @@ def masks(judged: Judged, samples: Sequence[Cohort], sides: Sides) -> Table:
             "of another patient",
         ),
         tuple(rows),
-        f"flagged: overlaps a training mask more than {1 - judged.yardstick.level:.0%} of unseen patients' masks do. "
-        + judged.trust.sight,
+        f"flagged: overlaps a training mask more than {1 - searches.reference.level:.0%} of unseen patients' masks do. "
+        + searches.controls.sight,
     )

@@ -24,14 +24,14 @@ from latentsynth.evaluation.cohorts import (
     rng,
 )
 from latentsynth.evaluation.obedience.intensities import Intensities, contrasts, distances, draw, intensities_of
-from latentsynth.evaluation.segmentation.strata import Strata
+from latentsynth.evaluation.segmentation.strata import SizeBins
 from latentsynth.evaluation.sheets import same_masks, shared_patients
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.metrics.bootstrap import mean_interval, ratio_interval
 from latentsynth.metrics.surfaces import dice, mean_dice
 from latentsynth.parallel import over_cases
 from latentsynth.plots import strips
-from latentsynth.results import Cell, Estimate, Picture, Result, Table, close_results, open_results, write_csv
+from latentsynth.results import Estimate, Picture, Result, Table, TableCell, close_results, open_results, write_csv
 from latentsynth.segmentation import Segmenter
 
 _SHIFTS = 5  # other masks that each case is compared with
@@ -160,12 +160,14 @@ def _result(
 ) -> Result:
     labels = len(model.domain.labels)
     own = {name: [answer.dice for answer in of] for name, of in answers.items()}
-    judge = cohorts[0] if references else None
-    rows: list[tuple[Cell, ...]] = []
+    reference = cohorts[0] if references else None
+    rows: list[tuple[TableCell, ...]] = []
     for cohort in cohorts:
         share = (
-            Estimate(*ratio_interval((own[cohort.name], cohort.patients), (own[judge.name], judge.patients), rng()))
-            if judge is not None and cohort is not judge
+            Estimate(
+                *ratio_interval((own[cohort.name], cohort.patients), (own[reference.name], reference.patients), rng())
+            )
+            if reference is not None and cohort is not reference
             else None
         )
         rows.append(
@@ -177,7 +179,7 @@ def _result(
     tables = [
         Table(
             "Dice of what the segmenter finds with the mask that was asked for",
-            ("volumes", "n", "patients", "own mask", f"share of {judge.name if judge else 'real'}", "other patients' masks"),
+            ("volumes", "n", "patients", "own mask", f"share of {reference.name if reference else 'real'}", "other patients' masks"),
             tuple(rows),
             "mean over cases and labels on the segmenter's grid, 95 % bootstrap intervals over patients; the last column "
             "is what a model that ignores its mask would get",
@@ -186,7 +188,7 @@ def _result(
     if labels > 2:
         tables.append(_by_label(model, cohorts, answers))
     tables += _by_size(cohorts, answers, own)
-    if judge is not None:
+    if reference is not None:
         intensities = {name: [answer.intensities for answer in of] for name, of in answers.items()}
         tables.append(distances(model.domain.channels, cohorts, intensities))
         tables.append(contrasts(model.domain.channels, cohorts, intensities))
@@ -211,14 +213,14 @@ def _result(
     ]
     if len(cohorts) > 1 and shared_patients(cohorts):
         pictures.insert(0, Picture("obedience_masks.png", "volumes of all cohorts for the same masks"))
-    if judge is not None:
+    if reference is not None:
         pictures.append(Picture("obedience_intensities.png", "intensities inside and around the lesions"))
     return Result("obedience", "Do volumes show the masks they were made for?", facts, tuple(tables), tuple(pictures), tuple(notes))  # fmt: skip
 
 
 def _by_label(model: Segmenter, cohorts: Sequence[Cohort], answers: dict[str, list[Answer]]) -> Table:
     names = model.domain.labels.names
-    rows: list[tuple[Cell, ...]] = [
+    rows: list[tuple[TableCell, ...]] = [
         (cohort.name, *(
             cohort.mean([_label_dice(a, index) for a in answers[cohort.name]])
             for index in range(1, len(names))
@@ -236,10 +238,10 @@ def _label_dice(answer: Answer, index: int) -> float:
 
 def _by_size(cohorts: Sequence[Cohort], answers: dict[str, list[Answer]], own: dict[str, list[float]]) -> list[Table]:
     """Strata of the first cohort's lesion volumes, the same for all."""
-    strata = Strata.of([answer.ml for answer in answers[cohorts[0].name]])
+    strata = SizeBins.of([answer.ml for answer in answers[cohorts[0].name]])
     if strata is None:
         return []
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[TableCell, ...]] = []
     for cohort in cohorts:
         cells: list[Estimate | str] = []
         for name in strata.names:

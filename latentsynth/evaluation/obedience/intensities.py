@@ -14,7 +14,7 @@ from latentsynth.evaluation.cohorts import Cohort, rng
 from latentsynth.metrics import histograms
 from latentsynth.metrics.reconstruction import lesion_contrast
 from latentsynth.plots import histograms as draw_histograms
-from latentsynth.results import Cell, Estimate, Table
+from latentsynth.results import Estimate, Table, TableCell
 
 REGIONS = ("inside", "around", "elsewhere")
 _MARGIN = 3  # voxels around a lesion
@@ -51,12 +51,12 @@ def _shares(cases: Sequence[Intensities], channel: int, region: int) -> tuple[np
 
 def distances(channels: Sequence[str], cohorts: Sequence[Cohort], of: Mapping[str, Sequence[Intensities]]) -> Table:
     """Wasserstein distance of every cohort to the first, by channel and region, beside what halves of the first have."""
-    judge, others = cohorts[0], cohorts[1:]
-    rows: list[tuple[Cell, ...]] = []
+    reference, others = cohorts[0], cohorts[1:]
+    rows: list[tuple[TableCell, ...]] = []
     for c, channel in enumerate(channels):
         for r, region in enumerate(REGIONS):
-            real, kept = _shares(of[judge.name], c, r)
-            patients = [judge.patients[n] for n in kept]
+            real, kept = _shares(of[reference.name], c, r)
+            patients = [reference.patients[n] for n in kept]
             cells = []
             for cohort in others:
                 fake, inside = _shares(of[cohort.name], c, r)
@@ -67,8 +67,8 @@ def distances(channels: Sequence[str], cohorts: Sequence[Cohort], of: Mapping[st
                 cells.append(None if found is None else Estimate(*found))
             rows.append((channel, region, histograms.floor(real, patients, rng()), *cells))
     return Table(
-        f"Wasserstein distance of intensities to {judge.name}",
-        ("channel", "region of the lesion", f"floor: halves of {judge.name}", *(cohort.name for cohort in others)),
+        f"Wasserstein distance of intensities to {reference.name}",
+        ("channel", "region of the lesion", f"floor: halves of {reference.name}", *(cohort.name for cohort in others)),
         tuple(rows),
         "in units of the intensity window, which is 2 wide; around: within 3 voxels; 95 % bootstrap intervals over "
         "patients. The floor compares half as many cases, so a good model may fall below it",
@@ -77,7 +77,7 @@ def distances(channels: Sequence[str], cohorts: Sequence[Cohort], of: Mapping[st
 
 def contrasts(channels: Sequence[str], cohorts: Sequence[Cohort], of: Mapping[str, Sequence[Intensities]]) -> Table:
     """Lesion contrast of every cohort: smaller than real is blurred away, larger is a caricature."""
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[TableCell, ...]] = []
     for c, channel in enumerate(channels):
         cells = [cohort.mean([float(case.contrast[c]) for case in of[cohort.name]]) for cohort in cohorts]
         rows.append((channel, *cells))

@@ -14,12 +14,12 @@ from latentsynth.data import nifti
 from latentsynth.data.cache.volumes import read_mask, to_index
 from latentsynth.data.frames import resample
 from latentsynth.evaluation.cohorts import Cohort, check_new, chosen_on, rng
-from latentsynth.evaluation.segmentation.scores import UNION, Scores, plain, score_case
-from latentsynth.evaluation.segmentation.strata import Strata
+from latentsynth.evaluation.segmentation.scores import UNION, SegmentationScores, plain, score_case
+from latentsynth.evaluation.segmentation.strata import SizeBins
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.parallel import over_cases
-from latentsynth.results import Cell, Estimate, Picture, Result, Table, close_results, open_results, write_csv
+from latentsynth.results import Estimate, Picture, Result, Table, TableCell, close_results, open_results, write_csv
 from latentsynth.segmentation import Segmenter
 from latentsynth.types import Split
 
@@ -64,7 +64,7 @@ def evaluate_segmenter(
 
     lesions = model.domain.labels.lesions(model.domain.framing)
 
-    def score(n: int) -> list[Scores]:
+    def score(n: int) -> list[SegmentationScores]:
         case = cohort.cases[n]
         assert case.mask is not None
         reference, affine = read_mask(case.mask, model.domain.labels)
@@ -77,7 +77,7 @@ def evaluate_segmenter(
     result = _result(model, cohort, rows, tolerance, whole, notes)
     if accelerator.is_main_process:
         result.save(out)  # first: a picture that fails must not cost the numbers
-        write_csv(out / "segmenter.csv", [f.name for f in fields(Scores)], map(plain, rows))
+        write_csv(out / "segmenter.csv", [f.name for f in fields(SegmentationScores)], map(plain, rows))
         _sheet(out / result.pictures[0].file, model, cohort, rows, whole)
         close_results(out, result)
     accelerator.wait_for_everyone()
@@ -85,7 +85,7 @@ def evaluate_segmenter(
 
 
 def _result(
-    model: Segmenter, cohort: Cohort, rows: list[Scores], tolerance: float, whole: bool, notes: list[str]
+    model: Segmenter, cohort: Cohort, rows: list[SegmentationScores], tolerance: float, whole: bool, notes: list[str]
 ) -> Result:
     names = list(dict.fromkeys(row.label for row in rows))
     by_label = {name: [row for row in rows if row.label == name] for name in names}
@@ -101,7 +101,7 @@ def _result(
     lesion = next(n for n, v in zip(model.domain.labels.names, model.domain.labels.values, strict=True)
                   if v == model.domain.labels.lesions(model.domain.framing)[0])  # fmt: skip
     main = by_label.get(UNION, by_label[lesion])
-    strata = Strata.of([row.reference_ml for row in main])
+    strata = SizeBins.of([row.reference_ml for row in main])
     if strata is not None:
         tables.append(
             Table(
@@ -133,20 +133,20 @@ def _result(
     return Result("segmenter", "Segmentation of real patients", facts, tuple(tables), (picture,), tuple(notes))
 
 
-def _by_lesion(rows: list[Scores]) -> list[Table]:
+def _by_lesion(rows: list[SegmentationScores]) -> list[Table]:
     """Recall of single lesions by their own volume: a large one hides the small ones of its case."""
     pairs = [pair for row in rows for pair in zip(row.lesion_ml, row.lesion_found, strict=True)]
-    strata = Strata.of([ml for ml, _ in pairs])
+    strata = SizeBins.of([ml for ml, _ in pairs])
     if strata is None or len(pairs) == len(rows):  # one lesion a case, which the table by case has said
         return []
-    lines: list[tuple[Cell, ...]] = []
+    lines: list[tuple[TableCell, ...]] = []
     for name in strata.names:
         found = [hit for ml, hit in pairs if strata.name(ml) == name]
         lines.append((name, len(found), sum(found) / len(found) if found else None))
     return [Table(f"lesions by their own volume ({rows[0].label})", ("stratum", "lesions", "found"), tuple(lines))]
 
 
-def _summary(name: str, rows: list[Scores]) -> tuple[Cell, ...]:
+def _summary(name: str, rows: list[SegmentationScores]) -> tuple[TableCell, ...]:
     lesions = sum(row.lesions for row in rows)
     return (
         name, len(rows), _mean(rows, "dice"), float(np.median([row.dice for row in rows])), _mean(rows, "surface_dice"),
@@ -156,17 +156,17 @@ def _summary(name: str, rows: list[Scores]) -> tuple[Cell, ...]:
     )  # fmt: skip
 
 
-def _stratum(name: str, rows: list[Scores]) -> tuple[Cell, ...]:
+def _stratum(name: str, rows: list[SegmentationScores]) -> tuple[TableCell, ...]:
     found = f"{sum(row.lesions_found for row in rows)} of {sum(row.lesions for row in rows)}"
     return (name, len(rows), *(_mean(rows, key) for key in ("dice", "surface_dice", "hd95_mm")), found)
 
 
-def _mean(rows: list[Scores], key: str) -> Estimate:
+def _mean(rows: list[SegmentationScores], key: str) -> Estimate:
     patients = [row.patient for row in rows]
     return Estimate(*mean_interval([getattr(row, key) for row in rows], patients, rng()))
 
 
-def _sheet(path: Path, model: Segmenter, cohort: Cohort, rows: list[Scores], whole: bool) -> None:
+def _sheet(path: Path, model: Segmenter, cohort: Cohort, rows: list[SegmentationScores], whole: bool) -> None:
     """Picture of the best, median and worst case, annotation beside what was found, in the segmenter's own frame."""
     overall: dict[str, float] = {}
     for case in cohort.cases:

@@ -16,7 +16,7 @@ UNION = "all lesion labels"
 
 
 @dataclass(frozen=True)
-class Scores:
+class SegmentationScores:
     """One label of one case. The columns of ``segmenter.csv``.
 
     Attributes:
@@ -64,7 +64,7 @@ def score_case(
     labels: Labels,
     lesions: Sequence[int],
     tolerance_mm: float,
-) -> list[Scores]:
+) -> list[SegmentationScores]:
     """Scores of every label but background, and of the lesion labels together where there are several.
 
     Args:
@@ -85,7 +85,7 @@ def score_case(
         pieces = lesion_scores(wanted, found, spacing_mm)
         ml, relative = volume_error(wanted, found, spacing_mm)
         rows.append(
-            Scores(
+            SegmentationScores(
                 case.case_id,
                 case.patient_id,
                 name,
@@ -107,6 +107,6 @@ def score_case(
     return rows
 
 
-def plain(row: Scores) -> list[Any]:
+def plain(row: SegmentationScores) -> list[Any]:
     """A row of the CSV file; what is one value per lesion as numbers with spaces between."""
     return [" ".join(f"{item:.4g}" for item in value) if isinstance(value, tuple) else value for value in astuple(row)]

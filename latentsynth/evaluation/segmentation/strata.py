@@ -11,7 +11,7 @@ _LEAST = 6  # fewer cases give strata of one
 
 
 @dataclass(frozen=True)
-class Strata:
+class SizeBins:
     """Three strata of volume.
 
     Attributes:
@@ -23,7 +23,7 @@ class Strata:
     high_ml: float
 
     @classmethod
-    def of(cls, volumes_ml: Sequence[float]) -> Strata | None:
+    def of(cls, volumes_ml: Sequence[float]) -> SizeBins | None:
         """Thirds of these volumes, empty ones left out; None where there are too few, or where they hardly differ."""
         volumes_ml = [volume for volume in volumes_ml if volume > 0]
         if len(volumes_ml) < _LEAST:

@@ -16,9 +16,9 @@ from latentsynth.evaluation.cohorts import Cohort, rng
 from latentsynth.evaluation.features import contrastive_extractor, extract, volumes
 from latentsynth.evaluation.fidelity.comparison import FLOOR, compare
 from latentsynth.evaluation.inputs import halves
-from latentsynth.evaluation.memorization.measures import CONTROL, Judged, Sides, judge
+from latentsynth.evaluation.memorization.measures import CONTROL, CopySearch, PatientGroups, search_copies
 from latentsynth.evaluation.memorization.report import write_memorization
-from latentsynth.evaluation.memorization.rulers import Ruler, own_ruler
+from latentsynth.evaluation.memorization.spaces import FeatureSpace, own_space
 from latentsynth.experiments.roles import Roles
 from latentsynth.extractors.networks import RandomNetwork
 from latentsynth.files import read_json, write_json
@@ -54,19 +54,19 @@ def measure_stage(
     trained = roles.write(f"n{size}-s{seed}", roles.subset(size, seed))
     train = Cohort.load("training patients", trained, ("train",))
     heldout = Cohort.load("held-out patients", roles.heldout_manifest(), ("test",))
-    sides = Sides(train, *halves(heldout))
+    groups = PatientGroups(train, *halves(heldout))
     samples = Cohort.load("samples", stage / "samples" / "manifest.json")
     labels = train.manifest.labels
-    cohorts = (*sides.all, samples, heldout)
+    cohorts = (*groups.all, samples, heldout)
     caches = {
         c.name: volumes(c, config.grid, config.framing, labels, config.cache, accelerator, masks=True) for c in cohorts
     }
-    rulers = study_rulers(config, caches[train.name])
-    judged = judge(rulers, sides, [samples], caches, accelerator, config.level)
-    write_memorization(out, sides, [samples], judged, None, caches, config.level, accelerator)
+    spaces = study_spaces(config, caches[train.name])
+    searches = search_copies(spaces, groups, [samples], caches, accelerator, config.level)
+    write_memorization(out, groups, [samples], searches, None, caches, config.level, accelerator)
     found: dict[str, Any] = {
         "cost": read_json(stage / "cost.json"),
-        "rulers": {one.ruler.name: _numbers(one) for one in judged},
+        "spaces": {one.space.name: _numbers(one) for one in searches},
     }
     network = RandomNetwork(config.grid.channels)
     features = {c.name: extract([network], c, caches[c.name], accelerator)[network.name] for c in (heldout, samples)}
@@ -77,26 +77,26 @@ def measure_stage(
         cohort = heldout if name == heldout.name else samples
         pairs = random_pairs(cohort.patients, _PAIRS, rng())
         found.setdefault("similarity", {})[name] = float(mean_similarity(partial(_image, caches[name]), pairs).mean())
-    found["membership"] = _membership(stage, sides, caches, accelerator)
+    found["membership"] = _membership(stage, groups, caches, accelerator)
     if accelerator.is_main_process:
         write_json(out / "measures.json", found)
     accelerator.wait_for_everyone()
 
 
-def study_rulers(config: MemorizationStudy, training: Any) -> list[Ruler]:
-    """The rulers of a study; the detector was fitted once for all of its cells."""
+def study_spaces(config: MemorizationStudy, training: Any) -> list[FeatureSpace]:
+    """The feature spaces of a study; the detector was fitted once for all of its cells."""
     made = []
-    for name in config.rulers:
+    for name in config.spaces:
         if name == "contrastive":
-            made.append(Ruler(contrastive_extractor(config.folder / "detector", config.grid, projected=True)))
+            made.append(FeatureSpace(contrastive_extractor(config.folder / "detector", config.grid, projected=True)))
         else:
-            made.append(own_ruler(name, training))
+            made.append(own_space(name, training))
     return made
 
 
-def _numbers(one: Judged) -> dict[str, Any]:
+def _numbers(one: CopySearch) -> dict[str, Any]:
     """What a figure needs."""
-    sample, checked = one.sets["samples"], one.trust.control
+    sample, checked = one.sets["samples"], one.controls.control
     return {
         "copy_rate": [sample.rate.value, sample.rate.low, sample.rate.high],
         "expected": sample.expected,
@@ -106,25 +106,27 @@ def _numbers(one: Judged) -> dict[str, Any]:
         "reproduced": {name: one.measures[name].reproduced.value for name in ("samples", CONTROL)},
         "authentic": {name: one.measures[name].authentic for name in ("samples", CONTROL)},
         "data_copying": {name: one.measures[name].data_copying for name in ("samples", CONTROL)},
-        "found": dict(one.trust.found),
-        "trusted": one.trust.trusted,
-        "reasons": one.trust.reasons,
+        "found": dict(one.controls.found),
+        "valid": one.controls.valid,
+        "reasons": one.controls.reasons,
         "median_distance": {"samples": float(np.median(sample.distances[:, 0])), CONTROL: float(np.median(checked.distances[:, 0]))},
     }  # fmt: skip
 
 
-def _membership(stage: Path, sides: Sides, caches: dict[str, Any], accelerator: Accelerator) -> dict[str, Any] | None:
+def _membership(
+    stage: Path, groups: PatientGroups, caches: dict[str, Any], accelerator: Accelerator
+) -> dict[str, Any] | None:
     """Membership inference from denoising losses, for models that have such a loss."""
     file = stage.parent / "run" / "config.yaml"
     values = yaml.safe_load(file.read_text())
     if "generator" in values:
         return None
     run = build(LdmRun, values, str(file))
-    groups = [
+    sets = [
         (denoising_losses(run, stage / "checkpoint", caches[c.name], accelerator), c.patients)
-        for c in (sides.train, sides.calibration, sides.control)
+        for c in (groups.train, groups.calibration, groups.control)
     ]
-    (inside, members), (first, some), (second, others) = groups
+    (inside, members), (first, some), (second, others) = sets
     found = membership(inside, [*first, *second], members, [*some, *others], rng())
     return {"auc": [found.auc, found.low, found.high], "true_positives": found.true_positives}
 

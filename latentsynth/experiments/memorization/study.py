@@ -92,7 +92,7 @@ class Memorization(Study):
         for arm in self.arms:
             facts = {
                 **shared,
-                "rulers": config.rulers,
+                "spaces": config.spaces,
                 "level": config.level,
                 "detector": config.detector_settings,
                 "of": arm.name,

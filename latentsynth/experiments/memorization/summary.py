@@ -12,12 +12,12 @@ from accelerate import Accelerator
 from latentsynth.config import MemorizationStudy
 from latentsynth.files import read_json
 from latentsynth.plots import Line, panels
-from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
+from latentsynth.results import Estimate, Picture, Result, Table, TableCell, write_csv
 
 if TYPE_CHECKING:
     from latentsynth.experiments.memorization.study import Arm
 
-_CSV = ("model", "size", "seed", "overtrained", "stage", "images_seen", "cpu_seconds", "ruler", "trusted", "copy_rate", "low", "high",
+_CSV = ("model", "size", "seed", "overtrained", "stage", "images_seen", "cpu_seconds", "space", "valid", "copy_rate", "low", "high",
         "expected_high", "control_rate", "without_nearest", "control_without_nearest", "reproduced", "reproduced_control",
         "frechet", "frechet_floor", "similarity", "similarity_real", "membership_auc")  # fmt: skip
 
@@ -25,36 +25,36 @@ _CSV = ("model", "size", "seed", "overtrained", "stage", "images_seen", "cpu_sec
 def summarise(config: MemorizationStudy, folder: Path, arms: Sequence[Arm], accelerator: Accelerator) -> Result:
     """Writes ``study.json``, ``study.csv`` and ``study.png`` from the measures of all cells."""
     rows = [row for arm in arms for row in _rows(folder, arm)]
-    rulers = list(dict.fromkeys(row["ruler"] for row in rows))
+    spaces = list(dict.fromkeys(row["space"] for row in rows))
     result = Result(
         "study",
         "Does diffusion memorize more than a GAN?",
         {"sizes": list(config.sizes), "seeds": list(config.seeds), "minutes": config.minutes, "models": list(config.models)},
-        (_copies(rows, rulers, config.level), _controls(rows, rulers), _looks(rows)),
+        (_copies(rows, spaces, config.level), _controls(rows, spaces), _looks(rows)),
         (Picture("study.png", "copy rate, fidelity and diversity by training patients (at the end of training) and by CPU seconds"),),
-        tuple(_sentences(rows, rulers)),
+        tuple(_sentences(rows, spaces)),
     )  # fmt: skip
     if accelerator.is_main_process:
         result.save(folder)
         write_csv(folder / "study.csv", _CSV, [[row.get(key) for key in _CSV] for row in rows])
-        _figure(folder / "study.png", rows, rulers)
+        _figure(folder / "study.png", rows, spaces)
     accelerator.wait_for_everyone()
     return result
 
 
 def _rows(folder: Path, arm: Arm) -> list[dict[str, Any]]:
-    """One row per stage and ruler of an arm, in the order of training."""
+    """One row per stage and feature space of an arm, in the order of training."""
     rows = []
     for file in sorted(
         (folder / "cells" / f"measure-{arm.name}").glob("*/measures.json"), key=lambda f: float(f.parent.name)
     ):
         found = read_json(file)
         auc = found["membership"]["auc"][0] if found["membership"] else None
-        for ruler, one in found["rulers"].items():
-            kind = ruler.partition(":")[0]
+        for space, one in found["spaces"].items():
+            kind = space.partition(":")[0]
             rows.append({
                 "model": arm.model, "size": arm.size, "seed": arm.seed, "overtrained": bool(arm.overtrained),
-                "stage": float(file.parent.name), **found["cost"], "ruler": kind, "trusted": one["trusted"],
+                "stage": float(file.parent.name), **found["cost"], "space": kind, "valid": one["valid"],
                 "copy_rate": one["copy_rate"][0], "low": one["copy_rate"][1], "high": one["copy_rate"][2],
                 "expected_high": one["expected"][1], "control_rate": one["control_rate"],
                 "without_nearest": one["without_nearest"]["samples"], "control_without_nearest": one["without_nearest"]["control"],
@@ -72,19 +72,19 @@ def _last(rows: Sequence[dict[str, Any]], **facts: Any) -> list[dict[str, Any]]:
     chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         if all(row[key] == value for key, value in facts.items()):
-            chosen[row["model"], row["size"], row["seed"], row["overtrained"], row["ruler"]] = row
+            chosen[row["model"], row["size"], row["seed"], row["overtrained"], row["space"]] = row
     return list(chosen.values())
 
 
-def _copies(rows: Sequence[dict[str, Any]], rulers: Sequence[str], level: float) -> Table:
-    made: list[tuple[Cell, ...]] = []
-    for row in _last(rows, ruler=rulers[0]):
+def _copies(rows: Sequence[dict[str, Any]], spaces: Sequence[str], level: float) -> Table:
+    made: list[tuple[TableCell, ...]] = []
+    for row in _last(rows, space=spaces[0]):
         same = {
-            r["ruler"]: r
+            r["space"]: r
             for r in _last(rows, model=row["model"], size=row["size"], seed=row["seed"], overtrained=row["overtrained"])
         }
         name = f"{row['model']}, overtrained" if row["overtrained"] else row["model"]
-        rates = [Estimate(same[r]["copy_rate"], same[r]["low"], same[r]["high"]) for r in rulers]
+        rates = [Estimate(same[r]["copy_rate"], same[r]["low"], same[r]["high"]) for r in spaces]
         made.append(
             (
                 name,
@@ -99,38 +99,38 @@ def _copies(rows: Sequence[dict[str, Any]], rulers: Sequence[str], level: float)
         )
     return Table(
         "copy rate at the end of training",
-        ("model", "patients", "seed", "images", "CPU s", *(f"by {r}" for r in rulers), "expected", "membership AUC"),
+        ("model", "patients", "seed", "images", "CPU s", *(f"by {r}" for r in spaces), "expected", "membership AUC"),
         tuple(made),
         f"share of volumes nearer to a training patient than {1 - level:.0%} of unseen patients are, with bootstrap intervals over masks; "
         "expected: 95 % interval of that share without copying",
     )  # fmt: skip
 
 
-def _controls(rows: Sequence[dict[str, Any]], rulers: Sequence[str]) -> Table:
-    """Controls of each subset: unseen patients, and planted copies; they do not depend on the model."""
-    made: list[tuple[Cell, ...]] = []
+def _controls(rows: Sequence[dict[str, Any]], spaces: Sequence[str]) -> Table:
+    """Controls of each subset: unseen patients, and positive controls; they do not depend on the model."""
+    made: list[tuple[TableCell, ...]] = []
     seen = set()
-    for ruler in rulers:
-        for row in _last(rows, ruler=ruler):
-            key = ruler, row["size"], row["seed"]
+    for space in spaces:
+        for row in _last(rows, space=space):
+            key = space, row["size"], row["seed"]
             if key in seen:
                 continue
             seen.add(key)
             made.append(
                 (
-                    ruler,
+                    space,
                     row["size"],
                     row["seed"],
                     row["control_rate"],
                     row["control_without_nearest"],
                     *row["found"].values(),
-                    "yes" if row["trusted"] else "NO",
+                    "yes" if row["valid"] else "NO",
                 )
             )
     disguises = list(rows[0]["found"]) if rows else []
     return Table(
-        "controls: unseen patients flagged, planted copies found",
-        ("ruler", "patients", "seed", "unseen flagged", "same, calibrated without nearest", *disguises, "trusted"),
+        "controls: unseen patients flagged, positive controls found",
+        ("space", "patients", "seed", "unseen flagged", "same, calibrated without nearest", *disguises, "valid"),
         tuple(made),
         "the column without nearest leaves each calibration patient's nearest training patient out, as both sides of one person "
         "may be in this cohort",
@@ -138,10 +138,10 @@ def _controls(rows: Sequence[dict[str, Any]], rulers: Sequence[str]) -> Table:
 
 
 def _looks(rows: Sequence[dict[str, Any]]) -> Table:
-    first = rows[0]["ruler"] if rows else ""
-    made: list[tuple[Cell, ...]] = [
+    first = rows[0]["space"] if rows else ""
+    made: list[tuple[TableCell, ...]] = [
         (f"{r['model']}, overtrained" if r["overtrained"] else r["model"], r["size"], r["seed"], r["frechet"], r["frechet_floor"], r["similarity"], r["similarity_real"])
-        for r in _last(rows, ruler=first)
+        for r in _last(rows, space=first)
     ]  # fmt: skip
     return Table(
         "fidelity and diversity at the end of training",
@@ -159,20 +159,20 @@ def _looks(rows: Sequence[dict[str, Any]]) -> Table:
     )
 
 
-def _sentences(rows: Sequence[dict[str, Any]], rulers: Sequence[str]) -> list[str]:
+def _sentences(rows: Sequence[dict[str, Any]], spaces: Sequence[str]) -> list[str]:
     lines = []
-    for ruler in rulers:
-        for row in _last(rows, ruler=ruler, overtrained=True):
-            caught = row["trusted"] and row["copy_rate"] > row["expected_high"]
+    for space in spaces:
+        for row in _last(rows, space=space, overtrained=True):
+            caught = row["valid"] and row["copy_rate"] > row["expected_high"]
             verb = "is caught" if caught else "is NOT caught"
-            lines.append(f"the overtrained {row['model']} {verb} by {ruler}: copy rate {row['copy_rate']:.0%}")
-        last = _last(rows, ruler=ruler, overtrained=False)
+            lines.append(f"the overtrained {row['model']} {verb} by {space}: copy rate {row['copy_rate']:.0%}")
+        last = _last(rows, space=space, overtrained=False)
         for model in dict.fromkeys(row["model"] for row in last):
             every = [row for row in last if row["model"] == model]
-            mine = [row for row in every if row["trusted"]]
-            doubt = f"; {ruler} cannot be trusted in {len(every) - len(mine)} others" if len(mine) < len(every) else ""
+            mine = [row for row in every if row["valid"]]
+            doubt = f"; {space} is not valid in {len(every) - len(mine)} others" if len(mine) < len(every) else ""
             if not mine:
-                lines.append(f"{model} by {ruler}: nothing can be said, {ruler} cannot be trusted in any run")
+                lines.append(f"{model} by {space}: nothing can be said, {space} is not valid in any run")
                 continue
             above = sum(row["copy_rate"] > row["expected_high"] for row in mine)
             rates = ", ".join(
@@ -180,24 +180,24 @@ def _sentences(rows: Sequence[dict[str, Any]], rulers: Sequence[str]) -> list[st
                 for size in dict.fromkeys(r["size"] for r in mine)
             )
             lines.append(
-                f"{model} by {ruler}: {above} of {len(mine)} runs above what is expected without copying (mean copy rate by size, {rates}){doubt}"
+                f"{model} by {space}: {above} of {len(mine)} runs above what is expected without copying (mean copy rate by size, {rates}){doubt}"
             )
     return lines
 
 
-def _figure(path: Path, rows: Sequence[dict[str, Any]], rulers: Sequence[str]) -> None:
-    """Top row by size, bottom row by training time: copy rate by every ruler, Frechet distance, similarity."""
+def _figure(path: Path, rows: Sequence[dict[str, Any]], spaces: Sequence[str]) -> None:
+    """Top row by size, bottom row by training time: copy rate by every feature space, Frechet distance, similarity."""
     measures = [
-        *((f"copy rate by {r}", "copy_rate", r) for r in rulers),
-        ("Frechet distance", "frechet", rulers[0]),
-        ("MS-SSIM between volumes", "similarity", rulers[0]),
+        *((f"copy rate by {r}", "copy_rate", r) for r in spaces),
+        ("Frechet distance", "frechet", spaces[0]),
+        ("MS-SSIM between volumes", "similarity", spaces[0]),
     ]
     drawn: dict[str, list[Line]] = {}
     real = {"frechet": "frechet_floor", "similarity": "similarity_real", "copy_rate": "expected_high"}
     for by_time in (False, True):
-        for title, key, ruler in measures:
-            lines = _lines(rows, key, ruler, by_time)
-            bound = [row[real[key]] for row in rows if row["ruler"] == ruler]
+        for title, key, space in measures:
+            lines = _lines(rows, key, space, by_time)
+            bound = [row[real[key]] for row in rows if row["space"] == space]
             name = "highest without copying" if key == "copy_rate" else "real patients"
             lines.append(Line(name, [], [], None, None, level=float(np.mean(bound))))
             drawn[f"{title}, by {'CPU seconds' if by_time else 'training patients'}"] = lines
@@ -210,8 +210,8 @@ def _figure(path: Path, rows: Sequence[dict[str, Any]], rulers: Sequence[str]) -
     )
 
 
-def _lines(rows: Sequence[dict[str, Any]], key: str, ruler: str, by_time: bool) -> list[Line]:
-    mine = [row for row in rows if row["ruler"] == ruler]
+def _lines(rows: Sequence[dict[str, Any]], key: str, space: str, by_time: bool) -> list[Line]:
+    mine = [row for row in rows if row["space"] == space]
     lines = []
     if by_time:
         groups = dict.fromkeys((r["model"], r["size"], r["overtrained"]) for r in mine)

@@ -17,12 +17,12 @@ from latentsynth.segmentation import Segmenter
 
 if TYPE_CHECKING:
     from latentsynth.experiments.utility.study import Job
-    from latentsynth.experiments.utility.summary import Scores
+    from latentsynth.experiments.utility.summary import PatientScores
 
 Drawing = tuple[str, str, str, dict[str, list[Line]]]  # file, caption, label of the x axis, lines by panel
 
 
-def curves(config: UtilityStudy, scores: Scores) -> list[Drawing]:
+def curves(config: UtilityStudy, scores: PatientScores) -> list[Drawing]:
     """What can be drawn as curves: by real patients always; by dose and by share of real ones where arms vary these."""
     bars = "means over seeds and test patients; bars: 95 % bootstrap intervals over patients"
     drawn: list[Drawing] = [
@@ -51,7 +51,7 @@ def curves(config: UtilityStudy, scores: Scores) -> list[Drawing]:
     return drawn
 
 
-def _by_size(config: UtilityStudy, scores: Scores) -> dict[str, list[Line]]:
+def _by_size(config: UtilityStudy, scores: PatientScores) -> dict[str, list[Line]]:
     """A panel per segmenter: a line per arm; arms of one size are points."""
     drawn = {}
     for segmenter in config.segmenters:
@@ -63,7 +63,9 @@ def _by_size(config: UtilityStudy, scores: Scores) -> dict[str, list[Line]]:
     return drawn
 
 
-def _series(config: UtilityStudy, scores: Scores, x_of: Callable[[ArmConfig], float | None]) -> dict[str, list[Line]]:
+def _series(
+    config: UtilityStudy, scores: PatientScores, x_of: Callable[[ArmConfig], float | None]
+) -> dict[str, list[Line]]:
     """A panel per segmenter and size: a line per kind of arm that differs in x alone, with the real-only arm at its end."""
     drawn: dict[str, list[Line]] = {}
     for segmenter in config.segmenters:
@@ -84,7 +86,7 @@ def _series(config: UtilityStudy, scores: Scores, x_of: Callable[[ArmConfig], fl
 
 
 def _anchor(
-    config: UtilityStudy, scores: Scores, segmenter: str, size: int | str, like: ArmConfig, x_of: Callable[[ArmConfig], float | None]
+    config: UtilityStudy, scores: PatientScores, segmenter: str, size: int | str, like: ArmConfig, x_of: Callable[[ArmConfig], float | None]
 ) -> dict[float, dict[str, float]]:  # fmt: skip
     """The arm of all real patients and no synthetic ones, where there is one with the same augmentation."""
     for name, arm in config.arms_of(size).items():
@@ -107,7 +109,7 @@ def _line(name: str, points: Mapping[float, Mapping[str, float]], ticks: Mapping
     return Line(name, places, value, low, high, ticks=[ticks[x] for x in places] if ticks else ())
 
 
-def shown(config: UtilityStudy, jobs: Sequence[Job], scores: Scores, cohort: Cohort) -> Cohort:
+def shown(config: UtilityStudy, jobs: Sequence[Job], scores: PatientScores, cohort: Cohort) -> Cohort:
     """The test patients (of the first fold) that the baseline segments worst, middling and best, at the smallest size."""
     baseline = scores[jobs[0].segmenter, jobs[0].size, config.baseline]["dice"]
     order = sorted(dict.fromkeys(cohort.patients), key=lambda patient: baseline[patient])
@@ -116,7 +118,9 @@ def shown(config: UtilityStudy, jobs: Sequence[Job], scores: Scores, cohort: Coh
     return replace(cohort, name="examples", cases=cases)
 
 
-def examples(path: Path, folder: Path, jobs: Sequence[Job], scores: Scores, chosen: Cohort, cache: VolumeCache) -> None:
+def examples(
+    path: Path, folder: Path, jobs: Sequence[Job], scores: PatientScores, chosen: Cohort, cache: VolumeCache
+) -> None:
     """A row per test patient, a tile per arm, with the first seed."""
     first = jobs[0]
     models = {

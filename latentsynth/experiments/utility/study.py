@@ -119,8 +119,8 @@ class Utility(Study):
             arm = config.arms[job.arm]
             needs: tuple[str, ...] = ()
             if arm.model is not None:
-                judge = Job(config.baseline, next(iter(config.segmenters)), job.size, job.seed, job.fold)
-                for name, more, hours, needed, do in self._synthetic(job).steps(judge.name, first):
+                segmenter = Job(config.baseline, next(iter(config.segmenters)), job.size, job.seed, job.fold)
+                for name, more, hours, needed, do in self._synthetic(job).steps(segmenter.name, first):
                     tasks.setdefault(name, (Cell(name, {**facts, **more}, hours, needed), do))
                     needs = (name,)
             settings = config.segmenters[job.segmenter]
@@ -138,7 +138,7 @@ class Utility(Study):
         )
 
     def test_manifest(self, fold: int | None = None) -> Path:
-        """Whom no model sees, and every segmenter is judged on."""
+        """Whom no model sees, and every segmenter is evaluated on."""
         roles = self.folds[fold or 0]
         return roles.write("test", test=roles.heldout, val=())
 

@@ -22,7 +22,7 @@ from latentsynth.experiments.utility import figures
 from latentsynth.metrics.bootstrap import mean_interval, ratio_interval
 from latentsynth.metrics.significance import Paired, holm, paired, verdict
 from latentsynth.plots import panels
-from latentsynth.results import Cell, Estimate, Picture, Result, Table, write_csv
+from latentsynth.results import Estimate, Picture, Result, Table, TableCell, write_csv
 
 if TYPE_CHECKING:
     from latentsynth.experiments.utility.study import Job
@@ -31,7 +31,7 @@ KIND = "utility"
 MEASURES = ("dice", "surface_dice", "hd95_mm", "lesions_found", "volume_error")
 _TITLES = ("Dice", "surface Dice", "HD95 (mm)", "lesions found", "volume error, absolute")
 Place = tuple[str, int | str, str]  # segmenter, size, arm
-Scores = dict[Place, dict[str, dict[str, float]]]  # measure to patient to mean over seeds
+PatientScores = dict[Place, dict[str, dict[str, float]]]  # measure to patient to mean over seeds
 
 
 def summarise(
@@ -55,7 +55,7 @@ def summarise(
         notes: What else must be said.
 
     Raises:
-        DataError: The seeds of one arm were judged on other patients.
+        DataError: The seeds of one arm were evaluated on other patients.
     """
     cohort = Cohort.load("test patients", test, ("test",))
     labels = cohort.manifest.labels
@@ -91,7 +91,7 @@ def summarise(
     return result
 
 
-def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> Scores:
+def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> PatientScores:
     """Scores of test patients, labels averaged first, then seeds: the unit is the patient. Folds add up to all patients.
 
     Args:
@@ -100,7 +100,7 @@ def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> 
         lesions: Names of the labels whose pieces are counted.
 
     Raises:
-        DataError: The seeds of one arm were judged on other patients.
+        DataError: The seeds of one arm were evaluated on other patients.
     """
     gathered: dict[Place, dict[int, dict[str, dict[str, float]]]] = defaultdict(dict)
     for job in jobs:
@@ -110,12 +110,12 @@ def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> 
         whole = gathered[job.segmenter, job.size, job.arm].setdefault(job.seed, {measure: {} for measure in MEASURES})
         for measure in MEASURES:
             whole[measure] |= found[measure]
-    scores: Scores = {}
+    scores: PatientScores = {}
     for place, by_seed in gathered.items():
         seeds = list(by_seed.values())
         patients = set(seeds[0][MEASURES[0]])
         if any(set(one[MEASURES[0]]) != patients for one in seeds):
-            raise DataError(f"the seeds of {place} were judged on other patients: remove these cells and run again")
+            raise DataError(f"the seeds of {place} were evaluated on other patients: remove these cells and run again")
         scores[place] = {
             measure: {p: float(np.mean([one[measure][p] for one in seeds])) for p in sorted(patients)}
             for measure in MEASURES
@@ -123,7 +123,7 @@ def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> 
     return scores
 
 
-def comparisons(config: UtilityStudy, scores: Scores) -> dict[Place, tuple[Paired, float]]:
+def comparisons(config: UtilityStudy, scores: PatientScores) -> dict[Place, tuple[Paired, float]]:
     """Every arm against the baseline by Dice, with p-values that Holm adjusted over the whole study."""
     found = {}
     for (segmenter, size, arm), by in scores.items():
@@ -184,7 +184,7 @@ def interval(values: dict[str, float]) -> Estimate:
 
 def _copies(folder: Path) -> Table | None:
     """What the memorization reports of filtered cells say."""
-    rows: list[tuple[Cell, ...]] = []
+    rows: list[tuple[TableCell, ...]] = []
     for file in sorted((folder / "cells").glob("uncopied-*/memorization.json")):
         report = Result.load(file)
         dropped = (file.parent / "kept_dropped.csv").read_text(encoding="utf-8").count("\n") - 1
@@ -198,11 +198,11 @@ def _copies(folder: Path) -> Table | None:
     return Table("copies among the synthetic volumes", columns, tuple(rows), verdicts.note) if rows else None
 
 
-def _scores(config: UtilityStudy, scores: Scores) -> Table:
-    rows: list[tuple[Cell, ...]] = []
+def _scores(config: UtilityStudy, scores: PatientScores) -> Table:
+    rows: list[tuple[TableCell, ...]] = []
     for (segmenter, size, arm), by in scores.items():
         reference = scores.get((segmenter, size, config.baseline))
-        share: Cell = None
+        share: TableCell = None
         if reference is not None and arm != config.baseline:
             pair = [(list(one["dice"].values()), list(one["dice"])) for one in (by, reference)]
             share = Estimate(*ratio_interval(pair[0], pair[1], rng()))
@@ -217,7 +217,7 @@ def _scores(config: UtilityStudy, scores: Scores) -> Table:
 
 
 def _comparisons(config: UtilityStudy, found: dict[Place, tuple[Paired, float]]) -> Table:
-    rows: list[tuple[Cell, ...]] = [
+    rows: list[tuple[TableCell, ...]] = [
         (segmenter, size, arm, one.patients, Estimate(one.difference, one.low, one.high), one.p, p, one.smallest_p, one.effect, verdict(one, p))
         for (segmenter, size, arm), (one, p) in found.items()
     ]  # fmt: skip

@@ -20,9 +20,9 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.features import volumes
 from latentsynth.evaluation.inputs import halves
-from latentsynth.evaluation.memorization.measures import Sides, judge
+from latentsynth.evaluation.memorization.measures import PatientGroups, search_copies
 from latentsynth.evaluation.memorization.report import write_memorization
-from latentsynth.evaluation.memorization.rulers import own_ruler
+from latentsynth.evaluation.memorization.spaces import own_space
 from latentsynth.experiments.roles import Roles
 from latentsynth.experiments.study import FITTING_HOURS, train_generator
 from latentsynth.masks import MaskMaker, make_masks
@@ -96,11 +96,11 @@ class Synthetic:
         *_, last = (name for name, *_ in self.steps("", ()))
         return self.config.folder / "cells" / last / (_SET if last == self.painted else _KEPT)
 
-    def steps(self, judge: str, first: tuple[str, ...]) -> Iterator[Step]:
+    def steps(self, segmenter: str, first: tuple[str, ...]) -> Iterator[Step]:
         """The cells it needs, in order.
 
         Args:
-            judge: The cell of the segmenter that volumes must agree with.
+            segmenter: The cell of the segmenter that volumes must agree with.
             first: Cells that training needs.
         """
         drop = self.arm.drop
@@ -127,14 +127,14 @@ class Synthetic:
         yield self.painted, facts, _PAINTING_HOURS, needs, self._paint
         last, file = self.painted, self._cell(self.painted) / _SET
         if drop.copies:
-            name = f"uncopied-{self.config.copy_ruler}-{self.source}-{self.subset.name}"
-            how = {"ruler": self.config.copy_ruler, "level": self.config.copy_level}
+            name = f"uncopied-{self.config.copy_space}-{self.source}-{self.subset.name}"
+            how = {"space": self.config.copy_space, "level": self.config.copy_level}
             yield name, how, _PAINTING_HOURS, (last,), partial(self._drop_copies, file)
             last, file = name, self._cell(name) / _KEPT
         if drop.agreement:
             name = f"agreed-{drop.agreement:g}{'-uncopied' if drop.copies else ''}-{self.source}-{self.subset.name}"
-            work = partial(self._drop_disagreeing, file, judge)
-            yield name, {"agreement": drop.agreement}, _PAINTING_HOURS, (last, judge), work
+            work = partial(self._drop_disagreeing, file, segmenter)
+            yield name, {"agreement": drop.agreement}, _PAINTING_HOURS, (last, segmenter), work
 
     def _training(self, first: tuple[str, ...]) -> Iterator[Step]:
         """The cells of its generator."""
@@ -246,22 +246,22 @@ class Synthetic:
         outside = Cohort.load(
             "patients outside", roles.write("calibration", test=list(roles.outside), val=()), ("test",)
         )
-        sides, samples = Sides(train, *halves(outside)), Cohort.load(self.model, file)
+        groups, samples = PatientGroups(train, *halves(outside)), Cohort.load(self.model, file)
         caches = {
             c.name: volumes(
                 c, config.grid, config.framing, train.manifest.labels, config.cache, accelerator, masks=True
             )
-            for c in (*sides.all, samples)
+            for c in (*groups.all, samples)
         }
-        rulers, level = [own_ruler(config.copy_ruler, caches[train.name])], config.copy_level
-        judged = judge(rulers, sides, [samples], caches, accelerator, level)
-        write_memorization(folder, sides, [samples], judged, None, caches, level, accelerator)
+        spaces, level = [own_space(config.copy_space, caches[train.name])], config.copy_level
+        searches = search_copies(spaces, groups, [samples], caches, accelerator, level)
+        write_memorization(folder, groups, [samples], searches, None, caches, level, accelerator)
         if accelerator.is_main_process:
             filter_set(file, folder / "memorization.json", folder / _KEPT)
         accelerator.wait_for_everyone()
 
-    def _drop_disagreeing(self, file: Path, judge: str, folder: Path) -> None:
-        run = self._cell(judge) / "run"
+    def _drop_disagreeing(self, file: Path, segmenter: str, folder: Path) -> None:
+        run = self._cell(segmenter) / "run"
         filter_disagreeing(file, run, folder / _KEPT, self.arm.drop.agreement, self.config.cache, self.accelerator())
 
 

@@ -39,13 +39,13 @@ class Game:
     Attributes:
         config: The run.
         scenes: What they are shown.
-        memory: What the discriminator's side remembers: the pool, the augmentation's probability, its accuracy. Given to
+        state: What the discriminator's side remembers: the pool, the augmentation's probability, its accuracy. Given to
             its player as state, so it is checkpointed.
     """
 
     config: GanRun
     scenes: Scenes
-    memory: dict[str, Any] = field(default_factory=lambda: {**adaptive_state(), "accuracy": 0.5})
+    state: dict[str, Any] = field(default_factory=lambda: {**adaptive_state(), "accuracy": 0.5})
 
     def __post_init__(self) -> None:
         perceptual = self.config.game.perceptual
@@ -65,7 +65,7 @@ class Game:
             ),
             Player(
                 "discriminator", {"discriminator": discriminator}, self.discriminator_loss, self.config.discriminator.lr,
-                state=self.memory,
+                state=self.state,
             ),
         ]  # fmt: skip
 
@@ -85,7 +85,7 @@ class Game:
         matched = bool(terms.feature_matching)
         images = [made.image, scene.real] if matched else [made.image]
         # Both are moved alike, or their features could not be compared.
-        opinion = self._judge(modules["discriminator"], images, scene, batch, Stream.MOVE_FAKE, alike=True)
+        opinion = self._discriminate(modules["discriminator"], images, scene, batch, Stream.MOVE_FAKE, alike=True)
         fake, *rest = split(opinion, len(images))
         logs = {"adversarial": generator_loss(terms.loss, fake.logits)}
         total = logs["adversarial"]
@@ -127,7 +127,7 @@ class Game:
             images.append(torch.lerp(fake, scene.real, share).requires_grad_())
             masks.append(scene.mask)
             places.append(scene.place)
-        opinion = self._judge(modules["discriminator"], images, scene, batch, Stream.MOVE_ALL, masks, places)
+        opinion = self._discriminate(modules["discriminator"], images, scene, batch, Stream.MOVE_ALL, masks, places)
         on_real, on_fake, *rest = split(opinion, len(images))
         total = discriminator_loss(terms.loss, on_real.logits, on_fake.logits)
         right = accuracy(terms.loss, on_real.logits, on_fake.logits)
@@ -169,7 +169,7 @@ class Game:
         )
         return made
 
-    def _judge(
+    def _discriminate(
         self,
         discriminator: nn.Module,
         images: list[Tensor],
@@ -192,10 +192,10 @@ class Game:
             draws = self._draws(batch, Stream.DISCRIMINATOR_NOISE + 100 * stream)
             noise = [draws.normal(*image.shape[1:]) for _ in range(parts)]
             image = image + sigma * torch.cat(noise).to(image)
-        if self.memory["probability"]:
+        if self.state["probability"]:
             together = beside(image, mask)
             together = torch.cat([
-                augment(part, self._draws(batch, stream + 100 * (1 if alike else n)), self.memory["probability"], self.scenes.intensity_channels)
+                augment(part, self._draws(batch, stream + 100 * (1 if alike else n)), self.state["probability"], self.scenes.intensity_channels)
                 for n, part in enumerate(together.chunk(parts), 1)
             ])  # fmt: skip
             image, mask = together[:, : image.shape[1]], None if mask is None else together[:, image.shape[1] :]

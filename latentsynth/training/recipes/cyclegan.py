@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentsynth.config import CycleGANConfig, GanRun
 from latentsynth.gans import Generator, build_discriminator
-from latentsynth.gans.cyclegan import Cycle, Judges, Translators, cycle_loss
+from latentsynth.gans.cyclegan import Cycle, CycleDiscriminators, Translators, cycle_loss
 from latentsynth.gans.losses import accuracy, discriminator_loss, generator_loss, split
 from latentsynth.randomness import Draws, Stream
 from latentsynth.training.loop import Batch, Modules, Player
@@ -27,12 +27,12 @@ class CycleGame:
     Attributes:
         config: The run.
         scenes: What the players are shown; image and mask of a scene belong to different cases.
-        memory: Pools and accuracy, checkpointed.
+        state: Pools and accuracy, checkpointed.
     """
 
     config: GanRun
     scenes: Scenes
-    memory: dict[str, Any] = field(
+    state: dict[str, Any] = field(
         default_factory=lambda: {"accuracy": 0.5, "probability": 0.0, "images": {}, "masks": {}}
     )
 
@@ -45,14 +45,14 @@ class CycleGame:
         """Translators first: their average is what is kept."""
         net = self.network
         translators = Translators(shape, channels, labels, net.channels, net.blocks, net.dropout, net.attention)
-        judges = Judges(
+        discriminators = CycleDiscriminators(
             *(build_discriminator(self.config.discriminator, shape, n, 0, False) for n in (channels, labels))
         )
         return [
             Player("generator", {"translators": translators}, self.generator_loss, self.config.train.lr),
             Player(
-                "discriminator", {"judges": judges}, self.discriminator_loss, self.config.discriminator.lr,
-                state=self.memory,
+                "discriminator", {"discriminators": discriminators}, self.discriminator_loss, self.config.discriminator.lr,
+                state=self.state,
             ),
         ]  # fmt: skip
 
@@ -66,7 +66,7 @@ class CycleGame:
         assert scene.mask is not None
         draws = Draws.keyed(self.config.seed, batch["position"], Stream.TRANSLATE, scene.real.device)
         cycle: Cycle = modules["translators"](draws, scene.mask, scene.real)
-        on_image, on_mask = modules["judges"](cycle.image, cycle.mask)
+        on_image, on_mask = modules["discriminators"](cycle.image, cycle.mask)
         kind = self.config.game.loss
         adversarial = generator_loss(kind, on_image.logits) + generator_loss(kind, on_mask.logits)
         back = cycle_loss(cycle, scene.mask, scene.real, self.network.identity_weight)
@@ -83,7 +83,9 @@ class CycleGame:
             for name, fake in zip(("images", "masks"), batch["fakes"], strict=True)
         ]
         reals = [scene.real, 2 * scene.mask - 1]
-        opinions = modules["judges"](*(torch.cat([real, fake]) for real, fake in zip(reals, fakes, strict=True)))
+        opinions = modules["discriminators"](
+            *(torch.cat([real, fake]) for real, fake in zip(reals, fakes, strict=True))
+        )
         losses, right = [], []
         for opinion in opinions:
             on_real, on_fake = split(opinion, 2)

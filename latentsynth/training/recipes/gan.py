@@ -24,6 +24,7 @@ from latentsynth.synthesizers import GAN, LatentGAN, Synthesizer, load_synthesiz
 from latentsynth.training.loop import Hooks, Modules, Player, fit, start_training
 from latentsynth.training.recipes.adversarial import Game
 from latentsynth.training.recipes.autoencoder import copy_weights, volume_caches
+from latentsynth.training.recipes.collapse import CollapseMonitor
 from latentsynth.training.recipes.cyclegan import CycleGame
 from latentsynth.training.recipes.encode import encode, encoded_cohort
 from latentsynth.training.recipes.ldm import build_conditioner, check_levels
@@ -31,7 +32,6 @@ from latentsynth.training.recipes.mask_items import training_facts
 from latentsynth.training.recipes.mask_sheets import mask_sheet
 from latentsynth.training.recipes.scenes import LatentScenes, VoxelScenes
 from latentsynth.training.recipes.sheets import sample_sheet
-from latentsynth.training.recipes.watch import Watch
 from latentsynth.training.run import RunFolder
 from latentsynth.types import Condition, Domain
 
@@ -44,7 +44,7 @@ class _Setting:
         volumes: Validation volumes, for pictures and for the watch.
         items: Training items by position.
         players: Who trains, generator first.
-        memory: What the discriminator's side remembers.
+        state: What the discriminator's side remembers.
         synthesizer: The model that samples, from the generator's modules.
         ledger: Whom the model has seen.
         masks: What samples where it learns from masks alone, and so is no synthesizer; None elsewhere.
@@ -53,7 +53,7 @@ class _Setting:
     volumes: VolumeCache
     items: Positions
     players: list[Player]
-    memory: dict[str, Any]
+    state: dict[str, Any]
     synthesizer: Callable[[Modules], GAN | LatentGAN]
     ledger: Ledger
     masks: Callable[[Modules], MaskGANMaker] | None = None
@@ -73,13 +73,13 @@ def train_gan(config: GanRun) -> dict[str, float]:
     setting = (_on_latents if config.latent else _on_voxels)(config, accelerator)
     run = RunFolder(config, accelerator)
     device = accelerator.device
-    watch = Watch(setting.volumes, config.seed)
+    monitor = CollapseMonitor(setting.volumes, config.seed)
     scored = setting.volumes.annotated
 
     def validate(modules: Modules) -> dict[str, float]:
         model = setting.synthesizer(modules).to(device)
         rows = share(accelerator, len(scored), lambda n: score(model, setting.volumes, scored[n], config.seed))
-        health = watch(model, setting.memory)
+        health = monitor(model, setting.state)
         accelerator.print(f"watch: {health.words}")
         of_masks = setting.masks(modules).scores(range(config.seed, config.seed + 16)) if setting.masks else {}
         return {**mean_rows(rows), **health.scores, **of_masks}
@@ -149,7 +149,7 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
             slice_axis=axis,
         )
 
-    return _Setting(validation, items, players, game.memory, synthesizer, ledger, masks if facts else None)
+    return _Setting(validation, items, players, game.state, synthesizer, ledger, masks if facts else None)
 
 
 def _on_latents(config: GanRun, accelerator: Accelerator) -> _Setting:
@@ -176,7 +176,7 @@ def _on_latents(config: GanRun, accelerator: Accelerator) -> _Setting:
     def synthesizer(modules: Modules) -> LatentGAN:
         return LatentGAN(domain, autoencoder, conditioner, game.generator(modules), config.sampling, ledger=ledger)
 
-    return _Setting(cohort.validation.volumes, items, players, game.memory, synthesizer, ledger)
+    return _Setting(cohort.validation.volumes, items, players, game.state, synthesizer, ledger)
 
 
 def initial(config: GanRun, generator: Generator) -> tuple[Generator, Ledger]:

@@ -14,7 +14,7 @@ from latentsynth.data.cache.volumes import VolumeCache, one_hot, read_mask
 from latentsynth.data.frames import Frame, lay
 from latentsynth.errors import DataError
 from latentsynth.masks.distance_maps import DistanceMaps, box_around
-from latentsynth.masks.mask_diffusion import Wishes, without_lesions
+from latentsynth.masks.mask_diffusion import MaskAttributes, without_lesions
 from latentsynth.metrics.lesions import components
 from latentsynth.types import Domain
 
@@ -87,10 +87,10 @@ class DiffusionItems:
         inside = [np.isin(_index(cache, n), lesions) for n in range(len(cache))]
         self.usable = [n for n, found in enumerate(inside) if found.any()]
         measured = (
-            (like.maps, like.wishes) if like else self._measured(config, lesions, [inside[n] for n in self.usable])
+            (like.maps, like.attributes) if like else self._measured(config, lesions, [inside[n] for n in self.usable])
         )
         self.maps: DistanceMaps = measured[0]
-        self.wishes: Wishes = measured[1]
+        self.attributes: MaskAttributes = measured[1]
 
     def __len__(self) -> int:
         return len(self.usable)
@@ -105,7 +105,9 @@ class DiffusionItems:
             hot = one_hot(torch.from_numpy(healed), len(self.cache.recipe.labels))[None]
             self._kept[n] = {
                 "maps": self.maps.whiten(self.maps.distances(index)),
-                "organs": self.wishes.shares(hot)[0] if self.wishes.organs else torch.zeros(0, *self.maps.cells),
+                "organs": self.attributes.shares(hot)[0]
+                if self.attributes.organs
+                else torch.zeros(0, *self.maps.cells),
                 "volume_ml": torch.tensor(float(inside.sum() * np.prod(grid.spacing_mm) / 1000)),
                 "lesions": torch.tensor(float(components(inside)[1])),
             }
@@ -113,7 +115,7 @@ class DiffusionItems:
 
     def _measured(
         self, config: MaskDiffusionConfig, lesions: list[int], inside: list[np.ndarray]
-    ) -> tuple[DistanceMaps, Wishes]:
+    ) -> tuple[DistanceMaps, MaskAttributes]:
         """Box, scale and range of volumes of the training masks."""
         grid, cell = self.cache.recipe.grid, config.coarsen * config.patch
         start, size = box_around(np.any(inside, axis=0), _MARGIN_CELLS * config.coarsen, config.unit)
@@ -124,4 +126,4 @@ class DiffusionItems:
         log = np.log([found.sum() * np.prod(grid.spacing_mm) / 1000 for found in inside])
         organs = [n for n in range(1, len(self.cache.recipe.labels)) if n not in lesions]
         spread = float(log.std()) or 1.0  # masks of one volume have none
-        return maps, Wishes(organs, cell, start, maps.cells, float(log.mean()), spread)
+        return maps, MaskAttributes(organs, cell, start, maps.cells, float(log.mean()), spread)

@@ -12,7 +12,7 @@ from latentsynth.config import LabelVAEConfig, MaskDiffusionConfig, SliceVAEConf
 from latentsynth.diffusion import TimeSampler, denoising_loss, schedule_named, target_weight
 from latentsynth.diffusion.times import automatic_shift
 from latentsynth.masks.label_vae import vae_terms
-from latentsynth.masks.mask_diffusion import Wishes
+from latentsynth.masks.mask_diffusion import MaskAttributes
 from latentsynth.randomness import VALIDATION, Stream, keyed_generator, keyed_noise, keyed_uniform
 from latentsynth.training.loop import Batch, Modules
 
@@ -58,9 +58,9 @@ class VAELoss:
 class MaskDenoiserLoss:
     """The denoiser's loss on distance maps, with wishes that are sometimes left out: all, the volume, or the count."""
 
-    def __init__(self, config: MaskDiffusionConfig, wishes: Wishes, cells: int, seed: int):
+    def __init__(self, config: MaskDiffusionConfig, attributes: MaskAttributes, cells: int, seed: int):
         wanted = config.diffusion
-        self.config, self.wishes, self.seed = config, wishes, seed
+        self.config, self.attributes, self.seed = config, attributes, seed
         shift = automatic_shift(cells) if wanted.shift == "auto" else wanted.shift
         self.times = TimeSampler(wanted.time, wanted.time_mean, wanted.time_std, shift)
         self.schedule = schedule_named(wanted.schedule)
@@ -89,15 +89,15 @@ class MaskDenoiserLoss:
         def told(values: Tensor, keep: Tensor) -> Tensor:
             return torch.where(keep.to(values.device), values, torch.nan)
 
-        shares = batch["organs"] * organs.to(x).view(-1, 1, 1, 1, 1) if self.wishes.organs else None
-        conditioning = self.wishes(told(batch["volume_ml"], volume), told(batch["lesions"], count), shares)
+        shares = batch["organs"] * organs.to(x).view(-1, 1, 1, 1, 1) if self.attributes.organs else None
+        conditioning = self.attributes(told(batch["volume_ml"], volume), told(batch["lesions"], count), shares)
         noise = keyed_noise(self.seed, positions, tuple(x.shape[1:]), Stream.MASK_NOISE).to(x)
         weight = target_weight(self.config.diffusion.prediction, self.schedule, t)
         return denoising_loss(denoiser, x, conditioning, self.schedule, t, noise, weight)
 
     @torch.no_grad()
     def score(self, denoiser: nn.Module, item: Batch, case: int, rows: int = 4) -> dict[str, float]:
-        """Loss of one case over evenly spread times, told everything; ``wish_gain`` is the share of it that knowing removes."""
+        """Loss of one case over evenly spread times, told everything; ``attribute_gain`` is the share of it that knowing removes."""
         device = next(denoiser.parameters()).device
         batch = {key: value.to(device).expand(rows, *value.shape).contiguous() for key, value in item.items()}
         positions = torch.arange(rows) + VALIDATION + case * rows
@@ -106,4 +106,4 @@ class MaskDenoiserLoss:
             float(self.losses(denoiser, batch, positions, t, *[torch.full((rows,), keep)] * 3).mean())
             for keep in (True, False)
         )
-        return {"loss": known, "wish_gain": 1 - known / unknown}
+        return {"loss": known, "attribute_gain": 1 - known / unknown}

@@ -163,16 +163,16 @@ def _diffusion(config: MaskRun, training: VolumeCache, validation: VolumeCache) 
     seen = DiffusionItems(validation, generator, items)
     denoiser = Denoiser(
         latent_channels=items.maps.channels,
-        spatial_channels=items.wishes.channels,
+        spatial_channels=items.attributes.channels,
         schedule=generator.diffusion.schedule,
         prediction=generator.diffusion.prediction,
         **generator.denoiser.model_dump(),
     )
-    loss = MaskDenoiserLoss(generator, items.wishes, int(np.prod(items.maps.cells)), config.seed)
+    loss = MaskDenoiserLoss(generator, items.attributes, int(np.prod(items.maps.cells)), config.seed)
 
     def maker(modules: Modules) -> TrainedMaker:
         net = cast(Denoiser, modules["denoiser"])
-        parts = {"maps": items.maps, "wishes": items.wishes, "denoiser": net}
+        parts = {"maps": items.maps, "attributes": items.attributes, "denoiser": net}
         return MaskDiffusionMaker(**common, sampling=generator.sampling, **parts)
 
     def score(modules: Modules, n: int) -> dict[str, float]:

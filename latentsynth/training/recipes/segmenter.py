@@ -48,7 +48,7 @@ def train_segmenter(config: SegmenterRun) -> dict[str, float]:
             is not finite.
     """
     accelerator = start_training(config.train)
-    cohort = Cohort.of(config)
+    cohort = TrainingMixture.of(config)
     for n, cache in enumerate(cohort.training):
         fill(cache, f"preparing training volumes ({n + 1} of {len(cohort.training)})", accelerator)
     fill(cohort.validation, "preparing validation volumes", accelerator)
@@ -138,7 +138,7 @@ class SegmentationLoss:
 
 
 @dataclass
-class Cohort:
+class TrainingMixture:
     """Training volumes of all sources, validation volumes of real patients.
 
     Attributes:
@@ -160,7 +160,7 @@ class Cohort:
     trained_on: dict[str, int]
 
     @classmethod
-    def of(cls, config: SegmenterRun) -> Cohort:
+    def of(cls, config: SegmenterRun) -> TrainingMixture:
         """Reads the manifests and refuses leaks, before any volume is touched.
 
         Raises:

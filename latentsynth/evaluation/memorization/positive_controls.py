@@ -1,4 +1,4 @@
-"""Planted copies: training cases put among samples on purpose, plain and disguised, which a measure must find."""
+"""Positive controls: training cases put among samples on purpose, plain and disguised, which a measure must find."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MASK_DISGUISES: dict[str, Disguise] = {
 }
 
 
-def plant(
+def make_copies(
     extractors: Sequence[Extractor],
     training: VolumeCache,
     count: int,
@@ -77,7 +77,7 @@ def plant(
             changed = disguise(read(training, int(chosen[n])), np.random.default_rng(n))
             return torch.from_numpy(np.ascontiguousarray(changed, dtype=np.float32))
 
-        rows = extract_volumes(extractors, image, len(chosen), f"planted copies, {name}", accelerator)
+        rows = extract_volumes(extractors, image, len(chosen), f"positive controls, {name}", accelerator)
         for one in extractors:
             found[one.name][name] = rows[one.name]
     return found

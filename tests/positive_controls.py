@@ -40,7 +40,7 @@ class Threshold(SegmentationNetwork):
         return []
 
 
-def planted(
+def positive_controls(
     shape: tuple[int, int, int] = (16, 16, 16),
     spacing_mm: tuple[float, float, float] = (2.0, 2.0, 2.0),
     framing: Framing = Framing(),  # noqa: B008 (frozen)
@@ -78,5 +78,7 @@ def boxes(shape: Sequence[int], places: Mapping[int, tuple[slice, slice, slice]]
 
 def cohort(path: Path, cases: Sequence[Case]) -> Path:
     """Writes the manifest of painted cases."""
-    Manifest("painted", CHANNELS, Labels((0, *LESIONS), planted().domain.labels.names), tuple(cases)).save(path)
+    Manifest("painted", CHANNELS, Labels((0, *LESIONS), positive_controls().domain.labels.names), tuple(cases)).save(
+        path
+    )
     return path

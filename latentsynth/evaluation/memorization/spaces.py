@@ -1,4 +1,4 @@
-"""Rulers: what a volume is described by, and how the nearest training cases are found by that description."""
+"""Feature spaces: what a volume is described by, and how the nearest training cases are found by that description."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from latentsynth.metrics.registration import describe, nearest_by_registration
 from latentsynth.metrics.structural import nearest_by_dice, nearest_by_ssim
 from latentsynth.provenance import fingerprint
 
-OWN = ("voxels", "ssim", "registered")  # rulers that need no network
+OWN = ("voxels", "ssim", "registered")  # feature spaces that need no network
 _ALIGNED = 0.8  # share of patients that must come nearer to the others where they lie than moved
 _COMPARED = 40  # patients whose alignment is looked at
 _ASKED = 2  # neighbours that are searched at least: the second is asked for soon after the first
 
 
 @dataclass(frozen=True)
-class Ruler:
+class FeatureSpace:
     """A distance between volumes.
 
     Attributes:
         extractor: Turns a volume into a row.
         search: Finds the nearest rows.
         unit: What the distance is.
-        doubt: Why this ruler does not apply to these volumes, or "".
+        doubt: Why this feature space does not apply to these volumes, or "".
     """
 
     extractor: Extractor
@@ -93,7 +93,7 @@ class Smoothed(Extractor):
         return torch.from_numpy(describe(image[0].numpy())).flatten()[None]
 
 
-class LabelMap(Extractor):
+class MaskVoxels(Extractor):
     """Label indices, given as an image of one channel."""
 
     name, fingerprint, preprocessing = "masks", "masks", "label maps on the common grid"
@@ -102,7 +102,7 @@ class LabelMap(Extractor):
         return image.flatten(1)
 
 
-def voxel_ruler(training: VolumeCache) -> Ruler:
+def voxel_space(training: VolumeCache) -> FeatureSpace:
     """Pearson's correlation of foreground voxels; says so where the volumes of different patients are not aligned."""
     volumes = np.stack([training.volume(n).image for n in _spread(len(training))])
     foreground = found if (found := (volumes.mean((0, 1)) > -0.95)).any() else np.ones_like(found)
@@ -114,29 +114,29 @@ def voxel_ruler(training: VolumeCache) -> Ruler:
             f"volumes of different patients are not aligned (only {share:.0%} of them are more alike where they lie than "
             "moved by an eighth of the grid), so voxels do not correspond"
         )
-    return Ruler(extractor, nearest, "square root of 2 (1 - Pearson's r)", doubt, True)
+    return FeatureSpace(extractor, nearest, "square root of 2 (1 - Pearson's r)", doubt, True)
 
 
-def ssim_ruler(training: VolumeCache) -> Ruler:
+def ssim_space(training: VolumeCache) -> FeatureSpace:
     """Structural similarity of whole volumes."""
     shape = training.volume(0).image.shape
     slow = partial(nearest_by_ssim, shape=shape)
     search = remembered(slow, training.folder / "distances", WholeVolume.fingerprint)
-    return Ruler(WholeVolume(), search, "1 - SSIM", "", True)
+    return FeatureSpace(WholeVolume(), search, "1 - SSIM", "", True)
 
 
-def registered_ruler(training: VolumeCache) -> Ruler:
+def registered_space(training: VolumeCache) -> FeatureSpace:
     """Correlation after a small move, turn, scaling or mirroring of the training case: finds what augmentation hides."""
     shape = describe(training.volume(0).image).shape
     slow = partial(nearest_by_registration, shape=shape)
     search = remembered(slow, training.folder / "distances", Smoothed.fingerprint)
-    return Ruler(Smoothed(), search, "square root of 2 (1 - Pearson's r) after registration", "", True)
+    return FeatureSpace(Smoothed(), search, "square root of 2 (1 - Pearson's r) after registration", "", True)
 
 
 def remembered(search: Search, folder: Path, name: str) -> Search:
     """The same search, slow as it is, done once: what it found is kept in a folder by the contents of both sides.
 
-    Calibration, control and planted copies are the same for every set that is measured against one training set.
+    Calibration, control and positive controls are the same for every set that is measured against one training set.
 
     Args:
         search: Nearest neighbours.
@@ -146,10 +146,10 @@ def remembered(search: Search, folder: Path, name: str) -> Search:
 
     def look(queries: np.ndarray, reference: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         asked = max(k, min(_ASKED, len(reference)))
-        sides = [
+        groups = [
             [x.shape, str(x.dtype), sha256(np.ascontiguousarray(x).data).hexdigest()] for x in (queries, reference)
         ]
-        file = folder / f"{fingerprint([name, asked, sides])}.safetensors"
+        file = folder / f"{fingerprint([name, asked, groups])}.safetensors"
         if file.is_file():
             kept = load_file(file)
         else:
@@ -162,14 +162,14 @@ def remembered(search: Search, folder: Path, name: str) -> Search:
     return look
 
 
-def mask_ruler() -> Ruler:
+def mask_space() -> FeatureSpace:
     """Overlap of label maps."""
-    return Ruler(LabelMap(), nearest_by_dice, "1 - Dice over all labels", "", True)
+    return FeatureSpace(MaskVoxels(), nearest_by_dice, "1 - Dice over all labels", "", True)
 
 
-def own_ruler(name: str, training: VolumeCache) -> Ruler:
+def own_space(name: str, training: VolumeCache) -> FeatureSpace:
     """One of :data:`OWN`, fitted to the training volumes."""
-    return {"voxels": voxel_ruler, "ssim": ssim_ruler, "registered": registered_ruler}[name](training)
+    return {"voxels": voxel_space, "ssim": ssim_space, "registered": registered_space}[name](training)
 
 
 def alignment(volumes: np.ndarray) -> float:

@@ -1,4 +1,4 @@
-"""Planted copies: what disguises do, how the copy rate answers, and broken rulers, which must come out as broken."""
+"""Positive controls: what disguises do, how the copy rate answers, and broken feature spaces, which must come out as broken."""
 
 from __future__ import annotations
 
@@ -11,10 +11,16 @@ import torch
 from accelerate import Accelerator
 
 from latentsynth.evaluation.features import Features
-from latentsynth.evaluation.memorization.planted import DISGUISES, MASK_DISGUISES, SHARES, plant, response
-from latentsynth.evaluation.memorization.rulers import Ruler, WholeVolume
-from latentsynth.evaluation.memorization.trust import Trust, control
-from latentsynth.evaluation.memorization.yardstick import Yardstick
+from latentsynth.evaluation.memorization.controls import Controls, control
+from latentsynth.evaluation.memorization.positive_controls import (
+    DISGUISES,
+    MASK_DISGUISES,
+    SHARES,
+    make_copies,
+    response,
+)
+from latentsynth.evaluation.memorization.reference import ReferenceDistances
+from latentsynth.evaluation.memorization.spaces import FeatureSpace, WholeVolume
 from latentsynth.extractors.networks import NetworkExtractor
 
 SHAPE = (1, 10, 11, 12)
@@ -31,10 +37,10 @@ class Volumes(list[SimpleNamespace]):
         return self[n]
 
 
-def planted(training: np.ndarray, count: int, cpu: Accelerator, **disguises: Any) -> dict[str, np.ndarray]:
+def positive_controls(training: np.ndarray, count: int, cpu: Accelerator, **disguises: Any) -> dict[str, np.ndarray]:
     volumes: Any = Volumes(SimpleNamespace(image=image) for image in training)
     one = WholeVolume()
-    return plant([one], volumes, count, disguises or DISGUISES, lambda c, n: c.volume(n).image, cpu)[one.name]
+    return make_copies([one], volumes, count, disguises or DISGUISES, lambda c, n: c.volume(n).image, cpu)[one.name]
 
 
 def features(values: np.ndarray, name: str = "x") -> Features:
@@ -45,7 +51,7 @@ def features(values: np.ndarray, name: str = "x") -> Features:
 @pytest.mark.parametrize("count", [1, 3, 7, 100, 250])
 def test_all_training_cases_are_copied_before_any_again(count: int, cpu: Accelerator) -> None:
     training = images(3)
-    rows = planted(training, count, cpu, exact=DISGUISES["exact"])["exact"]
+    rows = positive_controls(training, count, cpu, exact=DISGUISES["exact"])["exact"]
     whose = (rows[:, None] == training.reshape(3, -1)).all(2)
     assert (whose.sum(1) == 1).all()  # every copy is one training case, to the bit
     times = whose.sum(0)
@@ -55,7 +61,7 @@ def test_all_training_cases_are_copied_before_any_again(count: int, cpu: Acceler
 
 def test_copies_are_the_same_every_time_and_of_the_same_cases_in_every_disguise(cpu: Accelerator) -> None:
     training = images(6)
-    first, again = (planted(training, 9, cpu) for _ in range(2))
+    first, again = (positive_controls(training, 9, cpu) for _ in range(2))
     assert set(first) == set(DISGUISES)
     for name, rows in first.items():
         np.testing.assert_array_equal(rows, again[name])
@@ -103,17 +109,17 @@ def test_response_to_exact_copies_rises_from_the_base_rate(base: int, copies: in
     np.testing.assert_allclose(rates - blind, replaced)  # the same samples are replaced, whatever the copies
 
 
-def trust(calibration: np.ndarray, unseen: np.ndarray, train: np.ndarray, copies: dict[str, np.ndarray]) -> Trust:
-    yardstick = Yardstick(Ruler(WholeVolume()), features(train), features(calibration), 0.05)
-    base = yardstick.measure(features(images(40, 4).reshape(40, -1)[:, : train.shape[1]]))
-    return control(yardstick, yardstick.measure(features(unseen)), base, "samples", copies)
+def controls(calibration: np.ndarray, unseen: np.ndarray, train: np.ndarray, copies: dict[str, np.ndarray]) -> Controls:
+    reference = ReferenceDistances(FeatureSpace(WholeVolume()), features(train), features(calibration), 0.05)
+    base = reference.measure(features(images(40, 4).reshape(40, -1)[:, : train.shape[1]]))
+    return control(reference, reference.measure(features(unseen)), base, "samples", copies)
 
 
-def test_a_sound_ruler_is_trusted(cpu: Accelerator) -> None:
+def test_a_sound_space_is_trusted(cpu: Accelerator) -> None:
     train, calibration, unseen = (images(40, seed).reshape(40, -1) for seed in (1, 2, 3))
-    copies = planted(images(40, 1), 40, cpu)
-    found = trust(calibration, unseen, train, copies)
-    assert found.trusted
+    copies = positive_controls(images(40, 1), 40, cpu)
+    found = controls(calibration, unseen, train, copies)
+    assert found.valid
     assert found.reasons == []
     assert found.found["exact"] == 1
     assert found.responses["exact"][0] == pytest.approx(found.responses["flipped"][0])  # the same base in every row
@@ -124,16 +130,16 @@ def test_a_sound_ruler_is_trusted(cpu: Accelerator) -> None:
     assert row[1:] == (1.0, *found.responses["exact"], "yes")
 
 
-def test_a_doubtful_ruler_is_not_trusted_however_well_it_does(cpu: Accelerator) -> None:
+def test_a_doubtful_space_is_not_trusted_however_well_it_does(cpu: Accelerator) -> None:
     train, calibration, unseen = (features(images(30, seed)) for seed in (1, 2, 3))
-    yardstick = Yardstick(Ruler(WholeVolume(), doubt="of no use here"), train, calibration, 0.05)
-    measured = yardstick.measure(unseen)
-    found = control(yardstick, measured, measured, "samples", {"exact": train.values})
-    assert (found.reasons, found.trusted) == ([], False)
+    reference = ReferenceDistances(FeatureSpace(WholeVolume(), doubt="of no use here"), train, calibration, 0.05)
+    measured = reference.measure(unseen)
+    found = control(reference, measured, measured, "samples", {"exact": train.values})
+    assert (found.reasons, found.valid) == ([], False)
 
 
 @pytest.mark.parametrize("broken", ["constant", "random"])
-def test_rulers_that_see_nothing_are_not_trusted(broken: str) -> None:
+def test_spaces_that_see_nothing_are_not_trusted(broken: str) -> None:
     """Extractors that return the same for every volume, or something else every time."""
     rng = np.random.default_rng(0)
 
@@ -144,18 +150,18 @@ def test_rulers_that_see_nothing_are_not_trusted(broken: str) -> None:
     one = NetworkExtractor(broken, broken, network)
     sets = [one.features(torch.from_numpy(images(40, seed))).numpy() for seed in (1, 2, 3)]
     copies = {"exact": one.features(torch.from_numpy(images(40, 1))).numpy()}
-    found = trust(sets[1], sets[2], sets[0], copies)
-    assert not found.trusted
+    found = controls(sets[1], sets[2], sets[0], copies)
+    assert not found.valid
     assert any("of exact copies are found" in reason for reason in found.reasons)
 
 
 def test_biased_calibration_fails_the_control() -> None:
     """Calibration patients far from the training set make every unseen patient look like a copy."""
     train, calibration, unseen = (images(40, seed).reshape(40, -1)[:, :20] for seed in (1, 2, 3))
-    fair = trust(calibration, unseen, train, {"exact": train})
-    biased = trust(calibration + 4, unseen, train, {"exact": train})
-    assert fair.trusted
-    assert not biased.trusted
+    fair = controls(calibration, unseen, train, {"exact": train})
+    biased = controls(calibration + 4, unseen, train, {"exact": train})
+    assert fair.valid
+    assert not biased.valid
     assert biased.found["exact"] == 1
     (reason,) = biased.reasons
     assert reason.startswith("100% of unseen control patients are flagged, expected 0% to")

@@ -1,4 +1,4 @@
-"""Rulers: correlation over the foreground, copies found by every one of them, and doubt where voxels do not correspond."""
+"""Feature spaces: correlation over the foreground, copies found by every one of them, and doubt where voxels do not correspond."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ import pytest
 import torch
 from scipy import ndimage
 
-from latentsynth.evaluation.memorization.rulers import (
+from latentsynth.evaluation.memorization.spaces import (
     OWN,
+    FeatureSpace,
     ForegroundVoxels,
-    Ruler,
     alignment,
-    mask_ruler,
-    own_ruler,
+    mask_space,
+    own_space,
     remembered,
-    voxel_ruler,
+    voxel_space,
 )
 from latentsynth.metrics.neighbours import nearest
 from latentsynth.metrics.structural import nearest_by_ssim
@@ -64,8 +64,8 @@ def blobs(count: int, roam: float, channels: int = 1, seed: int = 0) -> np.ndarr
     return np.stack(images).astype(np.float32)
 
 
-def rows(ruler: Ruler, images: np.ndarray) -> np.ndarray:
-    return ruler.extractor.features(torch.from_numpy(images)).numpy()
+def rows(space: FeatureSpace, images: np.ndarray) -> np.ndarray:
+    return space.extractor.features(torch.from_numpy(images)).numpy()
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -114,31 +114,31 @@ def test_alignment_by_hand() -> None:
 
 
 def test_only_volumes_that_lie_anywhere_are_doubted(cache: Cache) -> None:
-    assert voxel_ruler(cache(blobs(30, 1))).doubt == ""
-    doubtful = voxel_ruler(cache(blobs(60, 8))).doubt
+    assert voxel_space(cache(blobs(30, 1))).doubt == ""
+    doubtful = voxel_space(cache(blobs(60, 8))).doubt
     assert "volumes of different patients are not aligned" in doubtful
     assert "so voxels do not correspond" in doubtful
-    assert all(own_ruler(name, cache(blobs(60, 8))).doubt == "" for name in OWN if name != "voxels")
+    assert all(own_space(name, cache(blobs(60, 8))).doubt == "" for name in OWN if name != "voxels")
 
 
 def test_the_foreground_is_where_training_volumes_are_not_black(cache: Cache) -> None:
     images = blobs(20, 1)
-    foreground = voxel_ruler(cache(images)).extractor.foreground.numpy()  # type: ignore[attr-defined]
+    foreground = voxel_space(cache(images)).extractor.foreground.numpy()  # type: ignore[attr-defined]
     np.testing.assert_array_equal(foreground, images.mean((0, 1)) > -0.95)
     assert 0.05 < foreground.mean() < 0.5
-    nothing = voxel_ruler(cache(np.full((3, 1, *SHAPE), -1, np.float32)))
+    nothing = voxel_space(cache(np.full((3, 1, *SHAPE), -1, np.float32)))
     assert nothing.extractor.foreground.all()  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_every_ruler_finds_the_training_case_that_was_copied(name: str, cache: Cache) -> None:
+def test_every_space_finds_the_training_case_that_was_copied(name: str, cache: Cache) -> None:
     training = blobs(8, 1, seed=3)
-    ruler = own_ruler(name, cache(training))
-    distances, found = ruler.search(rows(ruler, training[[5, 2]]), rows(ruler, training), 2)
+    space = own_space(name, cache(training))
+    distances, found = space.search(rows(space, training[[5, 2]]), rows(space, training), 2)
     np.testing.assert_array_equal(found[:, 0], [5, 2])
     np.testing.assert_allclose(distances[:, 0], 0, atol=1e-3)
     assert (distances[:, 1] > 0.1).all()
-    assert (ruler.name, ruler.wide) == (name, True)
+    assert (space.name, space.wide) == (name, True)
 
 
 def test_only_registration_sees_through_mirroring(cache: Cache) -> None:
@@ -146,9 +146,9 @@ def test_only_registration_sees_through_mirroring(cache: Cache) -> None:
     training = np.clip(training / training.std() / 2, -1, 1).astype(np.float32)
     near = {}
     for name in OWN:
-        ruler = own_ruler(name, cache(training))
+        space = own_space(name, cache(training))
         mirrored = np.ascontiguousarray(training[[5], :, ::-1])
-        distances, _ = ruler.search(rows(ruler, mirrored), rows(ruler, training), 2)
+        distances, _ = space.search(rows(space, mirrored), rows(space, training), 2)
         near[name] = distances[0, 0] / distances[0, 1]
     assert near["registered"] < 0.2 < 0.8 < min(near["voxels"], near["ssim"])
 
@@ -156,8 +156,8 @@ def test_only_registration_sees_through_mirroring(cache: Cache) -> None:
 def test_ssim_is_measured_on_the_shape_of_the_volumes(cache: Cache) -> None:
     """Of two channels, say; taken for another shape it would be another number."""
     training, queries = blobs(5, 1, 2), blobs(3, 1, 2, seed=1)
-    ruler = own_ruler("ssim", cache(training))
-    got = ruler.search(rows(ruler, queries), rows(ruler, training), 5)
+    space = own_space("ssim", cache(training))
+    got = space.search(rows(space, queries), rows(space, training), 5)
     wanted = nearest_by_ssim(queries.reshape(3, -1), training.reshape(5, -1), 5, (2, *SHAPE))
     np.testing.assert_array_equal(got[0], wanted[0])
     np.testing.assert_array_equal(got[1], wanted[1])
@@ -191,10 +191,10 @@ def test_slow_searches_are_remembered_by_what_they_compare(tmp_path: Path) -> No
 
 def test_masks_are_compared_by_overlap() -> None:
     masks = (blobs(6, 3) > -1).astype(np.float32)
-    ruler = mask_ruler()
-    distances, found = ruler.search(rows(ruler, masks), rows(ruler, masks), 2)
+    space = mask_space()
+    distances, found = space.search(rows(space, masks), rows(space, masks), 2)
     np.testing.assert_array_equal(found[:, 0], np.arange(6))
     assert (distances[:, 0] == 0).all()
     other = 2 * np.logical_and(masks[0], masks[1]).sum() / (masks[0].sum() + masks[1].sum())
-    alone = ruler.search(rows(ruler, masks[:1]), rows(ruler, masks[1:2]), 1)[0].item()
+    alone = space.search(rows(space, masks[:1]), rows(space, masks[1:2]), 1)[0].item()
     assert alone == pytest.approx(1 - other)

@@ -1,4 +1,4 @@
-"""Whether a ruler can be trusted: unseen patients must pass for unseen, and planted copies must be found."""
+"""Whether a feature space is valid: unseen patients must pass for unseen, and positive controls must be found."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentsynth.evaluation.memorization.planted import SHARES, response
-from latentsynth.evaluation.memorization.rulers import Ruler
-from latentsynth.evaluation.memorization.yardstick import Measured, Yardstick
-from latentsynth.results import Cell, Table
+from latentsynth.evaluation.memorization.positive_controls import SHARES, response
+from latentsynth.evaluation.memorization.reference import Measured, ReferenceDistances
+from latentsynth.evaluation.memorization.spaces import FeatureSpace
+from latentsynth.results import Table, TableCell
 
-_SEES, _BLIND = 0.9, 0.5  # share of planted copies found
+_SEES, _BLIND = 0.9, 0.5  # share of positive controls found
 
 
 @dataclass(frozen=True)
-class Trust:
-    """What controls say of one ruler on one training set.
+class Controls:
+    """What controls say of one feature space on one training set.
 
     Attributes:
-        ruler: The ruler.
+        feature space: The feature space.
         control: The control patients, as if a generator had made them.
-        found: By disguise, the share of planted copies that is flagged.
+        found: By disguise, the share of positive controls that is flagged.
         responses: By disguise, the copy rate of the base samples with 0, 1, 5, 25 and 100 % copies among them.
         base: Which set the copies were planted in.
     """
 
-    ruler: Ruler
+    space: FeatureSpace
     control: Measured
     found: Mapping[str, float]
     responses: Mapping[str, tuple[float, ...]]
@@ -35,7 +35,7 @@ class Trust:
 
     @property
     def reasons(self) -> list[str]:
-        """Why the ruler cannot be trusted; empty if it can."""
+        """Why the feature space is not valid; empty if it can."""
         found = []
         if self.control.copied:
             found.append(
@@ -50,13 +50,13 @@ class Trust:
         return found
 
     @property
-    def trusted(self) -> bool:
-        """Whether a copy rate by this ruler means anything."""
-        return not self.reasons and not self.ruler.doubt
+    def valid(self) -> bool:
+        """Whether a copy rate by this feature space means anything."""
+        return not self.reasons and not self.space.doubt
 
     @property
     def sight(self) -> str:
-        """What the ruler sees and what it is blind to, in words."""
+        """What the feature space sees and what it is blind to, in words."""
         groups = {
             "finds": [n for n, share in self.found.items() if share >= _SEES],
             "finds some": [n for n, share in self.found.items() if _BLIND <= share < _SEES],
@@ -65,13 +65,13 @@ class Trust:
         return "; ".join(f"{verb} copies {', '.join(names)}" for verb, names in groups.items() if names)
 
     def table(self) -> Table:
-        """Planted copies, for people."""
-        rows: list[tuple[Cell, ...]] = [
+        """Positive controls, for people."""
+        rows: list[tuple[TableCell, ...]] = [
             (name, self.found[name], *rates, "yes" if self.found[name] >= _SEES else "partly" if self.found[name] >= _BLIND else "blind")
             for name, rates in self.responses.items()
         ]  # fmt: skip
         return Table(
-            f"planted copies, {self.ruler.name}",
+            f"positive controls, {self.space.name}",
             ("copies", "share found", *(f"copy rate at {share:.0%}" for share in SHARES), "seen"),
             tuple(rows),
             f"training cases put in the place of volumes of {self.base}, the same volumes at every share and in every "
@@ -80,20 +80,20 @@ class Trust:
 
 
 def control(
-    yardstick: Yardstick, measured: Measured, base: Measured, name: str, copies: Mapping[str, np.ndarray]
-) -> Trust:
-    """Runs the controls of one ruler.
+    reference: ReferenceDistances, measured: Measured, base: Measured, name: str, copies: Mapping[str, np.ndarray]
+) -> Controls:
+    """Runs the controls of one feature space.
 
     Args:
-        yardstick: The calibrated ruler.
+        reference distances: The calibrated feature space.
         measured: The control patients.
         base: The samples in which copies are planted.
         name: What that set is called.
-        copies: By disguise, features of planted copies.
+        copies: By disguise, features of positive controls.
     """
-    flags = {disguise: yardstick.flags(rows) for disguise, rows in copies.items()}
-    return Trust(
-        yardstick.ruler,
+    flags = {disguise: reference.flags(rows) for disguise, rows in copies.items()}
+    return Controls(
+        reference.space,
         measured,
         {disguise: float(found.mean()) for disguise, found in flags.items()},
         {disguise: response(base.flagged, found) for disguise, found in flags.items()},

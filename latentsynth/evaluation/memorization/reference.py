@@ -1,4 +1,4 @@
-"""The straight ruler: distances to a training set, calibrated by real patients that no generator saw."""
+"""The calibrated distance: distances to a training set, calibrated by real patients that no generator saw."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from latentsynth.evaluation.cohorts import rng
 from latentsynth.evaluation.features import Features
-from latentsynth.evaluation.memorization.rulers import Ruler
+from latentsynth.evaluation.memorization.spaces import FeatureSpace
 from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.metrics.conformal import discoveries, flagged_interval, least_calibration, p_values
 from latentsynth.metrics.copying import Search
@@ -18,7 +18,7 @@ from latentsynth.results import Estimate
 
 @dataclass(frozen=True)
 class Measured:
-    """A set of volumes against one training set, by one ruler.
+    """A set of volumes against one training set, by one feature space.
 
     Attributes:
         features: The set.
@@ -29,7 +29,7 @@ class Measured:
         discovered: Which remain at a false discovery rate of ``level`` over the set (Benjamini and Hochberg), ``(N,)``.
         rate: Copy rate: share flagged, with its bootstrap interval over patients.
         expected: Interval of that share for independent patients.
-        bound: Copy rate with calibration distances to the second-nearest patient; see :class:`Yardstick`.
+        bound: Copy rate with calibration distances to the second-nearest patient; see :class:`ReferenceDistances`.
     """
 
     features: Features
@@ -55,7 +55,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Matched:
-    """Samples of training masks against the patients of these masks; see :meth:`Yardstick.matched`.
+    """Samples of training masks against the patients of these masks; see :meth:`ReferenceDistances.matched`.
 
     Attributes:
         samples: How many were made from a training patient's mask.
@@ -74,7 +74,7 @@ class Matched:
     rows: tuple[np.ndarray, np.ndarray]
 
 
-class Yardstick:
+class ReferenceDistances:
     """Nearest distances of calibration patients to one training set; made anew for every training set.
 
     A nearest distance shrinks as the training set grows, without any copying, so a threshold holds for one set alone.
@@ -84,7 +84,7 @@ class Yardstick:
     that is too long, so that the truth lies between the two.
 
     Args:
-        ruler: The distance.
+        feature space: The distance.
         train: Features of the training cases.
         calibration: Features of held-out patients, one case each.
         level: Level of the p-values.
@@ -93,14 +93,14 @@ class Yardstick:
         DataError: Too few calibration patients for the level.
     """
 
-    def __init__(self, ruler: Ruler, train: Features, calibration: Features, level: float):
-        self.ruler, self.train, self.calibration, self.level = ruler, train, calibration, level
-        distances, _ = nearest_patients(ruler.search, calibration.values, train)
+    def __init__(self, space: FeatureSpace, train: Features, calibration: Features, level: float):
+        self.space, self.train, self.calibration, self.level = space, train, calibration, level
+        distances, _ = nearest_patients(space.search, calibration.values, train)
         self.first, self.second = distances[:, 0], distances[:, 1]
 
     def measure(self, sample: Features) -> Measured:
         """A set of volumes against the training set."""
-        distances, row = nearest_patients(self.ruler.search, sample.values, self.train)
+        distances, row = nearest_patients(self.space.search, sample.values, self.train)
         p = p_values(distances[:, 0], self.first)
         flagged = self._low(p)
         bound = float("nan")
@@ -121,7 +121,7 @@ class Yardstick:
 
     def flags(self, values: np.ndarray) -> np.ndarray:
         """Which rows ``(N, F)`` are flagged, ``(N,)``."""
-        return self._low(p_values(self.ruler.search(values, self.train.values, 1)[0][:, 0], self.first))
+        return self._low(p_values(self.space.search(values, self.train.values, 1)[0][:, 0], self.first))
 
     def _low(self, p: np.ndarray) -> np.ndarray:
         return np.asarray(p <= self.level * (1 + 1e-12))  # 0.05 must hold for 1/20
@@ -166,7 +166,7 @@ class Yardstick:
         for n, patient in enumerate(people.patients):
             home.setdefault(patient, []).append(n)
         rows = [n for n, parent in enumerate(parents) if parent in home]
-        found = [self.ruler.search(sample.values[n : n + 1], people.values[home[parents[n]]], 1)[0][0, 0] for n in rows]
+        found = [self.space.search(sample.values[n : n + 1], people.values[home[parents[n]]], 1)[0][0, 0] for n in rows]
         return np.array(rows, dtype=int), np.array(found)
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""The calibrated ruler on Gaussian rows: independent ones stay in their interval, copies do not, patients are the unit."""
+"""The calibrated feature space on Gaussian rows: independent ones stay in their interval, copies do not, patients are the unit."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from scipy.spatial.distance import cdist
 
 from latentsynth.errors import DataError
 from latentsynth.evaluation.features import Features
-from latentsynth.evaluation.memorization.rulers import Ruler, WholeVolume
-from latentsynth.evaluation.memorization.yardstick import Yardstick, nearest_patients, one_per_patient
+from latentsynth.evaluation.memorization.reference import ReferenceDistances, nearest_patients, one_per_patient
+from latentsynth.evaluation.memorization.spaces import FeatureSpace, WholeVolume
 from latentsynth.metrics.conformal import flagged_interval
 from latentsynth.metrics.copying import published
 from latentsynth.metrics.neighbours import nearest
 
-RULER = Ruler(WholeVolume())
+RULER = FeatureSpace(WholeVolume())
 SETTINGS = [(904, 226, 904), (100, 25, 1000)]  # train, calibration, samples
 
 
@@ -35,14 +35,14 @@ def test_independent_samples_stay_in_the_interval_and_copies_are_found(sizes: tu
     inside, flagged, rule = [], [], []
     for seed in range(20):
         train, calibration, samples = (normal(n, 32, 1000 * seed + i) for i, n in enumerate(sizes))
-        yardstick = Yardstick(RULER, features(train, "t"), features(calibration, "c"), 0.05)
-        found = yardstick.measure(features(samples, "s"))
+        reference = ReferenceDistances(RULER, features(train, "t"), features(calibration, "c"), 0.05)
+        found = reference.measure(features(samples, "s"))
         assert found.expected == flagged_interval(sizes[1], sizes[2], 0.05)
         assert found.rate.value == found.flagged.mean() == (found.p <= 0.05 + 1e-12).mean()
         inside.append(found.expected[0] <= found.rate.value <= found.expected[1])
         assert found.copied == (found.rate.value > found.expected[1])
         flagged.append(found.rate.value)
-        assert yardstick.flags(train).all()
+        assert reference.flags(train).all()
         if seed < 3:
             rule.append(published(train, calibration, samples).memorised)
     assert np.mean(inside) >= 0.85
@@ -53,7 +53,9 @@ def test_independent_samples_stay_in_the_interval_and_copies_are_found(sizes: tu
 def test_copies_among_strangers_are_found_and_named() -> None:
     train, calibration, samples = normal(200), normal(100, seed=1), normal(60, seed=2)
     samples[:20] = train[50:70] + 0.01 * normal(20, seed=3)
-    found = Yardstick(RULER, features(train, "t"), features(calibration, "c"), 0.05).measure(features(samples, "s"))
+    found = ReferenceDistances(RULER, features(train, "t"), features(calibration, "c"), 0.05).measure(
+        features(samples, "s")
+    )
     assert found.copied
     assert found.flagged[:20].all()
     assert found.discovered[:20].all()
@@ -68,10 +70,10 @@ def test_a_larger_training_set_shrinks_thresholds_and_not_the_verdict() -> None:
     whole, calibration, samples = normal(3200), features(normal(60, seed=1), "c"), normal(300, seed=2)
     limits = []
     for count in (50, 200, 800, 3200):
-        yardstick = Yardstick(RULER, features(whole[:count], "t"), calibration, 0.05)
-        found = yardstick.measure(features(samples, "s"))
+        reference = ReferenceDistances(RULER, features(whole[:count], "t"), calibration, 0.05)
+        found = reference.measure(features(samples, "s"))
         assert found.expected[0] <= found.rate.value <= found.expected[1]
-        limits.append(np.sort(yardstick.first)[2])  # 3 of 61 p-values lie below 0.05
+        limits.append(np.sort(reference.first)[2])  # 3 of 61 p-values lie below 0.05
     assert (np.diff(limits) < -0.05).all()
     stale = nearest(samples, whole)[0][:, 0] <= limits[0]
     assert stale.mean() > 2 * found.expected[1]
@@ -81,10 +83,10 @@ def test_patients_are_the_unit() -> None:
     """Ten volumes of a patient widen no interval's base: expected and bootstrap are those of one volume each."""
     train, calibration = features(normal(100, 4), "t"), features(normal(40, 4, 1), "c")
     samples = normal(30, 4, 2)
-    yardstick = Yardstick(RULER, train, calibration, 0.2)
-    once = yardstick.measure(features(samples, "s"))
+    reference = ReferenceDistances(RULER, train, calibration, 0.2)
+    once = reference.measure(features(samples, "s"))
     people = [f"p{n:02d}" for n in range(30) for _ in range(10)]
-    tenfold = yardstick.measure(features(samples.repeat(10, 0), "s", people))
+    tenfold = reference.measure(features(samples.repeat(10, 0), "s", people))
     assert tenfold.expected == once.expected != flagged_interval(40, 300, 0.2)
     assert (tenfold.rate.value, tenfold.rate.low, tenfold.rate.high) == pytest.approx(
         (once.rate.value, once.rate.low, once.rate.high)
@@ -114,12 +116,14 @@ def test_relatives_among_the_training_patients_hide_copies_from_all_but_the_boun
     train, samples = normal(100), normal(50, seed=2)
     samples[:] = train[:50] + 0.3 * samples
     calibration = features(train[:40] + 0.3 * normal(40, seed=3), "c")
-    found = Yardstick(RULER, features(train, "t"), calibration, 0.05).measure(features(samples, "s"))
+    found = ReferenceDistances(RULER, features(train, "t"), calibration, 0.05).measure(features(samples, "s"))
     assert found.rate.value < 0.2
     assert found.bound > 0.95
-    alone = Yardstick(RULER, features(train, "t", ["p"] * 100), calibration, 0.05).measure(features(samples, "s"))
+    alone = ReferenceDistances(RULER, features(train, "t", ["p"] * 100), calibration, 0.05).measure(
+        features(samples, "s")
+    )
     assert np.isnan(alone.bound)
-    unrelated = Yardstick(RULER, features(train, "t"), features(normal(40, seed=4), "c"), 0.05)
+    unrelated = ReferenceDistances(RULER, features(train, "t"), features(normal(40, seed=4), "c"), 0.05)
     stranger = unrelated.measure(features(normal(50, seed=5), "s"))
     assert stranger.rate.value <= stranger.bound  # a null that is too long flags no less
 
@@ -128,25 +132,25 @@ class Masks:
     """Patients are a mask beside a texture; a sample shows its parent's mask, and of the texture a share that it copies."""
 
     def __init__(self, copied: float, people: tuple[int, int, int] = (60, 40, 40), times: int = 1):
-        self.sides = [
+        self.groups = [
             features(normal(n, 24, seed), side) for n, side, seed in zip(people, "tck", (1, 2, 3), strict=True)
         ]
-        everyone = np.concatenate([side.values for side in self.sides]).repeat(times, 0)
-        self.parents = [one for side in self.sides for one in side.ids for _ in range(times)]
+        everyone = np.concatenate([side.values for side in self.groups]).repeat(times, 0)
+        self.parents = [one for side in self.groups for one in side.ids for _ in range(times)]
         made = normal(len(everyone), 24, 4)
         made[:, :18] = everyone[:, :18]
         learned = slice(0, people[0] * times)  # its generator saw the scans of training patients alone
         made[learned, 18:] = copied * everyone[learned, 18:] + (1 - copied) * made[learned, 18:]
         self.samples = features(made, "s", self.parents)
-        self.yardstick = Yardstick(RULER, self.sides[0], self.sides[1], 0.05)
+        self.reference = ReferenceDistances(RULER, self.groups[0], self.groups[1], 0.05)
 
 
 def test_likeness_through_the_mask_alone_is_no_copy() -> None:
     """Against unseen patients such samples look copied; against samples of unseen patients' masks they do not."""
     world = Masks(0.0)
     learned = Features(world.samples.ids[:60], world.samples.patients[:60], world.samples.values[:60])
-    assert world.yardstick.measure(learned).rate.value > 0.6
-    found = world.yardstick.matched(world.samples, world.parents, world.sides[1], world.sides[2])
+    assert world.reference.measure(learned).rate.value > 0.6
+    found = world.reference.matched(world.samples, world.parents, world.groups[1], world.groups[2])
     assert found is not None
     assert (found.samples, found.null) == (60, 40)
     assert found.expected == flagged_interval(40, 60, 0.05)
@@ -158,7 +162,7 @@ def test_likeness_through_the_mask_alone_is_no_copy() -> None:
 
 def test_a_copied_texture_beside_the_mask_is_a_copy() -> None:
     world = Masks(0.9)
-    found = world.yardstick.matched(world.samples, world.parents, world.sides[1], world.sides[2])
+    found = world.reference.matched(world.samples, world.parents, world.groups[1], world.groups[2])
     assert found is not None
     assert found.rate > 0.95
     assert found.control < 0.3
@@ -166,11 +170,11 @@ def test_a_copied_texture_beside_the_mask_is_a_copy() -> None:
 
 def test_several_samples_of_one_mask_count_once() -> None:
     once, thrice = Masks(0.0), Masks(0.0, times=3)
-    found = thrice.yardstick.matched(thrice.samples, thrice.parents, thrice.sides[1], thrice.sides[2])
+    found = thrice.reference.matched(thrice.samples, thrice.parents, thrice.groups[1], thrice.groups[2])
     assert found is not None
     assert (found.samples, found.null) == (180, 40)
     assert found.expected == flagged_interval(40, 60, 0.05)
-    reference = once.yardstick.matched(once.samples, once.parents, once.sides[1], once.sides[2])
+    reference = once.reference.matched(once.samples, once.parents, once.groups[1], once.groups[2])
     assert reference is not None
     assert reference.expected == found.expected
 
@@ -180,9 +184,9 @@ def test_without_a_mask_matched_null_there_is_none() -> None:
     nobody = features(normal(0, 24).reshape(0, 24), "k")
     for kept in (slice(0, 60), slice(0, 60 + 18), slice(60, 140)):  # no null, too short a null, no sample of training
         some = Features(world.samples.ids[kept], world.samples.patients[kept], world.samples.values[kept])
-        assert world.yardstick.matched(some, world.parents[kept], world.sides[1], world.sides[2]) is None
-    assert world.yardstick.matched(world.samples, [""] * 140, world.sides[1], world.sides[2]) is None
-    found = world.yardstick.matched(world.samples, world.parents, world.sides[1], nobody)
+        assert world.reference.matched(some, world.parents[kept], world.groups[1], world.groups[2]) is None
+    assert world.reference.matched(world.samples, [""] * 140, world.groups[1], world.groups[2]) is None
+    found = world.reference.matched(world.samples, world.parents, world.groups[1], nobody)
     assert found is not None
     assert np.isnan(found.control)
 
@@ -191,25 +195,25 @@ def test_without_a_mask_matched_null_there_is_none() -> None:
 def test_a_null_just_too_short_for_its_level_is_none(level: float, calibration: int) -> None:
     train, null = features(normal(20), "t"), features(normal(calibration, seed=1), "c")
     both = features(np.concatenate([train.values, null.values]), "s")
-    yardstick = Yardstick(RULER, train, null, level)
-    assert yardstick.matched(both, [*train.patients, *null.patients], null, features(normal(5, seed=2), "k")) is None
+    reference = ReferenceDistances(RULER, train, null, level)
+    assert reference.matched(both, [*train.patients, *null.patients], null, features(normal(5, seed=2), "k")) is None
 
 
 def test_too_few_calibration_patients_are_refused() -> None:
-    yardstick = Yardstick(RULER, features(normal(50), "t"), features(normal(18, seed=1), "c"), 0.05)
+    reference = ReferenceDistances(RULER, features(normal(50), "t"), features(normal(18, seed=1), "c"), 0.05)
     with pytest.raises(DataError, match="hold back at least 19 for calibration"):
-        yardstick.measure(features(normal(20, seed=2), "s"))
+        reference.measure(features(normal(20, seed=2), "s"))
 
 
 def test_volumes_of_one_mask_are_one_draw_and_say_nothing_of_the_set() -> None:
     """Fifty exact copies painted into one mask: all are flagged, and yet no verdict on the generator follows."""
     train = normal(60)
-    yardstick = Yardstick(RULER, features(train, "t"), features(normal(40, seed=1), "c"), 0.05)
-    one = yardstick.measure(features(train[:50], "s", ["one mask"] * 50))
+    reference = ReferenceDistances(RULER, features(train, "t"), features(normal(40, seed=1), "c"), 0.05)
+    one = reference.measure(features(train[:50], "s", ["one mask"] * 50))
     assert one.flagged.all()
     assert one.mute
     assert not one.copied
-    many = yardstick.measure(features(train[:50], "s"))
+    many = reference.measure(features(train[:50], "s"))
     assert many.copied
     assert not many.mute
 
@@ -219,14 +223,14 @@ def test_a_patient_scanned_several_times_is_no_nearer_for_it() -> None:
     rates = []
     for seed in range(20):
         scans = [normal(3 * 40, 24, 10 * seed + n).reshape(40, 3, 24) for n in range(3)]
-        sides = [
+        groups = [
             features(one.reshape(120, 24), name, [f"{name}{n}" for n in range(40) for _ in range(3)])
             for name, one in zip("tck", scans, strict=True)
         ]
         parents = [f"{name}{n}" for name in "tck" for n in range(40)]
         made = features(normal(120, 24, 10 * seed + 5), "s", parents)
-        yardstick = Yardstick(RULER, sides[0], one_per_patient(sides[1]), 0.05)
-        found = yardstick.matched(made, parents, sides[1], sides[2])
+        reference = ReferenceDistances(RULER, groups[0], one_per_patient(groups[1]), 0.05)
+        found = reference.matched(made, parents, groups[1], groups[2])
         assert found is not None
         rates.append((found.rate, found.control))
     assert np.mean(rates, axis=0) == pytest.approx([0.05, 0.05], abs=0.025)

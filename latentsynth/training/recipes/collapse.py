@@ -15,7 +15,7 @@ from latentsynth.errors import DataError
 from latentsynth.synthesizers import GAN, Synthesizer
 from latentsynth.types import Condition
 
-_WATCHED = 8  # volumes of the fixed batch
+_MONITORED = 8  # volumes of the fixed batch
 _ALIKE = 0.3  # below this share of the real spread, samples are copies of one another
 _WON, _LOST = 0.97, 0.03
 
@@ -83,7 +83,7 @@ def spread(images: Tensor) -> float:
     return float(torch.stack(pairs).mean()) if pairs else float("nan")
 
 
-class Watch:
+class CollapseMonitor:
     """Looks at a fixed batch of seeds and masks.
 
     Args:
@@ -93,7 +93,7 @@ class Watch:
 
     def __init__(self, volumes: VolumeCache, seed: int):
         self.seed = seed
-        shown = volumes.annotated[:_WATCHED]
+        shown = volumes.annotated[:_MONITORED]
         if not shown:
             raise DataError(
                 "no validation case has a mask: a GAN is watched on volumes for real masks; annotate two or more"
