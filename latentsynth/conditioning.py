@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -27,14 +28,16 @@ class MaskConditioner(Pretrained):
         labels: Number of labels ``L``, background included.
         factors: Voxels per latent cell along each axis.
         detail: Parts per axis that a cell is described in; at most its voxels along that axis.
+        levels: Resolutions of the network that takes the maps in.
 
     Raises:
         ConfigError: A factor is not a multiple of the parts along its axis.
     """
 
     @register_to_config
-    def __init__(self, labels: int, factors: Sequence[int], detail: int = 1):
+    def __init__(self, labels: int, factors: Sequence[int], detail: int = 1, levels: int = 1):
         super().__init__()
+        self.levels = levels
         self.labels = labels
         self.factors = tuple(factors)
         self.parts = tuple(min(detail, factor) for factor in factors)
@@ -51,7 +54,7 @@ class MaskConditioner(Pretrained):
         return self.labels * math.prod(self.parts)
 
     def forward(self, condition: Condition, host: Tensor | None = None) -> Conditioning:
-        """Condition to fractions per part of a cell, shape ``(B, S, i, j, k)``.
+        """Condition to fractions per part of a cell, ``(B, S, i, j, k)``, and their means at every coarser level.
 
         Args:
             condition: The mask.
@@ -76,7 +79,13 @@ class MaskConditioner(Pretrained):
         sizes = tuple(factor // part for factor, part in zip(self.factors, self.parts, strict=True))
         fractions = functional.avg_pool3d(condition.mask, sizes)
         a, b, c = self.parts
-        return Conditioning(rearrange(fractions, "n l (i a) (j b) (k c) -> n (l a b c) i j k", a=a, b=b, c=c))
+        return self._at_levels(rearrange(fractions, "n l (i a) (j b) (k c) -> n (l a b c) i j k", a=a, b=b, c=c))
+
+    def _at_levels(self, spatial: Tensor) -> Conditioning:
+        coarser = [spatial]
+        for _ in range(self.levels - 1):
+            coarser.append(functional.avg_pool3d(coarser[-1], 2))
+        return Conditioning(spatial, tuple(coarser[1:]))
 
     def cell_fractions(self, conditioning: Conditioning) -> Tensor:
         """The share of each whole cell that every label covers, shape ``(B, L, i, j, k)``."""
@@ -90,7 +99,7 @@ class MaskConditioner(Pretrained):
             conditioning: What :meth:`forward` returned.
             keep: Boolean, ``(B,)``; False removes that case's condition.
         """
-        return Conditioning(torch.where(keep.view(-1, 1, 1, 1, 1), conditioning.spatial, 0.0))
+        return conditioning.mapped(lambda x: torch.where(keep.view(-1, *[1] * (x.ndim - 1)), x, 0.0))
 
 
 class ContextConditioner(MaskConditioner):
@@ -104,13 +113,22 @@ class ContextConditioner(MaskConditioner):
         detail: Parts per axis that a cell is described in.
         latent_channels: Latent channels ``c`` of the scan.
         cut_margin_mm: Voxels so near a lesion are cut out with it.
+        levels: Resolutions of the network that takes the maps in.
     """
 
     takes_context = True
 
     @register_to_config
-    def __init__(self, labels: int, factors: Sequence[int], detail: int, latent_channels: int, cut_margin_mm: float):
-        super().__init__(labels, factors, detail)
+    def __init__(
+        self,
+        labels: int,
+        factors: Sequence[int],
+        detail: int,
+        latent_channels: int,
+        cut_margin_mm: float,
+        levels: int = 1,
+    ):
+        super().__init__(labels, factors, detail, levels)
         self.latent_channels = latent_channels
         self.cut_margin_mm = cut_margin_mm
 
@@ -124,10 +142,17 @@ class ContextConditioner(MaskConditioner):
             beside = mask.new_zeros(len(mask), self.latent_channels + 1, *mask.shape[2:])
         else:
             beside = torch.cat([host.to(mask), torch.ones_like(mask[:, :1])], dim=1)
-        return Conditioning(torch.cat([mask, beside], dim=1))
+        return self._at_levels(torch.cat([mask, beside], dim=1))
 
     def without_host(self, conditioning: Conditioning, keep: Tensor) -> Conditioning:
         """The conditioning with the scans of the cases taken away where ``keep``, boolean ``(B,)``, is False."""
         count = super().channels
-        beside = torch.where(keep.view(-1, 1, 1, 1, 1), conditioning.spatial[:, count:], 0.0)
-        return Conditioning(torch.cat([conditioning.spatial[:, :count], beside], dim=1))
+
+        def without(maps: Tensor) -> Tensor:
+            return torch.cat([maps[:, :count], torch.where(keep.view(-1, 1, 1, 1, 1), maps[:, count:], 0.0)], dim=1)
+
+        return replace(
+            conditioning,
+            spatial=without(conditioning.spatial),
+            coarser=tuple(without(maps) for maps in conditioning.coarser),
+        )

@@ -18,6 +18,7 @@ Units stand in names: ``spacing_mm``, ``images_seen``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -178,18 +179,31 @@ class Condition:
 
 @dataclass(frozen=True)
 class Conditioning:
-    """A condition as a network takes it in.
+    """A condition as a network takes it in. Whatever is absent says "no condition", and so do zeros.
 
     Attributes:
-        spatial: Feature maps on the latent grid, shape ``(B, S, i, j, k)``, concatenated to the input; zeros mean
-            "no condition".
-        vector: One feature vector per case, ``(B, V)``, or None.
-        residuals: Feature maps added to a network's skip connections (ControlNet), or None.
+        spatial: Feature maps on the latent grid, shape ``(B, S, i, j, k)``, concatenated to the input.
+        coarser: The same at the lower resolutions of the network, each half the one before.
+        vector: One feature vector per case, ``(B, V)``, for networks that take one.
+        residuals: Feature maps added to a network's skip connections, finest first, and last to its middle block
+            (ControlNet: Zhang et al. 2023).
     """
 
     spatial: Tensor
+    coarser: tuple[Tensor, ...] = ()
     vector: Tensor | None = None
-    residuals: tuple[Tensor, ...] | None = None
+    residuals: tuple[Tensor, ...] = ()
+
+    @property
+    def maps(self) -> tuple[Tensor, ...]:
+        """Feature maps at every resolution of the network, finest first."""
+        return (self.spatial, *self.coarser)
+
+    def mapped(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
+        """The same with every tensor changed in one way."""
+        vector = None if self.vector is None else change(self.vector)
+        coarser, residuals = (tuple(change(one) for one in many) for many in (self.coarser, self.residuals))
+        return Conditioning(change(self.spatial), coarser, vector, residuals)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -143,6 +144,22 @@ def test_an_unknown_scheduler_and_a_refused_one(
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--version") == 0
     assert capsys.readouterr().out == f"latentsynth {latentsynth.__version__}\n"
+
+
+def test_help_groups_every_command_along_the_road(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    text = capsys.readouterr().out
+    panels = re.findall(r"^╭─ ([A-Z][\w ]+?) ─", text, flags=re.MULTILINE)
+    assert panels == [
+        "Options",
+        "Look around",
+        "Prepare scans",
+        "Train",
+        "Make masks and volumes",
+        "Measure",
+        "Study",
+        "Share",
+    ]
 
 
 def test_encode_takes_what_errors_recommend(

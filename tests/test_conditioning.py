@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from einops import rearrange, reduce
+from helpers import tiny_denoiser
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -137,3 +138,36 @@ def test_a_border_inside_a_cell_is_seen_by_its_parts_alone() -> None:
 def test_parts_must_divide_a_cell() -> None:
     with pytest.raises(ConfigError, match="does not divide latent cells"):
         MaskConditioner(labels=2, factors=(8, 8, 8), detail=3)
+
+
+@torch.no_grad()
+def test_maps_come_at_every_resolution_and_are_means_of_the_finer_ones() -> None:
+    part = MaskConditioner(labels=3, factors=(2, 2, 2), detail=2, levels=3)
+    mask = one_hot(torch.randint(0, 3, (2, 16, 16, 8), generator=torch.Generator().manual_seed(0)), 3)
+    given_ = part(Condition(mask))
+    assert [tuple(maps.shape[2:]) for maps in given_.maps] == [(8, 8, 4), (4, 4, 2), (2, 2, 1)]
+    for maps in given_.maps:  # a label covers as much of the whole at every resolution
+        torch.testing.assert_close(maps.mean((2, 3, 4)), given_.spatial.mean((2, 3, 4)))
+    dropped = part.dropped(given_, torch.tensor([True, False]))
+    assert all(bool(maps[0].any()) and not bool(maps[1].any()) for maps in dropped.maps)
+
+
+@torch.no_grad()
+def test_residuals_reach_the_denoiser_and_zeros_change_nothing() -> None:
+    denoiser = tiny_denoiser("rectified")
+    generator = torch.Generator().manual_seed(0)
+    x, spatial = (torch.randn(2, n, 8, 8, 8, generator=generator) for n in (4, 3))
+    skips = []
+    hooks = [b.register_forward_hook(lambda m, a, out: skips.extend(out[1])) for b in denoiser.network.down_blocks]
+    middle: list[torch.Tensor] = []
+    hooks.append(denoiser.network.middle_block.register_forward_hook(lambda m, a, out: middle.append(out)))
+    plain = denoiser(x, torch.tensor(0.5), Conditioning(spatial))
+    for hook in hooks:
+        hook.remove()
+    shapes = [x.new_zeros(2, 8, 8, 8, 8), *(torch.zeros_like(one) for one in skips), torch.zeros_like(middle[0])]
+    same = denoiser(x, torch.tensor(0.5), Conditioning(spatial, residuals=tuple(shapes)))
+    torch.testing.assert_close(same, plain)
+    moved = tuple(one + 0.5 for one in shapes)
+    assert not torch.allclose(denoiser(x, torch.tensor(0.5), Conditioning(spatial, residuals=moved)), plain, atol=1e-3)
+    with pytest.raises(DataError, match="takes no vector"):
+        denoiser(x, torch.tensor(0.5), Conditioning(spatial, vector=torch.zeros(2, 4)))

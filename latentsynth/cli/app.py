@@ -9,12 +9,12 @@ import typer
 
 # Imported for what they add to the tree.
 from latentsynth.cli import data, evaluate, experiment, masks, privacy, report, sampling, training  # noqa: F401
-from latentsynth.cli.options import app
+from latentsynth.cli.options import LOOK_AROUND, app
 
 __all__ = ["app"]
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK_AROUND)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes")] = Path("demo"),
     cases: Annotated[int, typer.Option(help="Phantom patients", min=8)] = 60,
@@ -27,7 +27,7 @@ def demo(
         typer.echo(file)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK_AROUND)
 def doctor() -> None:
     """Print versions, devices, memory, and which attention and precision will be used; say what is missing."""
     from rich.console import Console

@@ -7,10 +7,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from latentsynth.cli.options import app, one_of
+from latentsynth.cli.options import LOOK_AROUND, PREPARE, app, one_of
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK_AROUND)
 def phantom(
     out: Annotated[Path, typer.Option(help="Folder to write (nnU-Net raw layout)")],
     cases: Annotated[int, typer.Option(help="Patients", min=1)] = 24,
@@ -26,7 +26,7 @@ def phantom(
     typer.echo(f"{cases} cases: {out}")
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARE)
 def prepare(
     source: Annotated[Path, typer.Argument(help="nnU-Net raw or Decathlon folder, or a CSV/JSONL of paths")],
     out: Annotated[Path, typer.Option(help="Manifest to write, a .json file")],
@@ -65,7 +65,7 @@ def prepare(
         raise typer.Exit(1)
 
 
-@app.command()
+@app.command(rich_help_panel=PREPARE)
 def plan(
     manifest: Annotated[Path, typer.Argument(help="Manifest that `prepare` wrote")],
     out: Annotated[Path, typer.Option(help="Folder for the ready configurations")] = Path("configs/planned"),

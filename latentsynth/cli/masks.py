@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from latentsynth.cli.options import SPLITS, app, one_of, say
+from latentsynth.cli.options import MAKE, SPLITS, app, one_of, say
 
 Set = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -23,7 +23,7 @@ Lesions = Annotated[
 ]
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def masks(
     out: Annotated[Path, typer.Option(help="Output folder")],
     checkpoint: Annotated[Optional[Path], typer.Argument(help="Run of `train masks`; or give --real")] = None,  # noqa: UP045
@@ -100,7 +100,7 @@ def masks(
     )
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def balance(
     manifest: Annotated[Path, typer.Argument(help="Manifest of real annotated cases")],
     by: Annotated[str, typer.Option(help="lesion_volume, location, label or site")],

@@ -6,12 +6,33 @@ import os
 from pathlib import Path
 from typing import Annotated, Optional, TypeVar
 
+import click
 import typer
+from typer.core import TyperGroup
 
 from latentsynth import __version__
 from latentsynth import config as configuration
 
+# Groups of commands in --help, in the order of the road.
+LOOK_AROUND, PREPARE, TRAIN, MAKE = "Look around", "Prepare scans", "Train", "Make masks and volumes"
+MEASURE, STUDY, SHARE = "Measure", "Study", "Share"
+
+_ROAD = (
+    *("demo", "doctor", "phantom", "prepare", "plan", "train", "encode", "masks", "balance", "sample", "segment"),
+    *("evaluate", "memorization", "report", "experiment", "filter", "export"),
+)
+
+
+class Road(TyperGroup):
+    """Lists commands in the order in which a user meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names, in that order; those that nobody placed come last."""
+        return sorted(self.commands, key=lambda name: _ROAD.index(name) if name in _ROAD else len(_ROAD))
+
+
 app = typer.Typer(
+    cls=Road,
     help="Synthetic annotated 3D scans from a few dozen real ones. Add --debug to any command for tracebacks.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -39,9 +60,9 @@ def root(
     """Options of the command itself."""
 
 
-app.add_typer(train_app, name="train")
-app.add_typer(evaluate_app, name="evaluate")
-app.add_typer(experiment_app, name="experiment")
+app.add_typer(train_app, name="train", rich_help_panel=TRAIN)
+app.add_typer(evaluate_app, name="evaluate", rich_help_panel=MEASURE)
+app.add_typer(experiment_app, name="experiment", rich_help_panel=STUDY)
 
 SPLITS = ("train", "val", "test")
 ConfigT = TypeVar("ConfigT", bound=configuration.Strict)

@@ -8,10 +8,10 @@ from typing import Annotated, Optional
 import typer
 
 from latentsynth.cli.evaluate import finish
-from latentsynth.cli.options import Out, app, say
+from latentsynth.cli.options import MEASURE, SHARE, Out, app, say
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def memorization(
     train: Annotated[Path, typer.Option(help="Training patients: manifest (its train split) or folder of NIfTI files")],
     heldout: Annotated[Path, typer.Option(help="Patients no generator saw: manifest (its val and test) or folder")],
@@ -62,7 +62,7 @@ def memorization(
         raise typer.Exit(3)
 
 
-@app.command("filter")
+@app.command("filter", rich_help_panel=SHARE)
 def filter_copies(
     samples: Annotated[Path, typer.Argument(help="Manifest of synthetic cases")],
     out: Annotated[Path, typer.Option(help="Manifest to write, a .json file")],
@@ -98,7 +98,7 @@ def filter_copies(
     say(f"kept {kept} volumes: {out}\ndropped {dropped}: {out.with_name(f'{out.stem}_dropped.csv')}")
 
 
-@app.command()
+@app.command(rich_help_panel=SHARE)
 def export(
     samples: Annotated[Path, typer.Argument(help="Manifest of synthetic cases")],
     out: Annotated[Path, typer.Option(help="Folder to write, for sharing")],

@@ -7,10 +7,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from latentsynth.cli.options import app
+from latentsynth.cli.options import MEASURE, app
 
 
-@app.command()
+@app.command(rich_help_panel=MEASURE)
 def report(
     source: Annotated[Path, typer.Argument(help="Run folder, or a folder of runs, synthetic cohorts and results")],
     out: Annotated[Optional[Path], typer.Option(help="HTML file [default: report.html in the folder]")] = None,  # noqa: UP045

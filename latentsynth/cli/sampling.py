@@ -7,10 +7,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from latentsynth.cli.options import SPLITS, app, one_of, say
+from latentsynth.cli.options import MAKE, SPLITS, app, one_of, say
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def sample(
     checkpoint: Annotated[Optional[Path], typer.Argument(help="Run folder or checkpoint folder")] = None,  # noqa: UP045
     masks: Annotated[Optional[Path], typer.Option(help="NIfTI mask, folder of masks, or manifest")] = None,  # noqa: UP045
@@ -99,7 +99,7 @@ def _print_schedulers() -> None:
     Console().print(table)
 
 
-@app.command()
+@app.command(rich_help_panel=MAKE)
 def segment(
     checkpoint: Annotated[Path, typer.Argument(help="Run or checkpoint folder of a segmenter")],
     images: Annotated[Path, typer.Option(help="NIfTI file, folder of CASE_0000.nii.gz ..., or manifest")],

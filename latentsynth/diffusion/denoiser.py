@@ -16,7 +16,7 @@ from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
 
 from latentsynth.diffusion.noise import Schedule, expand, schedule_named
-from latentsynth.errors import UnknownNameError
+from latentsynth.errors import DataError, UnknownNameError
 from latentsynth.pretrained import Pretrained, recompute
 from latentsynth.types import Conditioning
 
@@ -72,17 +72,27 @@ class Denoiser(Pretrained):
         Args:
             x_t: Noisy latents, shape ``(B, c, i, j, k)``.
             t: Times in [0, 1], shape ``()`` or ``(B,)``.
-            conditioning: ``spatial`` has shape ``(B, S, i, j, k)``.
+            conditioning: ``spatial`` has shape ``(B, S, i, j, k)``; ``residuals``, where there are any, one per skip
+                connection and one for the middle block.
 
         Returns:
             ``E[x0 | x_t]``, shaped like ``x_t``, float32.
+
+        Raises:
+            DataError: A vector, which this network does not take.
         """
+        if conditioning.vector is not None:
+            raise DataError("this denoiser takes no vector of features: leave Conditioning.vector None")
         t = t.to(x_t).expand(x_t.shape[0])
         alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
         norm = torch.sqrt(alpha**2 + sigma**2)
         a, s, x = expand(alpha / norm, x_t), expand(sigma / norm, x_t), x_t / expand(norm, x_t)
         angle = torch.atan2(sigma, alpha) * (2 / math.pi)
-        out = self.network(torch.cat([x, conditioning.spatial], dim=1), timesteps=1000 * angle).float()
+        *skips, middle = conditioning.residuals or (None,)
+        out = self.network(
+            torch.cat([x, conditioning.spatial], dim=1), timesteps=1000 * angle,
+            down_block_additional_residuals=tuple(skips) or None, mid_block_additional_residual=middle,
+        ).float()  # fmt: skip
         if self.prediction == "v":
             return a * x - s * out
         if self.prediction == "epsilon":

@@ -53,8 +53,8 @@ def train_autoencoder(config: AutoencoderRun) -> dict[str, float]:
     """
     accelerator = start_training(config.train)
     manifest = Manifest.load(config.data.manifest)
+    run = RunFolder(config, accelerator)  # before anything is made: it may be refused
     training, validation = volume_caches(config.data, config.seed, manifest, accelerator)
-    run = RunFolder(config, accelerator)
     recipe = training.recipe
     domain = Domain(recipe.grid, recipe.framing, recipe.labels, manifest.channels, training.median_limits())
     torch.manual_seed(config.seed)

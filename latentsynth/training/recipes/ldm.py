@@ -48,14 +48,15 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
     warning = lost_lesion_warning(dict(cohort.header.metrics))
     if warning and accelerator.is_main_process:
         warnings.warn(warning, UserWarning, stacklevel=2)
+    run = RunFolder(config, accelerator)  # before anything is made: it may be refused
     encode(cohort, accelerator)
-    run = RunFolder(config, accelerator)
     torch.manual_seed(config.seed)
     autoencoder = cohort.autoencoder().to(accelerator.device)
     check_levels("denoiser.channels", len(config.denoiser.channels), autoencoder, cohort.header.domain)
     conditioner = build_conditioner(
-        config.conditioner, len(cohort.manifest.labels), autoencoder.factors, autoencoder.latent_channels
-    )
+        config.conditioner, len(cohort.manifest.labels), autoencoder.factors, autoencoder.latent_channels,
+        len(config.denoiser.channels),
+    )  # fmt: skip
     denoiser, ledger = initial(config, autoencoder.latent_channels, conditioner.channels)
     ledger = ledger | Ledger.of(cohort.manifest.select("train")) | checkpoint.read_ledger(cohort.folder)
     loss = DenoiserLoss(config, autoencoder, conditioner, cohort.header.domain)
@@ -106,10 +107,10 @@ def check_levels(key: str, levels: int, autoencoder: Autoencoder, domain: Domain
 
 
 def build_conditioner(
-    config: ConditionerConfig, labels: int, factors: Sequence[int], latent_channels: int = 0
+    config: ConditionerConfig, labels: int, factors: Sequence[int], latent_channels: int = 0, levels: int = 1
 ) -> MaskConditioner:
     """What brings masks to the latent grid, and scans to paint into, whose latents have so many channels."""
-    common: dict[str, Any] = {"labels": labels, "factors": factors, "detail": config.detail}
+    common: dict[str, Any] = {"labels": labels, "factors": factors, "detail": config.detail, "levels": levels}
     if not config.context:
         return MaskConditioner(**common)
     return ContextConditioner(**common, latent_channels=latent_channels, cut_margin_mm=config.cut_margin_mm)
