@@ -17,6 +17,24 @@ class DataError(LatentsynthError, ValueError):
     """A scan, a mask or a manifest is not what it must be."""
 
 
+class VolumeError(DataError):
+    """A file that is no usable volume.
+
+    Args:
+        message: The whole sentence.
+        found: What is there, the part of the sentence for a column of its own.
+        cure: What to do about it.
+    """
+
+    def __init__(self, message: str, *, found: str = "", cure: str = ""):
+        super().__init__(message)  # alone, so that workers can hand the error on
+        self.found, self.cure = found, cure
+
+
+class AxesError(VolumeError):
+    """A volume of more or fewer axes than three."""
+
+
 class CheckpointError(LatentsynthError, ValueError):
     """A checkpoint is incomplete, altered, foreign, or does not match what it is used with."""
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +31,12 @@ class Estimate:
     low: float
     high: float
 
+    @classmethod
+    def of(cls, value: Mapping[str, float | None]) -> Estimate:
+        """What JSON made of it; null is not a number."""
+        nan = float("nan")
+        return cls(*(nan if (end := value[key]) is None else end for key in ("value", "low", "high")))
+
 
 TableCell = str | int | float | None | Estimate
 
@@ -43,6 +49,19 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[TableCell, ...], ...]
     note: str = ""
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence of a result.
+
+    Attributes:
+        text: The sentence.
+        about: The set of volumes that it is about, or "" where it is about the whole measurement.
+    """
+
+    text: str
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -186,7 +205,4 @@ def _finite(value: Any) -> Any:
 
 
 def _cell(value: Any) -> TableCell:
-    if isinstance(value, dict):
-        nan = float("nan")
-        return Estimate(*(nan if value[key] is None else value[key] for key in ("value", "low", "high")))
-    return value  # type: ignore[no-any-return]
+    return Estimate.of(value) if isinstance(value, dict) else value

@@ -8,7 +8,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from latentsynth.errors import DataError
+from latentsynth.errors import AxesError, DataError, VolumeError
 from latentsynth.files import atomic_path
 from latentsynth.provenance import voxel_hash
 
@@ -33,11 +33,12 @@ def read(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
         ``(4, 4)`` from voxel indices to world coordinates in mm (RAS+).
 
     Raises:
-        DataError: The file is missing, is not a readable NIfTI file (a truncated gzip, say), or is not 3D.
+        VolumeError: The file is missing or is not a readable NIfTI file (a truncated gzip, say).
+        AxesError: It is not 3D.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path} does not exist: check the path")
+        raise _missing(path)
     try:
         image: Any = nib.load(path)
         voxels = np.asanyarray(image.dataobj)
@@ -46,7 +47,7 @@ def read(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     if voxels.ndim == 4 and voxels.shape[3] == 1:  # a trailing axis of one is a common habit of writers
         voxels = voxels[..., 0]
     if voxels.ndim != 3:
-        raise DataError(f"{path} has {voxels.ndim} axes {voxels.shape}, expected 3: split it into 3D volumes")
+        raise _not_3d(path, voxels.shape)
     return voxels, np.asarray(image.affine, dtype=np.float64)
 
 
@@ -62,11 +63,11 @@ def geometry(path: Path | str) -> tuple[tuple[int, int, int], np.ndarray]:
         Shape ``(I, J, K)`` in the file's own axis order, and the affine ``(4, 4)``, as :func:`read` gives them.
 
     Raises:
-        DataError: As :func:`read`.
+        VolumeError: As :func:`read`.
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"{path} does not exist: check the path")
+        raise _missing(path)
     try:
         image: Any = nib.load(path)
     except Exception as error:
@@ -74,13 +75,24 @@ def geometry(path: Path | str) -> tuple[tuple[int, int, int], np.ndarray]:
     shape = tuple(int(n) for n in image.shape)
     shape = shape[:3] if len(shape) == 4 and shape[3] == 1 else shape
     if len(shape) != 3:
-        raise DataError(f"{path} has {len(shape)} axes {shape}, expected 3: split it into 3D volumes")
+        raise _not_3d(path, shape)
     return (shape[0], shape[1], shape[2]), np.asarray(image.affine, dtype=np.float64)
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def _missing(path: Path) -> VolumeError:
+    found, cure = "does not exist", "check the path"
+    return VolumeError(f"{path} {found}: {cure}", found=found, cure=cure)
+
+
+def _unreadable(path: Path, error: Exception) -> VolumeError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return DataError(f"{path} is not a readable NIfTI file ({reason}): copy or convert it again")
+    found, cure = f"is not a readable NIfTI file ({reason})", "copy or convert it again"
+    return VolumeError(f"{path} {found}: {cure}", found=found, cure=cure)
+
+
+def _not_3d(path: Path, shape: tuple[int, ...]) -> AxesError:
+    found, cure = f"has {len(shape)} axes {shape}", "split it into 3D volumes"
+    return AxesError(f"{path} {found}, expected 3: {cure}", found=found, cure=cure)
 
 
 def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:

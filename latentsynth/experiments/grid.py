@@ -23,7 +23,6 @@ from latentsynth.experiments.claims import Claim, holder
 from latentsynth.files import read_json, write_json
 from latentsynth.provenance import fingerprint
 
-Work = Callable[["Cell", Path], None]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -33,12 +32,14 @@ class Cell:
 
     Attributes:
         name: Unique; names the folder.
+        work: Does it in its folder; called again with the same folder after an interruption.
         facts: What its result depends on; anything JSON can hold.
         hours: Estimate, of one process.
         needs: Cells that must be done first.
     """
 
     name: str
+    work: Callable[[Path], None]
     facts: Mapping[str, Any] = field(default_factory=dict)
     hours: float = 0.0
     needs: tuple[str, ...] = ()
@@ -92,11 +93,10 @@ class CellGrid:
             return f"failed: {read_json(folder / 'failed.json')['error']}"
         return "waiting"
 
-    def run(self, work: Work, accelerator: Accelerator, poll_seconds: float = 5.0) -> None:
+    def run(self, accelerator: Accelerator, poll_seconds: float = 5.0) -> None:
         """Does every cell that nobody else does, and waits for those that others do.
 
         Args:
-            work: Does a cell in its folder; called again with the same folder after an interruption.
             accelerator: The processes that do one cell together.
             poll_seconds: How often to look while others work.
 
@@ -111,7 +111,7 @@ class CellGrid:
             claim, cell = self._next(accelerator, failed)
             if cell is not None:
                 said = ""
-                self._do(cell, claim, work, accelerator, failed)
+                self._do(cell, claim, accelerator, failed)
                 continue
             others = self._share(accelerator, lambda: self._others(failed))
             if not others:
@@ -173,9 +173,7 @@ class CellGrid:
         ]
         return "; ".join(f"{name} ({who})" for name, who in held if who) or ("ready" if self._ready(failed) else "")
 
-    def _do(
-        self, cell: Cell, claim: Claim | None, work: Work, accelerator: Accelerator, failed: dict[str, str]
-    ) -> None:
+    def _do(self, cell: Cell, claim: Claim | None, accelerator: Accelerator, failed: dict[str, str]) -> None:
         folder, error = self.path(cell), ""
         began, began_cpu = time.monotonic(), time.process_time()
         try:
@@ -185,7 +183,7 @@ class CellGrid:
                 _say(f"cell {cell.name}")
             accelerator.wait_for_everyone()
             try:
-                work(cell, folder)
+                cell.work(folder)
             except LatentsynthError as problem:  # the user's to mend; other cells can go on
                 if accelerator.num_processes > 1:  # the others may be waiting within the cell: only an end of all helps
                     write_json(folder / "failed.json", {"error": str(problem)})

@@ -52,10 +52,6 @@ class Study(ABC):
         """All cells, in the order in which they should be done."""
 
     @abstractmethod
-    def work(self, cell: Cell, folder: Path) -> None:
-        """Does one cell."""
-
-    @abstractmethod
     def summarise(self) -> Result:
         """Says what all cells found."""
 
@@ -76,17 +72,17 @@ class Study(ABC):
         if self.accelerator.is_main_process:
             outputs.claim(self.folder, "study")
         self.accelerator.wait_for_everyone()
-        self.grid().run(self.work, self.accelerator)
+        self.grid().run(self.accelerator)
         return self.summarise()
 
     def autoencoder_cell(self, config: StudyConfig) -> Cell:
         """Fits the autoencoder on the outside patients."""
         facts = {**self.shared, "autoencoder": config.autoencoder, "augment": config.augment}
-        return Cell("autoencoder", facts, FITTING_HOURS)
 
-    def fit_autoencoder(self, config: StudyConfig) -> None:
-        """Does that cell."""
-        train_autoencoder(config.autoencoder_run(config.autoencoder_folder, self.roles.outside_manifest()))
+        def fit(_: Path) -> None:
+            train_autoencoder(config.autoencoder_run(config.autoencoder_folder, self.roles.outside_manifest()))
+
+        return Cell("autoencoder", fit, facts, FITTING_HOURS)
 
 
 def train_generator(config: LdmRun | GanRun) -> None:

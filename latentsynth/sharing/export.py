@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from latentsynth.data import nifti
 from latentsynth.data.identity import check_files
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
+from latentsynth.evaluation.memorization.tables import verdicts as verdicts_table
 from latentsynth.files import atomic_path, write_json, write_text
 from latentsynth.outputs import free_name
 from latentsynth.progress import bar
@@ -198,11 +198,10 @@ def _privacy(result: Result, verdicts: Verdicts) -> str:
     facts: dict[str, Any] = result.facts
     sets = _sets(verdicts, result)
     others = set(facts["sets"]) - set(sets)
-    table = replace(result.tables[0], rows=tuple(row for row in result.tables[0].rows if row[0] not in others))
     measured = sum(len(cases) for cases in sets.values())
     flagged = sum(bool(one["flagged"]) for cases in sets.values() for one in cases.values())
     fewer = f"; {len(verdicts)} of the {measured} volumes measured are here, {flagged} of these were flagged as copies"
-    unverified = any(f"{name}: no ledger" in note for name in sets for note in result.notes)
+    unverified = not all(facts["ledgers"][name] for name in sets)
     lines = [
         f"Measured against {facts['train']['cases']} training cases, calibrated by {facts['calibration']['cases']} and checked by "
         f"{facts['control']['cases']} unseen cases{fewer}.",
@@ -212,9 +211,9 @@ def _privacy(result: Result, verdicts: Verdicts) -> str:
             else []
         ),
         "",
-        *_markdown(table),
+        *_markdown(verdicts_table(facts, without=others)),
         "",
-        *(f"- {note}" for note in result.notes if not any(note.startswith(f"{name}: ") for name in others)),
+        *(f"- {note['text']}" for note in facts["notes"] if note["set"] not in others),
     ]
     return "\n".join(lines) + "\n"
 

@@ -12,7 +12,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError, LatentsynthError
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.features import volumes
-from latentsynth.evaluation.memorization.report import KIND, case_files
+from latentsynth.evaluation.memorization.report import FACTS, KIND, case_files
 from latentsynth.metrics.surfaces import mean_dice
 from latentsynth.outputs import claim_file
 from latentsynth.parallel import share
@@ -144,13 +144,16 @@ def read_report(path: Path) -> Result:
     """A memorization report.
 
     Raises:
-        DataError: Another file.
+        DataError: Another file, or the report of an older version.
     """
     result = Result.load(path)
     if result.kind != KIND:
         raise DataError(
             f"{path} is a result of kind {result.kind}, expected {KIND}: make one with `latentsynth memorization`"
         )
+    missing = [name for name in FACTS if name not in result.facts]
+    if missing:
+        raise DataError(f"{path} is of an older version and lacks {', '.join(missing)}: make it again")
     return result
 
 

@@ -411,7 +411,7 @@ def test_progress_is_a_line_in_a_log(source: Path, capfd: pytest.CaptureFixture[
 
 def test_only_a_manifest_is_replaced(source: Path, tmp_path: Path) -> None:
     kept = (source / "dataset.json").read_text()
-    for out, words in [(source, "a folder"), (source / "dataset.json", "not a manifest")]:
+    for out, words in [(source, "a folder"), (source / "dataset.json", "is not of this command")]:
         with pytest.raises(DataError, match=words):
             run(source, out)
     assert (source / "dataset.json").read_text() == kept

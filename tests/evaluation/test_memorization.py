@@ -195,7 +195,11 @@ def test_what_cannot_be_measured_is_refused(place: Path, measure: Measure, cpu: 
     with pytest.raises(DataError, match="give every one a name of its own"):
         measure("wrong", "fresh", "fresh")
     other = Manifest.load(place / "fresh.json")
-    two = replace(other, channels=("CT", "MR"), cases=tuple(replace(c, images=c.images * 2) for c in other.cases))
+    two = replace(
+        other,
+        channels=("CT", "MR"),
+        cases=tuple(replace(c, images=c.images * 2, image_hashes=c.image_hashes * 2) for c in other.cases),
+    )
     two.save(place / "two.json")
     with pytest.raises(DataError, match=r"two has channels \('CT', 'MR'\)"):
         measure("wrong", "two")

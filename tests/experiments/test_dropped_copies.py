@@ -40,13 +40,13 @@ def test_planted_copies_are_dropped_before_anybody_trains_on_them(reported: Repo
     assert next(one.needs for one in planned.cells() if one.name == job.name) == (name,)
     assert names.index("paint-diffusion-nall-s0") < names.index(name) < names.index(job.name)
     folder = planned.folder / "cells" / name
-    planned.work(next(one for one in planned.cells() if one.name == name), folder)
+    next(one for one in planned.cells() if one.name == name).work(folder)
     kept = Manifest.load(folder / "kept.json")
     assert {case.case_id for case in kept.cases} == {case.case_id for case in fresh}
     chosen = Manifest.load(planned._synthetic(job).choose(tmp_path / "cell"))
     assert len(chosen.cases) == min(len(train), len(fresh))
     assert {case.case_id for case in chosen.cases} <= {case.case_id for case in fresh}
-    table = _copies(planned.folder)
+    table = _copies({"voxels-diffusion-nall-s0": folder})
     assert table is not None
     assert table.columns[0] == "volumes"
     assert [(row[0], row[-1]) for row in table.rows] == [("voxels-diffusion-nall-s0", 3)]

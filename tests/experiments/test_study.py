@@ -52,7 +52,7 @@ class Finished:
 def overrides(tmp_path_factory: pytest.TempPathFactory, phantoms: list[str]) -> list[str]:
     """Points the debug configuration at phantoms, and makes it shorter still."""
     return [f"folder={tmp_path_factory.mktemp('study') / 'study'}", *phantoms,
-            "sizes=[all]", f"feature spaces=[{', '.join(SPACES)}]"]  # fmt: skip
+            "sizes=[all]", f"spaces=[{', '.join(SPACES)}]"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

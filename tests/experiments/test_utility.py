@@ -18,7 +18,8 @@ from latentsynth.config import UtilityStudy, load
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.experiments.utility.study import Job, Utility, own
+from latentsynth.experiments.utility.jobs import Job
+from latentsynth.experiments.utility.study import Utility, own
 from latentsynth.experiments.utility.summary import comparisons, read_scores, sentences
 from latentsynth.experiments.utility.synthetic import dosed
 from latentsynth.provenance import LEDGER, Ledger, voxel_hash

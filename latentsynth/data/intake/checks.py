@@ -16,7 +16,7 @@ from nibabel.affines import voxel_sizes
 from latentsynth.data import nifti
 from latentsynth.data.identity import unfit_id, volume_hash
 from latentsynth.data.intake.layouts import RawCohort
-from latentsynth.errors import DataError
+from latentsynth.errors import AxesError, VolumeError
 from latentsynth.progress import bar
 from latentsynth.types import Case, Labels
 
@@ -150,12 +150,11 @@ def _read(path: Path, expected: str, case_id: str, problems: list[Problem]) -> t
         return None
     try:
         voxels, affine = nifti.read(path)
-    except DataError as error:
-        found, _, cure = str(error).removeprefix(f"{path} ").rpartition(": ")
-        found = found.removesuffix(", expected 3")
-        if "axes" in found:
+    except VolumeError as error:
+        cure = error.cure
+        if isinstance(error, AxesError):
             cure = "split it into one 3D file per channel or time point and list them in a table or as nnU-Net raw"
-        problems.append(Problem(case_id, str(path), found, expected, cure))
+        problems.append(Problem(case_id, str(path), error.found, expected, cure))
         return None
     found = ""
     if voxels.dtype.kind not in "biuf" or not voxels.size:

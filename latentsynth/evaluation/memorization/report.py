@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, file_name
+from latentsynth.evaluation.inputs import check_apart
 from latentsynth.evaluation.memorization import tables
 from latentsynth.evaluation.memorization.controls import text
 from latentsynth.evaluation.memorization.measures import CONTROL, CopySearch, PatientGroups
@@ -21,11 +23,12 @@ from latentsynth.files import make_folder
 from latentsynth.metrics.membership import Membership
 from latentsynth.plots import strips
 from latentsynth.provenance import file_fingerprint, fingerprint
-from latentsynth.results import Picture, Result, write_csv
+from latentsynth.results import Note, Picture, Result, write_csv
 
 KIND = "memorization"
 _EQUAL = 0.02  # 1 - Dice of masks that differ by resampling alone
 _WORST = 5  # pairs per picture
+FACTS = ("level", "train", "calibration", "control", "spaces", "masks", "sets", "ledgers", "copies", "notes")
 _COLUMNS = ("volumes", "case", "space", "distance", "p", "flagged", "discovered", "nearest training case")
 
 
@@ -56,8 +59,10 @@ def write_memorization(
         members: Membership inference, by name of the set.
     """
     names = [cohort.name for cohort in samples]
+    said = [*conclusions(searches, masks, samples, groups, level), *_about(notes, groups, samples)]
+    facts = _facts(groups, samples, searches, masks, level, said)
     found = [
-        tables.verdicts(searches, names),
+        tables.verdicts(facts),
         *(one.controls.table() for one in searches),
         tables.matched(searches, names),
         tables.without_nearest(searches, names),
@@ -71,10 +76,10 @@ def write_memorization(
     result = Result(
         KIND,
         "Are synthetic volumes copies of the training patients?",
-        _facts(groups, samples, searches, masks, level),
+        facts,
         tuple(table for table in found if table is not None),
         tuple(pictures),
-        (*conclusions(searches, masks, samples, groups, level), *notes),
+        tuple(note.text for note in said),
     )
     if accelerator.is_main_process:
         result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
@@ -106,58 +111,79 @@ def conclusions(
     samples: Sequence[Cohort],
     groups: PatientGroups,
     level: float,
-) -> list[str]:
+) -> list[Note]:
     """The report in sentences, the answer first."""
-    lines = []
-    for cohort in samples:
-        valid = [one for one in searches if one.controls.valid and not one.sets[cohort.name].mute]
-        by = [one for one in valid if one.sets[cohort.name].copied]
-        clean = [one.space.name for one in valid if not one.sets[cohort.name].copied]
-        for one in by:
-            found = one.sets[cohort.name]
-            lines.append(
-                f"{cohort.name}: copies by {one.space.name}: {found.rate.value:.0%} lie closer to a training patient than "
-                f"{1 - level:.0%} of unseen patients do, where independent volumes would give {text(found.expected)}"
-            )
-        if clean:
-            lines.append(f"{cohort.name}: no more copies than among unseen patients by {', '.join(clean)}")
-        if any(one.sets[cohort.name].mute for one in searches):
-            lines.append(
-                f"{cohort.name}: nothing can be said of the set: its volumes show {len(set(cohort.patients))} independent masks, "
-                "and even if all were flagged, that could be chance; make volumes of more masks"
-            )
-        elif not valid:
-            lines.append(f"{cohort.name}: nothing can be said, no feature space is valid here")
+    answers = [note for cohort in samples for note in _answers(searches, cohort, level)]
+    origins = [note for cohort in samples for note in _origins(searches, masks, cohort, groups)]
+    sight = []
     for one in searches:
         if one.space.doubt:
-            lines.append(f"{one.space.name} is not applicable: {one.space.doubt}")
+            sight.append(f"{one.space.name} is not applicable: {one.space.doubt}")
         if one.controls.reasons:
-            lines.append(f"{one.space.name} is not valid here: {'; '.join(one.controls.reasons)}")
-        lines.append(f"{one.space.name} {one.controls.sight}")
-    for cohort in samples:
-        own, others = tables.from_patients(cohort, groups)
-        if own:
-            lines.append(
-                f"{cohort.name}: {own} of {len(cohort.cases)} volumes were made from training patients' masks or scans: exported "
-                "beside their masks they publish these annotations, and their images are closer for that reason alone"
-            )
-            if all(one.matched[cohort.name] is None for one in searches):
-                lines.append(
-                    f"{cohort.name}: no mask-matched null: sample masks of the held-out patients too, with the same model, and "
-                    "give both as one set"
-                )
-        if others:
-            lines.append(
-                f"{cohort.name}: {others} of {len(cohort.cases)} volumes were made from masks of patients who are not among the training cases: exported beside "
-                "their masks they publish these annotations"
-            )
-        if masks is not None and masks.controls.valid and masks.sets[cohort.name].copied:
-            lines.append(
-                f"{cohort.name}: its masks are copies of training masks ({masks.sets[cohort.name].rate.value:.0%} flagged)"
-            )
+            sight.append(f"{one.space.name} is not valid here: {'; '.join(one.controls.reasons)}")
+        sight.append(f"{one.space.name} {one.controls.sight}")
+    blind = []
     if masks is not None and not masks.controls.valid:
-        lines.append(f"masks: their comparison is not valid here: {'; '.join(masks.controls.reasons)}")
-    return lines
+        blind.append(f"masks: their comparison is not valid here: {'; '.join(masks.controls.reasons)}")
+    return [*answers, *map(Note, sight), *origins, *map(Note, blind)]
+
+
+def _answers(searches: Sequence[CopySearch], cohort: Cohort, level: float) -> list[Note]:
+    """Whether a set holds copies, by the feature spaces that are valid."""
+    name = cohort.name
+    valid = [one for one in searches if one.controls.valid and not one.sets[name].mute]
+    clean = [one.space.name for one in valid if not one.sets[name].copied]
+    lines = [
+        f"copies by {one.space.name}: {found.rate.value:.0%} lie closer to a training patient than "
+        f"{1 - level:.0%} of unseen patients do, where independent volumes would give {text(found.expected)}"
+        for one in valid
+        if (found := one.sets[name]).copied
+    ]
+    if clean:
+        lines.append(f"no more copies than among unseen patients by {', '.join(clean)}")
+    if any(one.sets[name].mute for one in searches):
+        lines.append(
+            f"nothing can be said of the set: its volumes show {len(set(cohort.patients))} independent masks, "
+            "and even if all were flagged, that could be chance; make volumes of more masks"
+        )
+    elif not valid:
+        lines.append("nothing can be said, no feature space is valid here")
+    return [Note(f"{name}: {line}", name) for line in lines]
+
+
+def _origins(
+    searches: Sequence[CopySearch], masks: CopySearch | None, cohort: Cohort, groups: PatientGroups
+) -> list[Note]:
+    """Whose masks a set was made from, and whose its own are."""
+    name, lines = cohort.name, []
+    own, others = tables.from_patients(cohort, groups)
+    if own:
+        lines.append(
+            f"{own} of {len(cohort.cases)} volumes were made from training patients' masks or scans: exported "
+            "beside their masks they publish these annotations, and their images are closer for that reason alone"
+        )
+        if all(one.matched[name] is None for one in searches):
+            lines.append(
+                "no mask-matched null: sample masks of the held-out patients too, with the same model, and "
+                "give both as one set"
+            )
+    if others:
+        lines.append(
+            f"{others} of {len(cohort.cases)} volumes were made from masks of patients who are not among the training "
+            "cases: exported beside their masks they publish these annotations"
+        )
+    if masks is not None and masks.controls.valid and masks.sets[name].copied:
+        lines.append(f"its masks are copies of training masks ({masks.sets[name].rate.value:.0%} flagged)")
+    return [Note(f"{name}: {line}", name) for line in lines]
+
+
+def _about(notes: Sequence[str], groups: PatientGroups, samples: Sequence[Cohort]) -> list[Note]:
+    """What else must be said, with the set that each sentence is about: whoever shares one set is told of no other."""
+    if not notes:
+        return []
+    heldout = replace(groups.calibration, cases=(*groups.calibration.cases, *groups.control.cases))
+    own = {note: one.name for one in samples for note in check_apart(groups.train, heldout, [one])}
+    return [Note(note, own.get(note, "")) for note in notes]
 
 
 def mask_copies(masks: CopySearch, name: str) -> np.ndarray:
@@ -172,6 +198,7 @@ def _facts(
     searches: Sequence[CopySearch],
     masks: CopySearch | None,
     level: float,
+    said: Sequence[Note],
 ) -> dict[str, Any]:
     """What the report was made for; ``filter`` and ``export`` read it."""
     valid = [one for one in searches if one.controls.valid]
@@ -191,11 +218,14 @@ def _facts(
     return {
         "level": level,
         "train": {"cases": len(groups.train.cases), "fingerprint": training_fingerprint(groups.train), "voxels": sorted(c.voxels for c in groups.train.cases if c.voxels)},
-        "calibration": {"cases": len(groups.calibration.cases), "fingerprint": training_fingerprint(groups.calibration)},
+        "calibration": {"cases": len(groups.calibration.cases), "patients": len(searches[0].reference.first), "fingerprint": training_fingerprint(groups.calibration)},
         "control": {"cases": len(groups.control.cases), "fingerprint": training_fingerprint(groups.control)},
         "spaces": {one.space.name: {"fingerprint": one.space.extractor.fingerprint, "preprocessing": one.space.extractor.preprocessing, "unit": one.space.unit, "valid": one.controls.valid, "found": dict(one.controls.found)} for one in searches},
         "masks": masks is not None,
         "sets": sets,
+        "ledgers": {cohort.name: bool(cohort.ledger.voxels) for cohort in samples},
+        "copies": tables.copies(searches, [cohort.name for cohort in samples]),
+        "notes": [{"set": note.about, "text": note.text} for note in said],
     }  # fmt: skip
 
 

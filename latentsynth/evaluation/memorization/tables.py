@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from latentsynth.evaluation.memorization.reference import Measured
 from latentsynth.metrics.membership import Membership
 from latentsynth.results import Estimate, Table, TableCell
 
+VERDICTS = ("volumes", "space", "n", "copy rate", "expected", "discoveries", "verdict")
 _CLOSENESS = ("precision", "recall", "density", "coverage")
 
 
@@ -21,25 +24,50 @@ def everything(one: CopySearch, names: Sequence[str]) -> dict[str, Measured]:
     return {CONTROL: one.controls.control, **{name: one.sets[name] for name in names}}
 
 
-def verdicts(searches: Sequence[CopySearch], names: Sequence[str]) -> Table:
-    """How many copies, by every feature space."""
-    rows: list[tuple[TableCell, ...]] = []
-    for one in searches:
-        for name, found in everything(one, names).items():
-            word = one.verdict(name) if name != CONTROL else "FAILS" if found.copied else "passes"
-            certain = int(found.discovered.sum())
-            rows.append((name, one.space.name, len(found.p), found.rate, text(found.expected), certain, word))
-    first = searches[0].reference
-    least = min(1.0, 1 / (len(first.first) + 1) / first.level)
-    return Table(
-        "copies",
-        ("volumes", "space", "n", "copy rate", "expected", "discoveries", "verdict"),
-        tuple(rows),
-        f"copy rate: share at p <= {first.level:g} by {len(first.first)} calibration patients, with its bootstrap interval over "
+def copies(searches: Sequence[CopySearch], names: Sequence[str]) -> list[dict[str, Any]]:
+    """How many copies, of the control patients and every set, by every feature space; anything JSON can hold."""
+    return [
+        {
+            "set": name,
+            "space": one.space.name,
+            "n": len(found.p),
+            "rate": asdict(found.rate),
+            "expected": found.expected,
+            "discoveries": int(found.discovered.sum()),
+            "verdict": one.verdict(name) if name != CONTROL else "FAILS" if found.copied else "passes",
+        }
+        for one in searches
+        for name, found in everything(one, names).items()
+    ]
+
+
+def verdicts(facts: Mapping[str, Any], without: Collection[str] = ()) -> Table:
+    """How many copies, for people.
+
+    Args:
+        facts: Of a memorization report; also of one that was read from its file.
+        without: Sets that are left out.
+    """
+    rows = tuple(verdict_row(one) for one in facts["copies"] if one["set"] not in without)
+    return Table("copies", VERDICTS, rows, verdicts_note(facts))
+
+
+def verdict_row(one: Mapping[str, Any]) -> tuple[TableCell, ...]:
+    """One of :func:`copies` under the columns :data:`VERDICTS`."""
+    rate, expected = Estimate.of(one["rate"]), text(one["expected"])
+    return one["set"], one["space"], one["n"], rate, expected, one["discoveries"], one["verdict"]
+
+
+def verdicts_note(facts: Mapping[str, Any]) -> str:
+    """What the numbers of :func:`verdicts` are."""
+    level, patients = facts["level"], facts["calibration"]["patients"]
+    least = min(1.0, 1 / (patients + 1) / level)
+    return (
+        f"copy rate: share at p <= {level:g} by {patients} calibration patients, with its bootstrap interval over "
         "patients; expected: 95 % beta-binomial interval of that share for patients that nobody copied; discoveries: left by "
-        f"Benjamini and Hochberg at a false discovery rate of {first.level:g}; with {len(first.first)} calibration patients there "
-        f"are none before {least:.0%} of a set lie closer than all of them",
-    )  # fmt: skip
+        f"Benjamini and Hochberg at a false discovery rate of {level:g}; with {patients} calibration patients there "
+        f"are none before {least:.0%} of a set lie closer than all of them"
+    )
 
 
 def without_nearest(searches: Sequence[CopySearch], names: Sequence[str]) -> Table | None:

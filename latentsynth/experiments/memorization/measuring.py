@@ -19,6 +19,7 @@ from latentsynth.evaluation.inputs import halves
 from latentsynth.evaluation.memorization.measures import CONTROL, CopySearch, PatientGroups, search_copies
 from latentsynth.evaluation.memorization.report import write_memorization
 from latentsynth.evaluation.memorization.spaces import FeatureSpace, own_space
+from latentsynth.experiments.memorization.arms import HELDOUT, SAMPLES, Arm
 from latentsynth.experiments.roles import Roles
 from latentsynth.extractors.networks import RandomNetwork
 from latentsynth.files import read_json, write_json
@@ -32,8 +33,7 @@ _PAIRS = 40  # pairs of volumes whose similarity is averaged
 def measure_stage(
     config: MemorizationStudy,
     roles: Roles,
-    size: int | str,
-    seed: int,
+    arm: Arm,
     stage: Path,
     out: Path,
     accelerator: Accelerator,
@@ -43,19 +43,18 @@ def measure_stage(
     Args:
         config: The study.
         roles: Its patients.
-        size: Training patients of the model.
-        seed: Of the subset.
+        arm: The model and its subset.
         stage: Folder with ``checkpoint``, ``samples`` and ``cost.json``.
         out: Folder for the results.
         accelerator: The processes that share the volumes.
     """
     if (out / "measures.json").is_file():  # of a cell that was interrupted in a later stage
         return
-    trained = roles.write(f"n{size}-s{seed}", roles.subset(size, seed))
+    trained = roles.write(f"n{arm.size}-s{arm.seed}", roles.subset(arm.size, arm.seed))
     train = Cohort.load("training patients", trained, ("train",))
-    heldout = Cohort.load("held-out patients", roles.heldout_manifest(), ("test",))
+    heldout = Cohort.load(HELDOUT, roles.heldout_manifest(), ("test",))
     groups = PatientGroups(train, *halves(heldout))
-    samples = Cohort.load("samples", stage / "samples" / "manifest.json")
+    samples = Cohort.load(SAMPLES, stage / "samples" / "manifest.json")
     labels = train.manifest.labels
     cohorts = (*groups.all, samples, heldout)
     caches = {
@@ -66,17 +65,16 @@ def measure_stage(
     write_memorization(out, groups, [samples], searches, None, caches, config.level, accelerator)
     found: dict[str, Any] = {
         "cost": read_json(stage / "cost.json"),
-        "spaces": {one.space.name: _numbers(one) for one in searches},
+        "spaces": {
+            one.space.name: {**_numbers(one), "kind": kind} for kind, one in zip(config.spaces, searches, strict=True)
+        },
     }
     network = RandomNetwork(config.grid.channels)
     features = {c.name: extract([network], c, caches[c.name], accelerator)[network.name] for c in (heldout, samples)}
-    scores = compare(features[heldout.name], {"samples": features["samples"]})
-    near = {str(row[0]): row[2] for row in scores.table(network).rows}
-    found["fidelity"] = {"frechet": near["samples"], "floor": near[FLOOR]}
-    for name in (heldout.name, samples.name):
-        cohort = heldout if name == heldout.name else samples
-        pairs = random_pairs(cohort.patients, _PAIRS, rng())
-        found.setdefault("similarity", {})[name] = float(mean_similarity(partial(_image, caches[name]), pairs).mean())
+    scores = compare(features[HELDOUT], {SAMPLES: features[SAMPLES]})
+    near = {name: dict(zip(scores.columns, numbers, strict=True))["frechet"] for name, *numbers in scores.rows}
+    found["fidelity"] = {"frechet": near[SAMPLES], "floor": near[FLOOR]}
+    found["similarity"] = {cohort.name: _similarity(cohort, caches[cohort.name]) for cohort in (heldout, samples)}
     found["membership"] = _membership(stage, groups, caches, accelerator)
     if accelerator.is_main_process:
         write_json(out / "measures.json", found)
@@ -96,20 +94,20 @@ def study_spaces(config: MemorizationStudy, training: Any) -> list[FeatureSpace]
 
 def _numbers(one: CopySearch) -> dict[str, Any]:
     """What a figure needs."""
-    sample, checked = one.sets["samples"], one.controls.control
+    sample, checked = one.sets[SAMPLES], one.controls.control
     return {
         "copy_rate": [sample.rate.value, sample.rate.low, sample.rate.high],
         "expected": sample.expected,
         "control_rate": checked.rate.value,
         "control_expected": checked.expected,
         "without_nearest": {"samples": sample.bound, "control": checked.bound},
-        "reproduced": {name: one.measures[name].reproduced.value for name in ("samples", CONTROL)},
-        "authentic": {name: one.measures[name].authentic for name in ("samples", CONTROL)},
-        "data_copying": {name: one.measures[name].data_copying for name in ("samples", CONTROL)},
+        "reproduced": {name: one.measures[name].reproduced.value for name in (SAMPLES, CONTROL)},
+        "authentic": {name: one.measures[name].authentic for name in (SAMPLES, CONTROL)},
+        "data_copying": {name: one.measures[name].data_copying for name in (SAMPLES, CONTROL)},
         "found": dict(one.controls.found),
         "valid": one.controls.valid,
         "reasons": one.controls.reasons,
-        "median_distance": {"samples": float(np.median(sample.distances[:, 0])), CONTROL: float(np.median(checked.distances[:, 0]))},
+        "median_distance": {SAMPLES: float(np.median(sample.distances[:, 0])), CONTROL: float(np.median(checked.distances[:, 0]))},
     }  # fmt: skip
 
 
@@ -129,6 +127,12 @@ def _membership(
     (inside, members), (first, some), (second, others) = sets
     found = membership(inside, [*first, *second], members, [*some, *others], rng())
     return {"auc": [found.auc, found.low, found.high], "true_positives": found.true_positives}
+
+
+def _similarity(cohort: Cohort, cache: Any) -> float:
+    """Mean structural similarity of random pairs of a cohort's volumes."""
+    pairs = random_pairs(cohort.patients, _PAIRS, rng())
+    return float(mean_similarity(partial(_image, cache), pairs).mean())
 
 
 def _image(cache: Any, n: int) -> torch.Tensor:

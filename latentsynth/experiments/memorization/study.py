@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from latentsynth.checkpoint import is_checkpoint
-from latentsynth.config import GanRun, LdmRun, MemorizationStudy, OvertrainedConfig
+from latentsynth.config import GanRun, LdmRun, MemorizationStudy
 from latentsynth.data.exchange.requests import requests
 from latentsynth.experiments.grid import Cell
+from latentsynth.experiments.memorization.arms import Arm
 from latentsynth.experiments.memorization.measuring import measure_stage
 from latentsynth.experiments.memorization.summary import summarise
 from latentsynth.experiments.study import FITTING_HOURS, Study, plain, train_generator
@@ -25,28 +26,6 @@ from latentsynth.training.run import read_metrics
 
 _PILOT_BATCHES = 24  # enough to tell images per second
 _MEASURING_HOURS = 0.05
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One model, trained on one subset with one seed.
-
-    Attributes:
-        model: Name of the model.
-        size: Training patients, or "all".
-        seed: Of the subset, the weights and the samples.
-        overtrained: How it is overtrained, or None.
-    """
-
-    model: str
-    size: int | str
-    seed: int
-    overtrained: OvertrainedConfig | None = None
-
-    @property
-    def name(self) -> str:
-        """Names its cells."""
-        return f"{self.model}-n{self.size}-s{self.seed}" + ("-overtrained" if self.overtrained else "")
 
 
 class Memorization(Study):
@@ -76,64 +55,48 @@ class Memorization(Study):
     def cells(self) -> list[Cell]:
         """All cells, in the order in which they should be done."""
         config, shared = self.config, self.shared
-        cells = [
-            self.autoencoder_cell(config),
-            *(Cell(f"pilot-{m}", {**shared, "model": config.models[m]}, 0.02, ("autoencoder",)) for m in config.models),
+        pilots = [
+            Cell(f"pilot-{m}", partial(self._pilot, m), {**shared, "model": config.models[m]}, 0.02, ("autoencoder",))
+            for m in config.models
         ]
-        for arm in self.arms:
-            factor = arm.overtrained.factor if arm.overtrained else 1.0
-            facts = {
-                **shared, "model": config.models[arm.model], "minutes": config.minutes, "stages": config.stages,
-                "augment": config.augment, "overtrained": plain(arm.overtrained),
-            }  # fmt: skip
-            hours = config.minutes / 60 * factor
-            cells.append(Cell(arm.name, facts, hours, ("autoencoder", f"pilot-{arm.model}")))
-        cells.append(Cell("detector", {**shared, "detector": config.detector_settings}, FITTING_HOURS))
-        for arm in self.arms:
-            facts = {
-                **shared,
-                "spaces": config.spaces,
-                "level": config.level,
-                "detector": config.detector_settings,
-                "of": arm.name,
-            }
-            cells.append(Cell(f"measure-{arm.name}", facts, _MEASURING_HOURS, (arm.name, "detector")))
-        return cells
+        facts = {**shared, "detector": config.detector_settings}
+        detector = Cell("detector", self._fit_detector, facts, FITTING_HOURS)
+        trained, measured = map(self._training, self.arms), map(self._measuring, self.arms)
+        return [self.autoencoder_cell(config), *pilots, *trained, detector, *measured]
+
+    def _training(self, arm: Arm) -> Cell:
+        config = self.config
+        facts = {
+            **self.shared, "model": config.models[arm.model], "minutes": config.minutes, "stages": config.stages,
+            "augment": config.augment, "overtrained": plain(arm.overtrained),
+        }  # fmt: skip
+        hours = config.minutes / 60 * arm.factor
+        return Cell(arm.name, partial(self._train, arm), facts, hours, ("autoencoder", f"pilot-{arm.model}"))
+
+    def _measuring(self, arm: Arm) -> Cell:
+        config = self.config
+        facts = {
+            **self.shared, "spaces": config.spaces, "level": config.level, "detector": config.detector_settings,
+            "of": arm.name,
+        }  # fmt: skip
+        needs = (arm.name, "detector")
+        return Cell(f"measure-{arm.name}", partial(self._measure, arm), facts, _MEASURING_HOURS, needs)
 
     def summarise(self) -> Result:
         """Table and figure of all cells."""
-        return summarise(self.config, self.folder, self.arms, self.accelerator)
+        return summarise(self.config, self.arms, self.accelerator)
 
-    def work(self, cell: Cell, folder: Path) -> None:
-        """Does one cell."""
-        if cell.name == "autoencoder":
-            self.fit_autoencoder(self.config)
-        elif cell.name == "detector":
-            train_extractor(self.config.detector_run(self.folder / "detector", self.roles.detector_manifest()))
-        elif cell.name.startswith("pilot-"):
-            self._pilot(cell.name.removeprefix("pilot-"), folder)
-        elif cell.name.startswith("measure-"):
-            arm = self._arm(cell.name.removeprefix("measure-"))
-            for stage in self._stages(arm):
-                measure_stage(
-                    self.config,
-                    self.roles,
-                    arm.size,
-                    arm.seed,
-                    self._stage(arm, stage),
-                    folder / f"{stage:g}",
-                    self.accelerator,
-                )
-        else:
-            self._train(self._arm(cell.name), folder)
+    def _fit_detector(self, _: Path) -> None:
+        train_extractor(self.config.detector_run(self.folder / "detector", self.roles.detector_manifest()))
 
-    def _arm(self, name: str) -> Arm:
-        return next(arm for arm in self.arms if arm.name == name)
+    def _measure(self, arm: Arm, folder: Path) -> None:
+        for stage in self._stages(arm):
+            at = self._stage(arm, stage)
+            measure_stage(self.config, self.roles, arm, at, folder / f"{stage:g}", self.accelerator)
 
     def _stages(self, arm: Arm) -> Sequence[float]:
         """Shares of the other cells' training; an overtrained run is looked at along its longer way."""
-        factor = arm.overtrained.factor if arm.overtrained else 1.0
-        return [stage * factor for stage in self.config.stages]
+        return [stage * arm.factor for stage in self.config.stages]
 
     def _stage(self, arm: Arm, stage: float) -> Path:
         return self.folder / "cells" / arm.name / f"{stage:g}"

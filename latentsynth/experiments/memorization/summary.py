@@ -4,26 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 
 from latentsynth.config import MemorizationStudy
+from latentsynth.errors import DataError
+from latentsynth.evaluation.memorization.measures import CONTROL
+from latentsynth.experiments.memorization.arms import HELDOUT, SAMPLES, Arm
 from latentsynth.files import read_json
 from latentsynth.plots import Line, panels
 from latentsynth.results import Estimate, Picture, Result, Table, TableCell, write_csv
-
-if TYPE_CHECKING:
-    from latentsynth.experiments.memorization.study import Arm
 
 _CSV = ("model", "size", "seed", "overtrained", "stage", "images_seen", "cpu_seconds", "space", "valid", "copy_rate", "low", "high",
         "expected_high", "control_rate", "without_nearest", "control_without_nearest", "reproduced", "reproduced_control",
         "frechet", "frechet_floor", "similarity", "similarity_real", "membership_auc")  # fmt: skip
 
 
-def summarise(config: MemorizationStudy, folder: Path, arms: Sequence[Arm], accelerator: Accelerator) -> Result:
-    """Writes ``study.json``, ``study.csv`` and ``study.png`` from the measures of all cells."""
+def summarise(config: MemorizationStudy, arms: Sequence[Arm], accelerator: Accelerator) -> Result:
+    """Writes ``study.json``, ``study.csv`` and ``study.png`` from the measures of all cells.
+
+    Raises:
+        DataError: Measures of an older version.
+    """
+    folder = config.folder
     rows = [row for arm in arms for row in _rows(folder, arm)]
     spaces = list(dict.fromkeys(row["space"] for row in rows))
     result = Result(
@@ -50,18 +55,19 @@ def _rows(folder: Path, arm: Arm) -> list[dict[str, Any]]:
     ):
         found = read_json(file)
         auc = found["membership"]["auc"][0] if found["membership"] else None
-        for space, one in found["spaces"].items():
-            kind = space.partition(":")[0]
+        for one in found["spaces"].values():
+            if "kind" not in one:
+                raise DataError(f"{file} is of an older version: remove {file.parent.parent} to measure anew")
             rows.append({
                 "model": arm.model, "size": arm.size, "seed": arm.seed, "overtrained": bool(arm.overtrained),
-                "stage": float(file.parent.name), **found["cost"], "space": kind, "valid": one["valid"],
+                "stage": float(file.parent.name), **found["cost"], "space": one["kind"], "valid": one["valid"],
                 "copy_rate": one["copy_rate"][0], "low": one["copy_rate"][1], "high": one["copy_rate"][2],
                 "expected_high": one["expected"][1], "control_rate": one["control_rate"],
-                "without_nearest": one["without_nearest"]["samples"], "control_without_nearest": one["without_nearest"]["control"],
-                "reproduced": one["reproduced"]["samples"], "reproduced_control": one["reproduced"]["control patients"],
+                "without_nearest": one["without_nearest"][SAMPLES], "control_without_nearest": one["without_nearest"]["control"],
+                "reproduced": one["reproduced"][SAMPLES], "reproduced_control": one["reproduced"][CONTROL],
                 "found": one["found"],
                 "frechet": found["fidelity"]["frechet"], "frechet_floor": found["fidelity"]["floor"],
-                "similarity": found["similarity"]["samples"], "similarity_real": found["similarity"]["held-out patients"],
+                "similarity": found["similarity"][SAMPLES], "similarity_real": found["similarity"][HELDOUT],
                 "membership_auc": auc,
             })  # fmt: skip
     return rows

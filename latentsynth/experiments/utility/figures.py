@@ -5,19 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from latentsynth.config import ArmConfig, UtilityStudy
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.evaluation.cohorts import Cohort, rng
+from latentsynth.experiments.utility.jobs import Job, PatientScores
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.plots import Line
 from latentsynth.segmentation import Segmenter
-
-if TYPE_CHECKING:
-    from latentsynth.experiments.utility.study import Job
-    from latentsynth.experiments.utility.summary import PatientScores
 
 Drawing = tuple[str, str, str, dict[str, list[Line]]]  # file, caption, label of the x axis, lines by panel
 

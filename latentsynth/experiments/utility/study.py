@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,40 +16,12 @@ from latentsynth.evaluation.segmentation.evaluate import evaluate_segmenter
 from latentsynth.experiments.grid import Cell
 from latentsynth.experiments.roles import Roles
 from latentsynth.experiments.study import Study
+from latentsynth.experiments.utility.jobs import FinishedStudy, Job
 from latentsynth.experiments.utility.summary import summarise
 from latentsynth.experiments.utility.synthetic import IMAGES_PER_HOUR, Subset, Synthetic
 from latentsynth.metrics.conformal import smallest_rank
 from latentsynth.results import Result
 from latentsynth.training.recipes.segmenter import train_segmenter
-
-
-@dataclass(frozen=True)
-class Job:
-    """One segmenter, trained on one arm's mixture of one subset.
-
-    Attributes:
-        arm: Name of the arm.
-        segmenter: Name of the segmenter.
-        size: Patients of the subset, or "all".
-        seed: Of the subset, the generator and the segmenter.
-        fold: Which part of the patients is held out, or None where there is one split alone.
-    """
-
-    arm: str
-    segmenter: str
-    size: int | str
-    seed: int
-    fold: int | None = None
-
-    @property
-    def subset(self) -> str:
-        """Names its patients."""
-        return f"n{self.size}-s{self.seed}" + ("" if self.fold is None else f"-f{self.fold}")
-
-    @property
-    def name(self) -> str:
-        """Names its cell."""
-        return f"{self.segmenter}-{self.arm}-{self.subset}"
 
 
 class Utility(Study):
@@ -91,20 +62,11 @@ class Utility(Study):
 
     def cells(self) -> list[Cell]:
         """All cells, in the order in which they should be done."""
-        return [cell for cell, _ in self._tasks.values()]
-
-    def work(self, cell: Cell, folder: Path) -> None:
-        """Does one cell."""
-        self._tasks[cell.name][1](folder)
-
-    @cached_property
-    def _tasks(self) -> dict[str, tuple[Cell, Callable[[Path], None]]]:
-        """By name, every cell and what does it."""
         config = self.config
         facts = {**self.shared, "augment": config.augment, "validation": config.validation}
         if config.folds > 1:
             facts["folds"] = config.folds
-        tasks: dict[str, tuple[Cell, Callable[[Path], None]]] = {}
+        cells: dict[str, Cell] = {}
         first: tuple[str, ...] = ()
         if config.pretrained_autoencoder:
             facts["autoencoder"] = checkpoint.read_header(checkpoint.locate(config.autoencoder_folder)).fingerprint
@@ -112,30 +74,37 @@ class Utility(Study):
             arm.model in config.models for arm in config.arms.values()
         ):
             cell = self.autoencoder_cell(config)
-            tasks[cell.name] = cell, lambda _: self.fit_autoencoder(config)
+            cells[cell.name] = cell
             first = (cell.name,)
         # The baseline goes first where other arms ask its segmenter.
         for job in sorted(self.jobs, key=lambda job: (self._place(job), job.arm != config.baseline)):
-            arm = config.arms[job.arm]
             needs: tuple[str, ...] = ()
-            if arm.model is not None:
+            if config.arms[job.arm].model is not None:
                 segmenter = Job(config.baseline, next(iter(config.segmenters)), job.size, job.seed, job.fold)
-                for name, more, hours, needed, do in self._synthetic(job).steps(segmenter.name, first):
-                    tasks.setdefault(name, (Cell(name, {**facts, **more}, hours, needed), do))
-                    needs = (name,)
-            settings = config.segmenters[job.segmenter]
-            told = arm.model_dump(mode="json", exclude_defaults=True, exclude={"sizes"})
-            hours = float(settings.get("train", {}).get("images", 0)) / IMAGES_PER_HOUR * config.scale
-            cell = Cell(job.name, {**facts, "segmenter": settings, "arm": told}, hours, needs)
-            tasks[job.name] = cell, partial(self._segment, job)
-        return tasks
+                for cell in self._synthetic(job).cells(facts, segmenter.name, first):
+                    cells.setdefault(cell.name, cell)
+                    needs = (cell.name,)
+            cells[job.name] = self._segmenting(job, facts, needs)
+        return list(cells.values())
+
+    def _segmenting(self, job: Job, facts: dict[str, Any], needs: tuple[str, ...]) -> Cell:
+        """The cell of a job."""
+        settings = self.config.segmenters[job.segmenter]
+        arm = self.config.arms[job.arm].model_dump(mode="json", exclude_defaults=True, exclude={"sizes"})
+        hours = float(settings.get("train", {}).get("images", 0)) / IMAGES_PER_HOUR * self.config.scale
+        return Cell(job.name, partial(self._segment, job), {**facts, "segmenter": settings, "arm": arm}, hours, needs)
 
     def summarise(self) -> Result:
         """Tables, verdicts, figures and the page."""
-        cohort = self.roles.cohort.fingerprint
-        return summarise(
-            self.config, self.folder, self.jobs, self.test_manifest(), cohort, self.accelerator, self._short_of()
+        made = [self._synthetic(job) for job in self.jobs if self.config.arms[job.arm].drop.copies]
+        finished = FinishedStudy(
+            tuple(self.jobs),
+            self.test_manifest(),
+            self.roles.cohort.fingerprint,
+            {one.copy_free: self.folder / "cells" / one.uncopied for one in made},
+            tuple(self._short_of()),
         )
+        return summarise(self.config, finished, self.accelerator)
 
     def test_manifest(self, fold: int | None = None) -> Path:
         """Whom no model sees, and every segmenter is evaluated on."""

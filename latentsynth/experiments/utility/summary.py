@@ -4,60 +4,47 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from accelerate import Accelerator
 
 from latentsynth.config import UtilityStudy
+from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, rng
 from latentsynth.evaluation.features import volumes
 from latentsynth.evaluation.memorization.measures import CONTROL
+from latentsynth.evaluation.memorization.tables import VERDICTS, verdict_row, verdicts_note
 from latentsynth.evaluation.report import write_report
 from latentsynth.evaluation.segmentation.scores import UNION
 from latentsynth.experiments.utility import figures
+from latentsynth.experiments.utility.jobs import KEPT, FinishedStudy, Job, PatientScores, Place
 from latentsynth.metrics.bootstrap import mean_interval, ratio_interval
 from latentsynth.metrics.significance import Paired, holm, paired, verdict
 from latentsynth.plots import panels
 from latentsynth.results import Estimate, Picture, Result, Table, TableCell, write_csv
-
-if TYPE_CHECKING:
-    from latentsynth.experiments.utility.study import Job
+from latentsynth.sharing.filter import read_report
 
 KIND = "utility"
 MEASURES = ("dice", "surface_dice", "hd95_mm", "lesions_found", "volume_error")
 _TITLES = ("Dice", "surface Dice", "HD95 (mm)", "lesions found", "volume error, absolute")
-Place = tuple[str, int | str, str]  # segmenter, size, arm
-PatientScores = dict[Place, dict[str, dict[str, float]]]  # measure to patient to mean over seeds
 
 
-def summarise(
-    config: UtilityStudy,
-    folder: Path,
-    jobs: Sequence[Job],
-    test: Path,
-    cohort_print: str,
-    accelerator: Accelerator,
-    notes: Sequence[str] = (),
-) -> Result:
+def summarise(config: UtilityStudy, finished: FinishedStudy, accelerator: Accelerator) -> Result:
     """Writes ``utility.json``, ``utility.csv``, pictures and ``report.html``.
 
     Args:
         config: The study.
-        folder: Of the study.
-        jobs: All segmenters that were trained.
-        test: Manifest of the test patients (of the first fold).
-        cohort_print: Fingerprint of all its patients.
+        finished: What all cells left.
         accelerator: The processes; the first one writes.
-        notes: What else must be said.
 
     Raises:
-        DataError: The seeds of one arm were evaluated on other patients.
+        DataError: The seeds of one arm were evaluated on other patients, or a report is of an older version.
     """
-    cohort = Cohort.load("test patients", test, ("test",))
+    folder, jobs = config.folder, finished.jobs
+    cohort = Cohort.load("test patients", finished.test, ("test",))
     labels = cohort.manifest.labels
     lesions = {labels.names[labels.values.index(value)] for value in labels.lesions(config.framing)}
     scores = read_scores(folder, jobs, lesions)
@@ -66,12 +53,12 @@ def summarise(
     result = Result(
         KIND,
         "Does training on synthetic patients help?",
-        {"cohort": cohort_print, "baseline": config.baseline, "margin": config.margin, "seeds": list(config.seeds), "sizes": list(config.sizes),
+        {"cohort": finished.cohort, "baseline": config.baseline, "margin": config.margin, "seeds": list(config.seeds), "sizes": list(config.sizes),
          "arms": {name: arm.model_dump(mode="json") for name, arm in config.arms.items()}},
-        tuple(table for table in (_scores(config, scores), _comparisons(config, found), _copies(folder)) if table),
+        tuple(table for table in (_scores(config, scores), _comparisons(config, found), _copies(finished.uncopied)) if table),
         (*(Picture(file, caption) for file, caption, *_ in drawn),
          Picture("utility_examples.png", "the test patients that the baseline segments worst, middling and best, and what each arm finds in them")),
-        (*sentences(config, found), *notes),
+        (*sentences(config, found), *finished.notes),
     )  # fmt: skip
     shown = figures.shown(config, jobs, scores, cohort)
     cache = volumes(shown, config.grid, config.framing, labels, config.cache, accelerator, masks=True)
@@ -182,20 +169,16 @@ def interval(values: dict[str, float]) -> Estimate:
     return Estimate(*mean_interval(list(values.values()), list(values), rng()))
 
 
-def _copies(folder: Path) -> Table | None:
-    """What the memorization reports of filtered cells say."""
+def _copies(uncopied: Mapping[str, Path]) -> Table | None:
+    """What the memorization reports of cells that dropped copies say, by name of the volumes."""
     rows: list[tuple[TableCell, ...]] = []
-    for file in sorted((folder / "cells").glob("uncopied-*/memorization.json")):
-        report = Result.load(file)
-        dropped = (file.parent / "kept_dropped.csv").read_text(encoding="utf-8").count("\n") - 1
-        verdicts = report.tables[0]
-        rows += [
-            (file.parent.name.removeprefix("uncopied-"), *row[1:], dropped)
-            for row in verdicts.rows
-            if row[0] != CONTROL
-        ]
-        columns = ("volumes", *verdicts.columns[1:], "dropped")
-    return Table("copies among the synthetic volumes", columns, tuple(rows), verdicts.note) if rows else None
+    note = ""
+    for name, cell in sorted(uncopied.items()):
+        facts = read_report(cell / "memorization.json").facts
+        dropped = sum(map(len, facts["sets"].values())) - len(Manifest.load(cell / KEPT).cases)
+        rows += [(*verdict_row({**one, "set": name}), dropped) for one in facts["copies"] if one["set"] != CONTROL]
+        note = verdicts_note(facts)
+    return Table("copies among the synthetic volumes", (*VERDICTS, "dropped"), tuple(rows), note) if rows else None
 
 
 def _scores(config: UtilityStudy, scores: PatientScores) -> Table:

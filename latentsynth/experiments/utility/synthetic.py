@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,10 @@ from latentsynth.evaluation.inputs import halves
 from latentsynth.evaluation.memorization.measures import PatientGroups, search_copies
 from latentsynth.evaluation.memorization.report import write_memorization
 from latentsynth.evaluation.memorization.spaces import own_space
+from latentsynth.experiments.grid import Cell
 from latentsynth.experiments.roles import Roles
 from latentsynth.experiments.study import FITTING_HOURS, train_generator
+from latentsynth.experiments.utility.jobs import KEPT
 from latentsynth.masks import MaskMaker, make_masks
 from latentsynth.masks.build import annotated, build_maker, into
 from latentsynth.masks.learnt import load_mask_maker
@@ -37,13 +39,9 @@ from latentsynth.training.recipes.autoencoder import train_autoencoder
 from latentsynth.training.recipes.masks import train_masks
 from latentsynth.types import Domain
 
-Step = tuple[
-    str, dict[str, Any], float, tuple[str, ...], Callable[[Path], None]
-]  # a cell: name, facts, hours, needs, work
 IMAGES_PER_HOUR = 50_000  # of one process on two CPU cores, rough
 _PAINTING_HOURS = 0.02
 _SET = Path("samples") / "manifest.json"
-_KEPT = "kept.json"
 
 
 @dataclass(frozen=True)
@@ -89,62 +87,66 @@ class Synthetic:
         self.trained = f"train-{arm.model}-{subset.name}"
         self.source = arm.model if arm.masks == "own" else f"{arm.model}-{arm.masks}"  # names what is painted in cells
         self.painted = f"paint-{self.source}-{subset.name}"
+        self.copy_free = f"{config.copy_space}-{self.source}-{subset.name}"  # what tables call volumes without copies
+        self.uncopied = f"uncopied-{self.copy_free}"
 
     @property
     def file(self) -> Path:
         """Manifest of the volumes that are left to choose from."""
-        *_, last = (name for name, *_ in self.steps("", ()))
-        return self.config.folder / "cells" / last / (_SET if last == self.painted else _KEPT)
+        *_, last = self.cells({}, "", ())
+        return self._cell(last.name) / (_SET if last.name == self.painted else KEPT)
 
-    def steps(self, segmenter: str, first: tuple[str, ...]) -> Iterator[Step]:
+    def cells(self, shared: Mapping[str, Any], segmenter: str, first: tuple[str, ...]) -> Iterator[Cell]:
         """The cells it needs, in order.
 
         Args:
+            shared: Facts of every cell.
             segmenter: The cell of the segmenter that volumes must agree with.
             first: Cells that training needs.
         """
-        drop = self.arm.drop
         needs: tuple[str, ...] = ()
         if self.model in self.config.models:
-            yield from self._training(first)
+            yield from self._training(shared, first)
             needs = (self.trained,)
-        facts: dict[str, Any] = {"per_mask": self._per_mask}
+        facts = {**shared, "per_mask": self._per_mask}
         if self.arm.masks != "own":
-            settings = self.config.masks[self.arm.masks]
-            made = {"masks": settings.model_dump(mode="json"), "count": self._count}
-            learnt: tuple[str, ...] = ()
-            if settings.model is not None:
-                learnt = (f"train-{self._new_masks}",)
-                yield (
-                    learnt[0],
-                    {"masks": settings.model},
-                    _hours(settings.model, self.config.scale),
-                    (),
-                    self._train_masks,
-                )
-            yield self._new_masks, made, _PAINTING_HOURS, learnt, self._make_masks
-            facts, needs = {}, (*needs, self._new_masks)
-        yield self.painted, facts, _PAINTING_HOURS, needs, self._paint
+            yield from self._masking(shared)
+            facts, needs = {**shared}, (*needs, self._new_masks)
+        yield Cell(self.painted, self._paint, facts, _PAINTING_HOURS, needs)
+        yield from self._dropping(shared, segmenter)
+
+    def _training(self, shared: Mapping[str, Any], first: tuple[str, ...]) -> Iterator[Cell]:
+        """The cells of its generator."""
+        config, settings = self.config, self.config.models[self.model]
+        if self._own_autoencoder:
+            facts = {**shared, "autoencoder": config.autoencoder}
+            yield Cell(self._own_autoencoder, self._fit_autoencoder, facts, FITTING_HOURS)
+            first = (self._own_autoencoder,)
+        yield Cell(self.trained, self._train, {**shared, "model": settings}, _hours(settings, config.scale), first)
+
+    def _masking(self, shared: Mapping[str, Any]) -> Iterator[Cell]:
+        """The cells of its new masks."""
+        settings = self.config.masks[self.arm.masks]
+        learnt: tuple[str, ...] = ()
+        if settings.model is not None:
+            learnt = (f"train-{self._new_masks}",)
+            hours = _hours(settings.model, self.config.scale)
+            yield Cell(learnt[0], self._train_masks, {**shared, "masks": settings.model}, hours)
+        facts = {**shared, "masks": settings.model_dump(mode="json"), "count": self._count}
+        yield Cell(self._new_masks, self._make_masks, facts, _PAINTING_HOURS, learnt)
+
+    def _dropping(self, shared: Mapping[str, Any], segmenter: str) -> Iterator[Cell]:
+        """The cells that leave volumes out."""
+        config, drop = self.config, self.arm.drop
         last, file = self.painted, self._cell(self.painted) / _SET
         if drop.copies:
-            name = f"uncopied-{self.config.copy_space}-{self.source}-{self.subset.name}"
-            how = {"space": self.config.copy_space, "level": self.config.copy_level}
-            yield name, how, _PAINTING_HOURS, (last,), partial(self._drop_copies, file)
-            last, file = name, self._cell(name) / _KEPT
+            facts = {**shared, "space": config.copy_space, "level": config.copy_level}
+            yield Cell(self.uncopied, partial(self._drop_copies, file), facts, _PAINTING_HOURS, (last,))
+            last, file = self.uncopied, self._cell(self.uncopied) / KEPT
         if drop.agreement:
             name = f"agreed-{drop.agreement:g}{'-uncopied' if drop.copies else ''}-{self.source}-{self.subset.name}"
             work = partial(self._drop_disagreeing, file, segmenter)
-            yield name, {"agreement": drop.agreement}, _PAINTING_HOURS, (last, segmenter), work
-
-    def _training(self, first: tuple[str, ...]) -> Iterator[Step]:
-        """The cells of its generator."""
-        settings = self.config.models[self.model]
-        hours = _hours(settings, self.config.scale)
-        if self._own_autoencoder:
-            facts = {"autoencoder": self.config.autoencoder}
-            yield self._own_autoencoder, facts, FITTING_HOURS, (), self._fit_autoencoder
-            first = (self._own_autoencoder,)
-        yield self.trained, {"model": settings}, hours, first, self._train
+            yield Cell(name, work, {**shared, "agreement": drop.agreement}, _PAINTING_HOURS, (last, segmenter))
 
     @property
     def asked(self) -> int:
@@ -257,12 +259,12 @@ class Synthetic:
         searches = search_copies(spaces, groups, [samples], caches, accelerator, level)
         write_memorization(folder, groups, [samples], searches, None, caches, level, accelerator)
         if accelerator.is_main_process:
-            filter_set(file, folder / "memorization.json", folder / _KEPT)
+            filter_set(file, folder / "memorization.json", folder / KEPT)
         accelerator.wait_for_everyone()
 
     def _drop_disagreeing(self, file: Path, segmenter: str, folder: Path) -> None:
         run = self._cell(segmenter) / "run"
-        filter_disagreeing(file, run, folder / _KEPT, self.arm.drop.agreement, self.config.cache, self.accelerator())
+        filter_disagreeing(file, run, folder / KEPT, self.arm.drop.agreement, self.config.cache, self.accelerator())
 
 
 def _hours(settings: dict[str, Any], scale: float) -> float:
