@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -38,14 +39,6 @@ def _not_a_switch(value: Any) -> Any:
 
 Positive = Annotated[int, BeforeValidator(_not_a_switch), Field(ge=1)]
 
-# pydantic puts the tag of a union into the path of an error
-_TAGS = (
-    *("vq", "kl", "unet", "dynunet", "swin_unetr"),
-    *("pix2pix", "cyclegan", "spade", "latent_gan", "progressive_gan", "stylegan1", "stylegan2", "stylegan3"),
-    *("patch", "residual", "grown"),
-    *("slice_vae", "label_vae", "mask_diffusion"),
-)
-
 ConfigT = TypeVar("ConfigT", bound=Strict)
 
 
@@ -60,11 +53,11 @@ def load(kind: type[ConfigT], path: Path | str, overrides: Sequence[str] = ()) -
     Raises:
         ConfigError: The file is missing or is not YAML; a key is unknown; a value is impossible.
     """
-    return changed(kind, read_yaml(path), overrides, str(path))
+    return build(kind, read_yaml(path, overrides), str(path))
 
 
-def read_yaml(path: Path | str) -> dict[str, Any]:
-    """The keys and values of a YAML file, not yet validated.
+def read_yaml(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The keys and values of a YAML file, with overrides as :func:`load` takes them, not yet validated.
 
     Raises:
         ConfigError: The file is missing, is not YAML, or holds something else.
@@ -78,6 +71,8 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
         raise ConfigError(f"config {path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"config {path} holds {type(values).__name__}, expected keys and values")
+    for override in overrides:
+        _override(values, override)
     return values
 
 
@@ -99,6 +94,19 @@ def changed(kind: type[ConfigT], values: dict[str, Any], overrides: Sequence[str
     for override in overrides:
         _override(values, override)
     return build(kind, values, origin)
+
+
+def members(kind: type[BaseModel], section: str) -> dict[str, type[Any]]:
+    """The models that a section can be, by the tags that tell them apart; none for a section of one model."""
+    field = kind.model_fields[section]
+    return _tagged(field.annotation, field.discriminator)
+
+
+def chosen(kind: type[BaseModel], section: str, values: Any) -> type[Any] | None:
+    """The model that plain values choose for a section by its tag; None where they choose none."""
+    found = values.get(section) if isinstance(values, Mapping) else None
+    tag = found.get(kind.model_fields[section].discriminator) if isinstance(found, Mapping) else None
+    return members(kind, section).get(tag) if isinstance(tag, str) else None
 
 
 def dump(config: Strict) -> str:
@@ -123,43 +131,69 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 def _explain(kind: type[BaseModel], problem: Any) -> str:
     """One validation problem in words; for an unknown key, the keys that exist there."""
-    where = [str(part) for part in problem["loc"] if part not in _TAGS]
+    where, _ = _follow(kind, problem["loc"])
     key = ".".join(where) or "config"
     if problem["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
         found = problem.get("input")
         shown = "" if problem["type"] == "missing" or isinstance(found, dict) else f" (found {found!r})"
         return f"{key}: {problem['msg'].removeprefix('Value error, ')}{shown}"
-    choices = _keys_at(kind, problem["loc"][:-1])
+    choices = _keys(_follow(kind, problem["loc"][:-1])[1])
     near = difflib.get_close_matches(where[-1], choices, n=1)
     hint = f", did you mean {near[0]}?" if near else ""
     return f"unknown key {key}{hint} (choices: {', '.join(choices)})"
 
 
-def _keys_at(kind: Any, path: Sequence[str | int]) -> list[str]:
-    """Names of the fields of the section at ``path`` below the model ``kind``."""
+def _follow(kind: Any, path: Sequence[str | int]) -> tuple[list[str], Any]:
+    """Along the path of an error below a model: the keys that it names, and the type of what is there.
+
+    pydantic puts the tag of the chosen member of a union into the path, which is no key.
+    """
+    keys: list[str] = []
+    options: dict[str, type[Any]] = {}  # members of a union, of which the next part of the path names one
     for part in path:
-        options = [t for t in getattr(kind, "__args__", ()) if t is not type(None)]
-        chosen = [t for t in options if _tag(t) == part]
-        if chosen:  # the path names the tag of a union
-            kind = chosen[0]
+        if part in options:
+            kind, options = options[str(part)], {}
             continue
-        kind = _field(options[0] if options else kind, part)
-    options = [t for t in getattr(kind, "__args__", ()) if hasattr(t, "model_fields")]
-    kind = options[0] if options else kind
+        keys.append(str(part))
+        kind, options = _inside(kind, part)
+    return keys, kind
+
+
+def _inside(kind: Any, part: str | int) -> tuple[Any, dict[str, type[Any]]]:
+    """Type of one part of a model, a dataclass or a collection; where it is a union with tags, also its members."""
+    kind = _plain(kind)
+    discriminator: Any = None
+    if part in getattr(kind, "model_fields", {}):
+        field = kind.model_fields[part]
+        found, discriminator = field.annotation, field.discriminator
+    elif part in getattr(kind, "__dataclass_fields__", {}):
+        found = get_type_hints(kind, include_extras=True)[str(part)]
+    else:  # an item of a collection; what a mapping holds is its last argument
+        found = next((t for t in reversed(get_args(kind)) if t is not Ellipsis), kind)
+    if get_origin(found) is Annotated:
+        found, *about = get_args(found)
+        discriminator = next((d for d in (getattr(a, "discriminator", None) for a in about) if d), discriminator)
+    return found, _tagged(found, discriminator)
+
+
+def _tagged(union: Any, discriminator: Any) -> dict[str, type[Any]]:
+    """The members of a union by the values that its discriminator can have in them."""
+    if not isinstance(discriminator, str):
+        return {}
+    return {
+        tag: member for member in get_args(union) for tag in get_args(member.model_fields[discriminator].annotation)
+    }
+
+
+def _plain(kind: Any) -> Any:
+    """The first type of a union that is not None."""
+    if get_origin(kind) in (Union, UnionType):
+        return next(t for t in get_args(kind) if t is not type(None))
+    return kind
+
+
+def _keys(kind: Any) -> list[str]:
+    """Names of the fields of a model or dataclass."""
+    kind = _plain(kind)
     fields = getattr(kind, "model_fields", None) or getattr(kind, "__dataclass_fields__", {})
     return [name for name in fields if not name.startswith("_")]
-
-
-def _tag(kind: Any) -> Any:
-    field = getattr(kind, "model_fields", {}).get("kind")
-    return field.default if field else None
-
-
-def _field(kind: Any, name: str | int) -> Any:
-    """Type of a field of a model or dataclass; a position in a tuple is its item's type, which the caller holds."""
-    if isinstance(name, int):
-        return kind
-    fields = getattr(kind, "model_fields", None)
-    if fields and name in fields:
-        return fields[name].annotation
-    return get_type_hints(kind)[name] if name in getattr(kind, "__dataclass_fields__", {}) else kind

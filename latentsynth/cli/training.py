@@ -9,6 +9,7 @@ import typer
 
 from latentsynth import config as configuration
 from latentsynth.cli.options import Check, ConfigFile, Overrides, app, resolve, say, train_app
+from latentsynth.strict import read_yaml
 
 
 @train_app.command("autoencoder")
@@ -42,7 +43,7 @@ def train_gan(config: ConfigFile, overrides: Overrides = None, check: Check = Fa
 def train_masks(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
     """Train a generator of masks alone: a slice VAE, a label VAE, a diffusion model, or a GAN of form mask_only."""
     resolved: configuration.MaskRun | configuration.GanRun
-    if configuration.asks_for_gan(config):
+    if configuration.run_of(read_yaml(config, overrides or [])) is configuration.GanRun:
         resolved = resolve(configuration.GanRun, config, overrides, check)
     else:
         resolved = resolve(configuration.MaskRun, config, overrides, check)

@@ -15,7 +15,6 @@ from latentsynth.config.autoencoder import (
 from latentsynth.config.data import AugmentConfig, DataConfig
 from latentsynth.config.extractor import COPY_DETECTOR, ExtractorRun, ViewsConfig
 from latentsynth.config.gan import GameConfig, GanDataConfig, GanRun
-from latentsynth.config.gan_presets import PRESETS
 from latentsynth.config.generators import (
     CycleGANConfig,
     DiscriminatorConfig,
@@ -51,11 +50,11 @@ from latentsynth.config.mask_generators import (
     MaskSamplingConfig,
     SliceSamplingConfig,
     SliceVAEConfig,
-    asks_for_gan,
 )
 from latentsynth.config.mask_set import MaskSetConfig
 from latentsynth.config.mask_shapes import ComposeConfig, DeformConfig, ProceduralConfig
 from latentsynth.config.memorization import MemorizationStudy, OvertrainedConfig
+from latentsynth.config.runs import RUNS, run_of
 from latentsynth.config.segmenter import (
     DynUNetConfig,
     InferenceConfig,
@@ -75,7 +74,7 @@ from latentsynth.strict import Strict, build, dump, load
 
 __all__ = [
     "COPY_DETECTOR",
-    "PRESETS",
+    "RUNS",
     "SCHEDULER_SHIFTS",
     "ArmConfig",
     "AugmentConfig",
@@ -144,8 +143,8 @@ __all__ = [
     "VQConfig",
     "ValidationConfig",
     "ViewsConfig",
-    "asks_for_gan",
     "build",
     "dump",
     "load",
+    "run_of",
 ]

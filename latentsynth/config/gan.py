@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from latentsynth.config.autoencoder import PerceptualConfig
 from latentsynth.config.data import AugmentConfig, DataConfig
-from latentsynth.config.gan_presets import with_presets
 from latentsynth.config.generators import (
+    AnyForm,
     DiscriminatorConfig,
+    Family,
     GanSamplingConfig,
     GeneratorConfig,
-    GrownConfig,
     PatchConfig,
-    StyleGAN1Config,
-    StyleGAN2Config,
-    StyleGAN3Config,
 )
 from latentsynth.config.ldm import ConditionerConfig, LatentDataConfig
 from latentsynth.config.mask_generators import MaskDataConfig
 from latentsynth.config.numbers import Fraction, NotNegative
 from latentsynth.config.training import Run
-from latentsynth.strict import Positive, Strict
+from latentsynth.strict import Positive, Strict, chosen, members
 from latentsynth.types import Framing, Grid
 
 
@@ -92,80 +90,91 @@ class GanRun(Run):
     @model_validator(mode="before")
     @classmethod
     def _published(cls, values: Any) -> Any:
-        """The family's published settings under the user's own."""
-        return with_presets(values)
+        """The family's published settings wherever the user is silent."""
+        family = chosen(cls, "generator", values)
+        return values if family is None else _filled(values, family.published)
 
     @property
     def latent(self) -> bool:
         """Whether it works on the latents of an autoencoder."""
-        return self.generator.kind == "latent_gan"
+        return self.generator.space == "latents"
 
     @property
-    def form(self) -> str:
-        """What the generator makes: ``image_given_mask``, ``joint`` or ``mask_only``."""
-        return str(getattr(self.generator, "form", "image_given_mask"))
+    def form(self) -> AnyForm:
+        """What the generator makes."""
+        return self.generator.form
 
     @model_validator(mode="after")
     def _consistent(self) -> GanRun:
+        self._check_data()
+        self._check_network()
+        self._check_game()
+        self._check_growth()
+        return self
+
+    def _check_data(self) -> None:
+        """What it is trained on, and in which space."""
+        kind = self.generator.kind
         if self.conditioner.context:
             raise ValueError("conditioner.context is for diffusion models: leave it out")
         if self.latent:
             if self.autoencoder is None:
-                raise ValueError("generator.kind latent_gan needs autoencoder: the run folder of a trained one")
+                raise ValueError(f"generator.kind {kind} needs autoencoder: the run folder of a trained one")
             if self.data.grid is not None or self.data.framing is not None:
-                raise ValueError("data.grid and data.framing come from the autoencoder of a latent_gan: leave them out")
-            if self.spatial_dims == 2:
-                raise ValueError("a latent_gan works on volumes: spatial_dims must be 3")
+                raise ValueError(f"data.grid and data.framing come from the autoencoder of a {kind}: leave them out")
         else:
             if self.autoencoder is not None:
-                raise ValueError("autoencoder is for generator.kind latent_gan alone: leave it out")
+                on_latents = _kinds(lambda family: family.space == "latents")
+                raise ValueError(f"autoencoder is for generator.kind {_either(on_latents)} alone: leave it out")
             missing = [name for name in ("manifest", "grid") if getattr(self.data, name) is None]
             if missing:
                 raise ValueError(f"data.{missing[0]} is missing: say what to train on")
             if self.data.grid is not None and not self.data.grid.windows and self.form != "mask_only":
                 raise ValueError("data.grid.windows is empty: give one per channel; only form mask_only does without")
-        if isinstance(self.generator, StyleGAN3Config) and self.spatial_dims == 3:
-            raise ValueError("stylegan3 makes slices: give spatial_dims: 2")
-        growing = self.generator.kind in ("progressive_gan", "stylegan1")
-        if growing != isinstance(self.discriminator, GrownConfig):
-            raise ValueError(
-                "discriminator.kind grown and a growing generator (progressive_gan, stylegan1) go together"
-            )
-        if self.game.path_length and not isinstance(self.generator, StyleGAN1Config | StyleGAN2Config):
-            raise ValueError("game.path_length needs a generator with styles per layer: stylegan1 or stylegan2")
-        if self.form != "image_given_mask" and (self.game.l1 or self.game.perceptual or self.game.feature_matching):
-            raise ValueError(
-                "game.l1, game.perceptual and game.feature_matching compare with the image of the same mask: this form has none"
-            )
-        if self.game.loss == "wasserstein" and self.game.augment_target:
-            raise ValueError(
-                "game.augment_target needs logits with a middle, and game.loss wasserstein has none: set it to 0"
-            )
-        if self.sampling.truncation != 1 and self.generator.kind in ("pix2pix", "cyclegan", "progressive_gan"):
-            raise ValueError(f"sampling.truncation: {self.generator.kind} has no latent to truncate; leave it at 1")
+
+    def _check_network(self) -> None:
+        """Whether networks, sampling and start suit each other."""
+        family = self.generator
+        if self.spatial_dims not in family.dims:
+            if self.spatial_dims == 2:
+                raise ValueError(f"a {family.kind} works on volumes: spatial_dims must be 3")
+            raise ValueError(f"{family.kind} makes slices: give spatial_dims: 2")
+        if family.growing != self.discriminator.growing:
+            growing = ", ".join(_kinds(lambda family: family.growing))
+            raise ValueError(f"discriminator.kind grown and a growing generator ({growing}) go together")
+        if self.sampling.truncation != 1 and not family.truncates:
+            raise ValueError(f"sampling.truncation: {family.kind} has no latent to truncate; leave it at 1")
         if self.train.gradient_checkpointing:
             raise ValueError(
                 "train.gradient_checkpointing is not available for GANs: lower train.batch or raise accumulation"
             )
-        if self.generator.kind == "cyclegan":
-            self._check_cyclegan()
-        self._check_growth()
-        return self
+        if self.init_from is not None and family.no_start:
+            raise ValueError(f"init_from is not available for {family.kind}: {family.no_start}")
 
-    def _check_cyclegan(self) -> None:
-        """CycleGAN plays a game of its own, which knows two of the terms."""
-        plain, given = GameConfig().model_dump(), self.game.model_dump()
-        unused = [key for key in plain if key not in ("loss", "pool") and given[key] != plain[key]]
-        if unused:
+    def _check_game(self) -> None:
+        """Whether the family knows the terms that are played for."""
+        family, game = self.generator, self.game
+        if game.path_length and not family.has_layer_styles:
+            styled = _either(_kinds(lambda family: family.has_layer_styles))
+            raise ValueError(f"game.path_length needs a generator with styles per layer: {styled}")
+        if self.form != "image_given_mask" and (game.l1 or game.perceptual or game.feature_matching):
             raise ValueError(
-                f"game.{unused[0]} is no part of CycleGAN's game, which knows game.loss and game.pool alone"
+                "game.l1, game.perceptual and game.feature_matching compare with the image of the same mask: this form has none"
             )
-        if self.init_from is not None:
-            raise ValueError("init_from is not available for cyclegan: its checkpoint holds one of its two translators")
+        if game.loss == "wasserstein" and game.augment_target:
+            raise ValueError(
+                "game.augment_target needs logits with a middle, and game.loss wasserstein has none: set it to 0"
+            )
+        plain, known = GameConfig(), family.terms
+        unused = [key for key in GameConfig.model_fields if getattr(game, key) != getattr(plain, key)]
+        unused = [] if known is None else [key for key in unused if key not in known]
+        if known is not None and unused:
+            name, terms = type(family).__name__.removesuffix("Config"), " and ".join(f"game.{term}" for term in known)
+            raise ValueError(f"game.{unused[0]} is no part of {name}'s game, which knows {terms} alone")
 
     def _check_growth(self) -> None:
         """A growing network must have time to reach its full size."""
-        if self.data.grid is None or not isinstance(self.discriminator, GrownConfig):
+        if self.data.grid is None or not self.generator.growing:
             return
         sizes = [n for axis, n in enumerate(self.data.grid.shape) if self.spatial_dims == 3 or axis != self.slice_axis]
         halvings = max(_halvings(n) for n in sizes)
@@ -175,6 +184,35 @@ class GanRun(Run):
                 f"train.images {self.train.images} ends before the network is full-grown: give at least {needed}, or fewer "
                 "game.grow_images"
             )
+
+
+def _filled(values: Mapping[str, Any], published: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The same values, with published settings wherever they are silent."""
+    filled = dict(values)
+    for section, settings in published.items():
+        given = values.get(section, {})
+        if not isinstance(given, dict):
+            continue
+        if section == "discriminator" and given.get("kind", settings["kind"]) != settings["kind"]:
+            continue  # another network: its own defaults
+        filled[section] = {**settings, **given}
+    return filled
+
+
+def makers_of_masks() -> str:
+    """The families that can learn from masks alone, by name, for people."""
+    forms = {kind: family.model_fields.get("form") for kind, family in members(GanRun, "generator").items()}
+    return _either([kind for kind, form in forms.items() if form and "mask_only" in get_args(form.annotation)])
+
+
+def _kinds(asked: Callable[[type[Family]], bool]) -> list[str]:
+    """The families of which something is true, by name."""
+    return [kind for kind, family in members(GanRun, "generator").items() if asked(family)]
+
+
+def _either(kinds: Sequence[str]) -> str:
+    *others, last = kinds
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _halvings(voxels: int) -> int:

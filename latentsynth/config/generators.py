@@ -1,8 +1,14 @@
-"""Networks of GANs: one section per family of generators, one per kind of discriminator."""
+"""Networks of GANs: one section per family of generators, one per kind of discriminator.
+
+A family is described here and nowhere else: its settings, what others ask of it, and what the published systems set,
+which is used wherever a configuration is silent. Learning rates, momenta, losses and weights are theirs. Sizes and
+batches are not: those belong to the data and machine.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,14 +16,62 @@ from latentsynth.config.ldm import DenoiserConfig
 from latentsynth.config.numbers import Fraction
 from latentsynth.strict import Positive, Strict
 
+Form = Literal["joint", "mask_only"]
+AnyForm = Literal["image_given_mask", "joint", "mask_only"]
+Coding = Literal["one_hot", "cuts"]
+Published = Mapping[str, Mapping[str, Any]]
+
+
+class Family(Strict):
+    """A family of generators: its settings, and what others ask of it. A GAN also says its ``form`` and ``coding``.
+
+    Attributes:
+        recipe: What trains it: a ``game`` with a discriminator, a game with the way back (``cycle``), or for masks alone a
+            ``vae`` or ``diffusion``.
+        space: Whether it makes voxels, or latents of a frozen autoencoder.
+        dims: Axes of what it makes: 2 are slices, 3 volumes.
+        growing: Whether it starts on a small grid and grows, which takes a discriminator that does too.
+        has_layer_styles: Whether each layer has a style, as path lengths need.
+        truncates: Whether it has a latent whose spread can be cut in sampling.
+        terms: Terms of the game that it knows; None are all.
+        no_start: Why it cannot start from another checkpoint; empty if it can.
+        published: What the published system sets, by section of a run.
+    """
+
+    recipe: ClassVar[Literal["game", "cycle", "vae", "diffusion"]] = "game"
+    space: ClassVar[Literal["voxels", "latents"]] = "voxels"
+    dims: ClassVar[tuple[int, ...]] = (2, 3)
+    growing: ClassVar[bool] = False
+    has_layer_styles: ClassVar[bool] = False
+    truncates: ClassVar[bool] = True
+    terms: ClassVar[tuple[str, ...] | None] = None
+    no_start: ClassVar[str] = ""
+    published: ClassVar[Published] = {}
+
+
+_TRAIN = {"lr_schedule": "constant", "lr_warmup_images": 0, "grad_clip": 1000.0}
+
+
+class _Painter(Family):
+    form: ClassVar[AnyForm] = "image_given_mask"
+    coding: ClassVar[Coding] = "one_hot"
+
 
 class _Pyramid(Strict):
     channels: Positive = Field(16, description="features at full size, doubled at each level below")
     max_channels: Positive = Field(64, description="most features of any level")
 
 
-class Pix2PixConfig(Strict):
+class Pix2PixConfig(_Painter):
     """pix2pix: mask to image by a U-Net or a residual network."""
+
+    # Platscher et al. 2022, their code: least squares, L1, pool of 50, noise of 0.2 on what the discriminator sees.
+    published: ClassVar[Published] = {
+        "discriminator": {"kind": "patch", "lr": 2e-4, "layers": 3},
+        "game": {"loss": "least_squares", "l1": 10.0, "pool": 50, "noise": 0.2, "noise_decay": 1e-3},
+        "train": {**_TRAIN, "lr": 2e-4, "betas": [0.5, 0.999]},
+    }
+    truncates = False
 
     kind: Literal["pix2pix"] = "pix2pix"
     network: Literal["unet", "resnet"] = "unet"
@@ -28,8 +82,19 @@ class Pix2PixConfig(Strict):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.3, description="the only noise, in sampling too")
 
 
-class CycleGANConfig(Strict):
+class CycleGANConfig(_Painter):
     """CycleGAN: masks and images that belong to different cases, translated both ways."""
+
+    # Zhu et al. 2017, sec. 4: least squares, pool of 50.
+    published: ClassVar[Published] = {
+        "discriminator": {"kind": "patch", "lr": 2e-4, "layers": 3},
+        "game": {"loss": "least_squares", "pool": 50},
+        "train": {**_TRAIN, "lr": 2e-4, "betas": [0.5, 0.999]},
+    }
+    recipe = "cycle"
+    truncates = False
+    terms = ("loss", "pool")
+    no_start = "its checkpoint holds one of its two translators"
 
     kind: Literal["cyclegan"] = "cyclegan"
     channels: Positive = Field(16, description="features at full size")
@@ -42,8 +107,15 @@ class CycleGANConfig(Strict):
     )
 
 
-class SPADEConfig(_Pyramid):
+class SPADEConfig(_Pyramid, _Painter):
     """SPADE: the mask modulates the normalisation at every scale."""
+
+    # Park et al. 2019; Amirrajab et al. 2022, their code: hinge, features, two time-scales, two discriminators.
+    published: ClassVar[Published] = {
+        "discriminator": {"kind": "patch", "lr": 4e-4, "layers": 3, "scales": 2, "spectral": True},
+        "game": {"loss": "hinge", "feature_matching": 10.0, "divergence": 0.05, "l1": 10.0},
+        "train": {**_TRAIN, "lr": 1e-4, "betas": [0.0, 0.9]},
+    }
 
     kind: Literal["spade"] = "spade"
     max_channels: Positive = Field(128, description="most features of any level")
@@ -52,24 +124,36 @@ class SPADEConfig(_Pyramid):
     style: Literal["vae", "bottleneck", "none"] = Field("vae", description="where the style of a scan comes from")
 
 
-class LatentGANConfig(DenoiserConfig):
+class LatentGANConfig(DenoiserConfig, _Painter):
     """One step from noise and mask to a latent of a frozen autoencoder, by a network of the diffusion model's kind."""
+
+    published: ClassVar[Published] = {
+        "discriminator": {"kind": "residual", "lr": 2e-3, "channels": 32, "max_channels": 64},
+        "game": {"loss": "non_saturating", "r1": 0.1, "r1_every": 8, "l1": 5.0},
+        "train": {**_TRAIN, "lr": 2e-4, "betas": [0.0, 0.99]},
+    }
+    space = "latents"
+    dims = (3,)
 
     kind: Literal["latent_gan"] = "latent_gan"
 
 
-Form = Literal["joint", "mask_only"]
-
-
-class _Annotated(Strict):
-    coding: Literal["one_hot", "cuts"] = Field(
-        "one_hot", description="labels as a channel each, or as one grey channel"
-    )
+class _Annotated(Family):
+    coding: Coding = Field("one_hot", description="labels as a channel each, or as one grey channel")
     latent: Positive = Field(64, description="features of z")
 
 
 class ProgressiveGANConfig(_Annotated, _Pyramid):
     """Progressive GAN."""
+
+    # Karras et al. 2018: Wasserstein, gradient penalty of 10, drift of 0.001.
+    published: ClassVar[Published] = {
+        "discriminator": {"kind": "grown", "lr": 1e-3},
+        "game": {"loss": "wasserstein", "gradient_penalty": 10.0, "drift": 1e-3},
+        "train": {**_TRAIN, "lr": 1e-3, "betas": [0.0, 0.99]},
+    }
+    growing = True
+    truncates = False
 
     kind: Literal["progressive_gan"] = "progressive_gan"
     form: Form = Field("joint", description="image and annotation, or the annotation alone")
@@ -78,17 +162,37 @@ class ProgressiveGANConfig(_Annotated, _Pyramid):
 class StyleGAN1Config(_Annotated, _Pyramid):
     """StyleGAN 1."""
 
+    # Karras et al. 2019: non-saturating, R1 of 10 at every step, mixing of 0.9.
+    published: ClassVar[Published] = {
+        "discriminator": {"kind": "grown", "lr": 1e-3},
+        "game": {"loss": "non_saturating", "r1": 10.0, "r1_every": 1, "mixing": 0.9},
+        "train": {**_TRAIN, "lr": 1e-3, "betas": [0.0, 0.99]},
+    }
+    growing = True
+    has_layer_styles = True
+
     kind: Literal["stylegan1"] = "stylegan1"
     form: Form = Field("joint", description="image and annotation, or the annotation alone")
     style: Positive = Field(64, description="features of w")
     mapping_layers: Positive = 4
 
 
+# Karras et al. 2020 (StyleGAN 2 and its training on limited data): R1 every 16 steps, adaptive augmentation.
+_GAME = {"loss": "non_saturating", "r1": 8.0, "r1_every": 16, "augment_target": 0.6, "mixing": 0.9}
+_STYLEGAN: dict[str, Mapping[str, Any]] = {
+    "discriminator": {"kind": "residual", "lr": 2e-3},
+    "train": {**_TRAIN, "lr": 2e-3, "betas": [0.0, 0.99]},
+}
+
+
 class StyleGAN2Config(_Annotated, _Pyramid):
     """StyleGAN 2."""
 
+    published: ClassVar[Published] = {**_STYLEGAN, "game": {**_GAME, "path_length": 2.0, "path_length_every": 4}}
+    has_layer_styles = True
+
     kind: Literal["stylegan2"] = "stylegan2"
-    form: Literal["image_given_mask", "joint", "mask_only"] = Field(
+    form: AnyForm = Field(
         "image_given_mask", description="paint a mask, make image and annotation together, or the annotation alone"
     )
     style: Positive = Field(64, description="features of w")
@@ -97,6 +201,9 @@ class StyleGAN2Config(_Annotated, _Pyramid):
 
 class StyleGAN3Config(_Annotated):
     """StyleGAN 3-t, slices alone."""
+
+    published: ClassVar[Published] = {**_STYLEGAN, "game": {**_GAME, "mixing": 0.0}}
+    dims = (2,)
 
     kind: Literal["stylegan3"] = "stylegan3"
     form: Form = Field("joint", description="image and annotation, or the annotation alone")
@@ -119,7 +226,11 @@ GeneratorConfig = Annotated[
 ]
 
 
-class PatchConfig(Strict):
+class _Judge(Strict):
+    growing: ClassVar[bool] = False
+
+
+class PatchConfig(_Judge):
     """PatchGANs, which judge neighbourhoods."""
 
     kind: Literal["patch"] = "patch"
@@ -130,15 +241,17 @@ class PatchConfig(Strict):
     spectral: bool = Field(False, description="spectral normalisation")
 
 
-class ResidualConfig(_Pyramid):
+class ResidualConfig(_Judge, _Pyramid):
     """StyleGAN 2's discriminator, which judges the whole image."""
 
     kind: Literal["residual"] = "residual"
     lr: Annotated[float, Field(gt=0)] = Field(2e-3, description="the discriminator's own learning rate")
 
 
-class GrownConfig(_Pyramid):
+class GrownConfig(_Judge, _Pyramid):
     """The discriminator that grows with a growing generator."""
+
+    growing = True
 
     kind: Literal["grown"] = "grown"
     lr: Annotated[float, Field(gt=0)] = Field(1e-3, description="the discriminator's own learning rate")

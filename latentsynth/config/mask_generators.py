@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from latentsynth.config.data import DataConfig
+from latentsynth.config.generators import Family
 from latentsynth.config.ldm import DenoiserConfig, DiffusionConfig, SamplingConfig
 from latentsynth.config.numbers import NotNegative
 from latentsynth.config.training import Run
@@ -29,8 +28,11 @@ class MaskDataConfig(DataConfig):
         return self
 
 
-class _VAEConfig(Strict):
+class _VAEConfig(Family):
     """The network: config of :class:`latentsynth.masks.label_vae.LabelVAE`, and the weights of its loss."""
+
+    recipe = "vae"
+    unit_of: ClassVar[str] = "channels, one halving each"
 
     channels: tuple[Positive, ...] = Field((16, 32, 64, 64), description="features, one entry per halving of the grid")
     hidden: Positive = Field(256, description="features between the convolutions and the latent")
@@ -38,6 +40,11 @@ class _VAEConfig(Strict):
     beta: NotNegative = Field(15.0, description="weight of the divergence from a standard normal")
     free_bits: NotNegative = Field(0.0, description="nats per latent coordinate that cost nothing")
     dice: NotNegative = Field(0.0, description="weight of 1 - soft Dice, beside the cross-entropy summed over cells")
+
+    @property
+    def unit(self) -> int:
+        """Voxels that each axis of a slice or volume must be a multiple of."""
+        return int(2 ** len(self.channels))
 
 
 class SliceSamplingConfig(Strict):
@@ -52,6 +59,8 @@ class SliceSamplingConfig(Strict):
 
 class SliceVAEConfig(_VAEConfig):
     """VAE of slices whose latents are sampled together, slice by slice along an axis."""
+
+    coarse: ClassVar[bool] = False
 
     kind: Literal["slice_vae"] = "slice_vae"
     slice_axis: Literal[0, 1, 2] = Field(2, description="axis along which slices are cut: 2 for axial ones")
@@ -72,6 +81,8 @@ class LabelSamplingConfig(Strict):
 class LabelVAEConfig(_VAEConfig):
     """VAE of whole label volumes, sampled from its prior."""
 
+    slice_axis: ClassVar[None] = None
+
     kind: Literal["label_vae"] = "label_vae"
     latent: Positive = Field(32, description="latent coordinates")
     beta: NotNegative = Field(5.0, description="weight of the divergence from a standard normal")
@@ -90,8 +101,12 @@ class MaskSamplingConfig(SamplingConfig):
     )
 
 
-class MaskDiffusionConfig(Strict):
+class MaskDiffusionConfig(Family):
     """Diffusion of distance maps, told organs, lesion volume and lesion count."""
+
+    recipe = "diffusion"
+    unit_of: ClassVar[str] = "coarsen, generator.patch and the levels of generator.denoiser.channels"
+    slice_axis: ClassVar[None] = None
 
     kind: Literal["mask_diffusion"] = "mask_diffusion"
     coarsen: Literal[1, 2, 4] = Field(2, description="voxels per cell of the distance map along each axis")
@@ -135,27 +150,15 @@ class MaskRun(Run):
     @model_validator(mode="after")
     def _divisible(self) -> MaskRun:
         shape = self.data.grid.shape
-        if isinstance(self.generator, MaskDiffusionConfig):
-            unit, key = self.generator.unit, "coarsen, generator.patch and the levels of generator.denoiser.channels"
-        else:
-            unit, key = 2 ** len(self.generator.channels), "channels, one halving each"
-        axis = self.generator.slice_axis if isinstance(self.generator, SliceVAEConfig) else None
+        unit, axis = self.generator.unit, self.generator.slice_axis
         bad = [n for at, n in enumerate(shape) if at != axis and n % unit]
         if bad:
             raise ValueError(
-                f"data.grid.shape {shape}: {bad[0]} does not divide by {unit} (generator.{key}): pad the grid to a multiple"
+                f"data.grid.shape {shape}: {bad[0]} does not divide by {unit} (generator.{self.generator.unit_of}): pad the grid "
+                "to a multiple"
             )
         if self.init_from is not None:
             raise ValueError("init_from is not available for generators of masks: they train in minutes")
         if self.train.gradient_checkpointing:
             raise ValueError("train.gradient_checkpointing is not available for generators of masks: lower train.batch")
         return self
-
-
-def asks_for_gan(path: Path) -> bool:
-    """Whether a configuration file for ``train masks`` is that of a GAN; what is wrong with it, its loader says."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return "gan" in str(values["generator"]["kind"])
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
-        return False

@@ -1,34 +1,32 @@
-"""From a configuration to networks: the one place that knows every family of generators by name."""
+"""From a configuration to networks. Each network says at its own place whose settings it is built from."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
-from latentsynth.config import (
-    DiscriminatorConfig,
-    GeneratorConfig,
-    GrownConfig,
-    LatentGANConfig,
-    PatchConfig,
-    Pix2PixConfig,
-    ProgressiveGANConfig,
-    ResidualConfig,
-    SPADEConfig,
-    StyleGAN1Config,
-    StyleGAN2Config,
-    StyleGAN3Config,
-)
+from latentsynth.config import DiscriminatorConfig, GeneratorConfig, Strict
 from latentsynth.gans.base import Discriminator, Generator
-from latentsynth.gans.discriminators import PatchDiscriminators, ResidualDiscriminator
-from latentsynth.gans.latent import LatentGenerator
-from latentsynth.gans.progressive import GrownDiscriminator, ProgressiveGenerator, StyleGAN1Generator
-from latentsynth.gans.spade import SPADEGenerator
-from latentsynth.gans.stylegan2 import StyleGAN2Generator
-from latentsynth.gans.stylegan3 import StyleGAN3Generator
-from latentsynth.gans.translators import ResNetGenerator, UNetGenerator
 
-_NOT_NETWORK = {"kind", "form", "coding", "network"}
+NetworkT = TypeVar("NetworkT", bound=type[Generator | Discriminator])
+
+_NETWORKS: dict[type[Strict], list[tuple[dict[str, Any], type[Generator | Discriminator]]]] = {}
+
+
+def builds(section: type[Strict], **only: Any) -> Callable[[NetworkT], NetworkT]:
+    """Registers a network as what a section of a configuration describes. Its arguments have the names of the settings.
+
+    Args:
+        section: Class of the section.
+        only: Settings that the section must have, where it describes several networks.
+    """
+
+    def register(network: NetworkT) -> NetworkT:
+        _NETWORKS.setdefault(section, []).append((only, network))
+        return network
+
+    return register
 
 
 def build_generator(
@@ -43,40 +41,32 @@ def build_generator(
         labels: Labels of the mask it paints; 0 for one that paints none.
         placed: Whether it should know where slices lie.
     """
-    given: dict[str, Any] = config.model_dump(exclude=_NOT_NETWORK)
-    match config:
-        case Pix2PixConfig(network="unet"):
-            given.pop("blocks")
-            return UNetGenerator(shape, out_channels, labels, placed=placed, **given)
-        case Pix2PixConfig():
-            for key in ("levels", "max_channels"):
-                given.pop(key)
-            return ResNetGenerator(shape, out_channels, labels, placed=placed, **given)
-        case SPADEConfig():
-            return SPADEGenerator(shape, out_channels, labels, **given)
-        case LatentGANConfig():
-            return LatentGenerator(shape, out_channels, labels, **given)
-        case ProgressiveGANConfig():
-            return ProgressiveGenerator(shape, out_channels, placed=placed, **given)
-        case StyleGAN1Config():
-            return StyleGAN1Generator(shape, out_channels, placed=placed, **given)
-        case StyleGAN2Config():
-            return StyleGAN2Generator(shape, out_channels, labels, placed=placed, **given)
-        case StyleGAN3Config():
-            return StyleGAN3Generator(shape, out_channels, placed=placed, **given)
-        case _:
-            raise ValueError(f"generator of kind {config.kind} is not one network")
+    given = {"shape": shape, "out_channels": out_channels, "labels": labels, "placed": placed}
+    return cast(Generator, _built(config, given))
 
 
 def build_discriminator(
     config: DiscriminatorConfig, shape: Sequence[int], in_channels: int, labels: int, placed: bool
 ) -> Discriminator:
     """A new discriminator with random weights; arguments as :func:`build_generator`, for what it judges."""
-    given: dict[str, Any] = config.model_dump(exclude={"kind", "lr"})
-    match config:
-        case PatchConfig():
-            return PatchDiscriminators(shape, in_channels, labels, placed=placed, **given)
-        case ResidualConfig():
-            return ResidualDiscriminator(shape, in_channels, labels, placed=placed, **given)
-        case GrownConfig():
-            return GrownDiscriminator(shape, in_channels, labels, placed=placed, **given)
+    given = {"shape": shape, "in_channels": in_channels, "labels": labels, "placed": placed}
+    return cast(Discriminator, _built(config, given))
+
+
+def settings_of(network: type[Generator | Discriminator]) -> set[str]:
+    """Names of the arguments that a network is built from."""
+    return set(inspect.signature(network.__init__).parameters) - {"self"}
+
+
+def networks_of(section: type[Strict]) -> list[type[Generator | Discriminator]]:
+    """All networks that a section can describe."""
+    return [network for _, network in _NETWORKS.get(section, [])]
+
+
+def _built(config: Strict, given: dict[str, Any]) -> Any:
+    """The network that a section describes, from what it takes of the section and of what is given."""
+    for only, network in _NETWORKS.get(type(config), []):
+        if all(getattr(config, name) == value for name, value in only.items()):
+            known = {**config.model_dump(), **given}
+            return network(**{name: known[name] for name in settings_of(network) if name in known})
+    raise ValueError(f"{type(config).__name__} describes no single network: register one with @builds")

@@ -10,8 +10,10 @@ from monai.networks.nets import PatchDiscriminator
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from latentsynth.config import PatchConfig, ResidualConfig
 from latentsynth.errors import ConfigError
 from latentsynth.gans.base import Discriminator, Opinion, beside, pyramid, pyramid_widths, resize
+from latentsynth.gans.build import builds
 from latentsynth.gans.layers import Conv, Linear, activate, batch_deviation
 from latentsynth.pretrained import register_to_config
 
@@ -45,6 +47,7 @@ class WholeDiscriminator(Discriminator):
         return Opinion([self.out(activate(self.dense(x.flatten(1))))], [[*features, x]])
 
 
+@builds(ResidualConfig)
 class ResidualDiscriminator(WholeDiscriminator):
     """StyleGAN 2's discriminator (Karras et al. 2020, fig. 7c): one logit per image.
 
@@ -87,6 +90,7 @@ class ResidualDiscriminator(WholeDiscriminator):
         return self._verdict(x, features, parts)
 
 
+@builds(PatchConfig)
 class PatchDiscriminators(Discriminator):
     """PatchGANs (MONAI's) at one or more scales: a map of logits each.
 

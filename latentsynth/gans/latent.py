@@ -8,11 +8,14 @@ import torch
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor
 
+from latentsynth.config import LatentGANConfig
 from latentsynth.gans.base import Generator, Painted
+from latentsynth.gans.build import builds
 from latentsynth.pretrained import register_to_config
 from latentsynth.randomness import Draws
 
 
+@builds(LatentGANConfig)
 class LatentGenerator(Generator):
     """The kind of network that the denoiser is (MONAI's DiffusionModelUNet), called once on pure noise.
 

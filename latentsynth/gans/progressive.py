@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from latentsynth.config import GrownConfig, ProgressiveGANConfig, StyleGAN1Config
 from latentsynth.gans.base import Generator, Opinion, Painted, beside, pyramid, pyramid_widths, resize
+from latentsynth.gans.build import builds
 from latentsynth.gans.discriminators import WholeDiscriminator
 from latentsynth.gans.layers import Conv, Linear, Mapping, activate, normalise, place_features
 from latentsynth.gans.stylegan2 import mixed_styles
@@ -102,6 +104,7 @@ class _GrownGenerator(Generator):
         return resize(image, self.shape, smooth=False)
 
 
+@builds(ProgressiveGANConfig)
 class ProgressiveGenerator(_GrownGenerator):
     """Progressive GAN (Karras et al. 2018, table 2): equalised convolutions, features normalised at every place.
 
@@ -172,6 +175,7 @@ class AdaptiveNorm(nn.Module):
         return x * (1 + scale) + shift
 
 
+@builds(StyleGAN1Config)
 class StyleGAN1Generator(_GrownGenerator):
     """StyleGAN 1 (Karras et al. 2019): mapping network, adaptive instance normalisation, noise inputs, style mixing.
 
@@ -234,6 +238,7 @@ class StyleGAN1Generator(_GrownGenerator):
         return x
 
 
+@builds(GrownConfig)
 class GrownDiscriminator(WholeDiscriminator):
     """The discriminator that grows with them (Karras et al. 2018, table 2).
 

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.parametrizations import spectral_norm
 
+from latentsynth.config import SPADEConfig
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.gans.base import Generator, Painted, pyramid, pyramid_widths, resize
+from latentsynth.gans.build import builds
 from latentsynth.gans.layers import everybodys_mean
 from latentsynth.pretrained import register_to_config
 from latentsynth.randomness import Draws
@@ -85,6 +87,7 @@ def _spade(dims: int, labels: int, width: int, hidden: int) -> nn.Module:
     return layer
 
 
+@builds(SPADEConfig)
 class SPADEGenerator(Generator):
     """Semantic image synthesis with spatially adaptive normalisation (Park et al. 2019).
 

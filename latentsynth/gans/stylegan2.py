@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from latentsynth.config import StyleGAN2Config
 from latentsynth.errors import ConfigError
 from latentsynth.gans.base import Generator, Painted, pyramid, pyramid_widths, resize
+from latentsynth.gans.build import builds
 from latentsynth.gans.layers import Mapping, ModulatedConv, activate
 from latentsynth.pretrained import register_to_config
 from latentsynth.randomness import Draws
@@ -31,6 +33,7 @@ class StyledConv(nn.Module):
         return activate(y + self.noise_strength * noise + self.bias.view(-1, *[1] * (x.ndim - 2)))
 
 
+@builds(StyleGAN2Config)
 class StyleGAN2Generator(Generator):
     """StyleGAN 2 with skip connections (Karras et al. 2020, fig. 7b).
 

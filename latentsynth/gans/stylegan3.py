@@ -18,8 +18,10 @@ from scipy import signal
 from torch import Tensor, nn
 from torch.nn import functional
 
+from latentsynth.config import StyleGAN3Config
 from latentsynth.errors import ConfigError
 from latentsynth.gans.base import Generator, Painted
+from latentsynth.gans.build import builds
 from latentsynth.gans.layers import GAIN, Linear, Mapping, ModulatedConv, everybodys_mean
 from latentsynth.pretrained import register_to_config
 from latentsynth.randomness import Draws
@@ -220,6 +222,7 @@ class TrackedScale(nn.Module):
         return y
 
 
+@builds(StyleGAN3Config)
 class StyleGAN3Generator(Generator):
     """Latent to a slice, equivariant to translation (Karras et al. 2021, configuration T).
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from latentsynth.config import Pix2PixConfig
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.gans.base import Generator, Painted, pyramid, pyramid_widths, resize, with_place
+from latentsynth.gans.build import builds
 from latentsynth.pretrained import register_to_config
 from latentsynth.randomness import Draws
 
@@ -25,6 +27,7 @@ def drop(x: Tensor, draws: Draws, rate: float) -> Tensor:
     return x * (draws.uniform(*x.shape[1:]).to(x) >= rate) / (1 - rate)
 
 
+@builds(Pix2PixConfig, network="unet")
 class UNetGenerator(Generator):
     """pix2pix's U-Net (Isola et al. 2017, sec. 6.1.1; in 3D Platscher et al. 2022).
 
@@ -109,6 +112,7 @@ class UNetGenerator(Generator):
         return Painted(y.tanh() if self.squash else y)
 
 
+@builds(Pix2PixConfig, network="resnet")
 class ResNetGenerator(Generator):
     """The residual generator (Johnson et al. 2016; Zhu et al. 2017, sec. 7.1).
 

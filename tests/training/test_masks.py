@@ -14,7 +14,7 @@ import yaml
 from tiny_runs import SCHEDULE
 
 from latentsynth.cli import main
-from latentsynth.config import GanRun, MaskDiffusionConfig, MaskRun, SliceVAEConfig, asks_for_gan, build, load
+from latentsynth.config import GanRun, MaskDiffusionConfig, MaskRun, SliceVAEConfig, build, load, run_of
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
@@ -198,7 +198,7 @@ def test_the_command_tells_families_apart(family: str, workplace: Path, capsys: 
     shown = yaml.safe_load(capsys.readouterr().out)
     assert shown["generator"]["kind"] == GENERATORS[family]["kind"]
     assert ("discriminator" in shown) == (family == "gan")
-    assert not asks_for_gan(workplace / "nothing.yaml")
+    assert run_of(yaml.safe_load(path.read_text())) is (GanRun if family == "gan" else MaskRun)
 
 
 def test_a_class_that_names_no_training_case_stops_before_any_work(workplace: Path) -> None:

@@ -20,6 +20,7 @@ from latentsynth.config import (
     LatentDataConfig,
     LdmRun,
     build,
+    run_of,
 )
 from latentsynth.data.cache.cutting import Cut
 from latentsynth.data.cache.latents import LatentCache
@@ -29,7 +30,7 @@ from latentsynth.errors import ConfigError, DataError
 from latentsynth.parallel import fill, own
 from latentsynth.pretrained import part_fingerprint
 from latentsynth.progress import bar
-from latentsynth.strict import changed, read_yaml
+from latentsynth.strict import read_yaml
 from latentsynth.types import Split
 
 
@@ -108,16 +109,17 @@ def cohort_of(source: Path, overrides: Sequence[str] = ()) -> EncodedCohort:
         LatentsynthError: As :func:`encoded_cohort`.
     """
     file = source / "config.yaml" if source.is_dir() else source
-    sections = read_yaml(file)
-    if isinstance(sections.get("autoencoder"), dict):
-        changed(AutoencoderRun, sections, overrides, str(file))
-        return encoded_cohort(source if source.is_dir() else Path(sections["run"]), LatentDataConfig())
-    if "denoiser" not in sections and "generator" in sections:
-        gan = changed(GanRun, sections, overrides, str(file))
+    values = read_yaml(file, overrides)
+    kind = run_of(values)
+    if kind is AutoencoderRun:
+        trained = build(AutoencoderRun, values, str(file))
+        return encoded_cohort(source if source.is_dir() else trained.run, LatentDataConfig())
+    if kind is GanRun:
+        gan = build(GanRun, values, str(file))
         if gan.autoencoder is None:
             raise ConfigError(f"{file} is of a GAN on voxels, which has no latents: give a run on latents")
         return encoded_cohort(gan.autoencoder, gan.data.latents())
-    ldm = changed(LdmRun, sections, overrides, str(file))
+    ldm = build(LdmRun, values, str(file))  # which also says of any other run what it is not
     return encoded_cohort(ldm.autoencoder, ldm.data, ldm.conditioner)
 
 

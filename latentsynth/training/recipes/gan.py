@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from latentsynth import checkpoint
-from latentsynth.config import CycleGANConfig, GanRun, LatentGANConfig
+from latentsynth.config import DenoiserConfig, GanRun
 from latentsynth.data.cache.loading import Positions
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.data.manifest import Manifest
@@ -69,7 +69,7 @@ def train_gan(config: GanRun) -> dict[str, float]:
         LatentsynthError: Bad data, no usable autoencoder, another run in the folder, or a loss that is not finite.
     """
     # A growing network leaves its later stages unused, which a distributed wrapper must be told.
-    accelerator = start_training(config.train, unused=config.discriminator.kind == "grown")
+    accelerator = start_training(config.train, unused=config.generator.growing)
     setting = (_on_latents if config.latent else _on_voxels)(config, accelerator)
     run = RunFolder(config, accelerator)
     device = accelerator.device
@@ -114,7 +114,7 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
     recipe = training.recipe
     domain = Domain(recipe.grid, recipe.framing, recipe.labels, manifest.channels, training.median_limits())
     axis = config.slice_axis if config.spatial_dims == 2 else None
-    annotation = Annotation(domain.labels.values, getattr(config.generator, "coding", "one_hot"))
+    annotation = Annotation(domain.labels.values, config.generator.coding)
     scenes = VoxelScenes(config.seed, domain.lesion_indices, domain.grid.channels, config.form, annotation, axis)
     shape = tuple(n for at, n in enumerate(domain.grid.shape) if at != axis)
     labels = len(domain.labels) if config.form == "image_given_mask" else 0
@@ -122,7 +122,7 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
     ledger = Ledger.of(manifest.select("train"))
     torch.manual_seed(config.seed)
     game: Game | CycleGame
-    if isinstance(config.generator, CycleGANConfig):
+    if config.generator.recipe == "cycle":
         game = CycleGame(config, scenes)
         players = game.players(shape, channels, labels)
         items = Positions(unpaired(training, masked), len(training), config.seed)
@@ -155,7 +155,7 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
 def _on_latents(config: GanRun, accelerator: Accelerator) -> _Setting:
     """The latents of a frozen autoencoder, as the diffusion model of the same autoencoder sees them."""
     assert config.autoencoder is not None
-    assert isinstance(config.generator, LatentGANConfig)
+    assert isinstance(config.generator, DenoiserConfig)  # as every family on latents is
     cohort = encoded_cohort(config.autoencoder, config.data.latents())
     domain = cohort.header.domain
     autoencoder = cohort.autoencoder().to(accelerator.device)

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from latentsynth.config import GanRun, LabelVAEConfig, MaskDiffusionConfig, MaskRun, SliceVAEConfig
+from latentsynth.config.gan import makers_of_masks
 from latentsynth.data.cache.loading import Positions
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.data.manifest import Manifest
@@ -71,8 +72,8 @@ def train_masks(config: MaskRun | GanRun) -> dict[str, float]:
     if isinstance(config, GanRun):
         if config.form != "mask_only":
             raise ConfigError(
-                f"generator.form is {config.form}: give form: mask_only (progressive_gan, stylegan1, stylegan2 or "
-                "stylegan3), or train it with `latentsynth train gan`"
+                f"generator.form is {config.form}: give form: mask_only ({makers_of_masks()}), or train it with "
+                "`latentsynth train gan`"
             )
         return train_gan(config)
     accelerator = start_training(config.train)
@@ -80,7 +81,7 @@ def train_masks(config: MaskRun | GanRun) -> dict[str, float]:
     training, validation = volume_caches(config.data, config.seed, manifest, accelerator)
     run = RunFolder(config, accelerator)
     torch.manual_seed(config.seed)
-    setting = (_diffusion if isinstance(config.generator, MaskDiffusionConfig) else _vae)(config, training, validation)
+    setting = (_diffusion if config.generator.recipe == "diffusion" else _vae)(config, training, validation)
     ledger = Ledger.of(manifest.select("train"))
 
     def validate(modules: Modules) -> dict[str, float]:
@@ -106,11 +107,10 @@ def _vae(config: MaskRun, training: VolumeCache, validation: VolumeCache) -> _Se
     generator = config.generator
     assert isinstance(generator, SliceVAEConfig | LabelVAEConfig)
     common = training_facts(training)
-    axis = generator.slice_axis if isinstance(generator, SliceVAEConfig) else None
-    shape = [n for at, n in enumerate(training.recipe.grid.shape) if at != axis]
+    shape = [n for at, n in enumerate(training.recipe.grid.shape) if at != generator.slice_axis]
     vae = LabelVAE(
         shape, len(training.recipe.labels), generator.channels, generator.hidden, generator.latent,
-        coarse=isinstance(generator, LabelVAEConfig) and generator.coarse,
+        coarse=generator.coarse,
     )  # fmt: skip
     if isinstance(generator, SliceVAEConfig):
         check_classes([case.case_id for case, _ in training.entries], generator.classes)
