@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from latentsynth.data import nifti
-from latentsynth.errors import DataError
+from latentsynth.errors import AxesError, DataError, VolumeError
 
 SHAPE = (4, 5, 6)
 
@@ -175,3 +176,19 @@ def test_geometry_refuses_what_reading_refuses(tmp_path: Path) -> None:
     for name, words in (("a", "expected 3"), ("b", "not a readable NIfTI"), ("c", "does not exist")):
         with pytest.raises(DataError, match=words):
             nifti.geometry(tmp_path / f"{name}.nii.gz")
+
+
+def test_parts_of_an_error_are_fields(tmp_path: Path) -> None:
+    """Whatever the file is called: a table of problems shows each part in a column of its own."""
+    (tmp_path / "two axes: say.nii.gz").write_text("hello")
+    with pytest.raises(VolumeError, match="is not a readable NIfTI file") as caught:
+        nifti.read(tmp_path / "two axes: say.nii.gz")
+    assert not isinstance(caught.value, AxesError)
+    assert caught.value.found.startswith("is not a readable NIfTI file (")
+    assert caught.value.cure == "copy or convert it again"
+    nib.save(nib.Nifti1Image(np.zeros((4, 5), np.int16), np.eye(4)), tmp_path / "flat.nii.gz")
+    with pytest.raises(AxesError) as flat:
+        nifti.geometry(tmp_path / "flat.nii.gz")
+    same = pickle.loads(pickle.dumps(flat.value))  # as workers hand it on
+    assert (str(same), same.found, same.cure) == (str(flat.value), "has 2 axes (4, 5)", "split it into 3D volumes")
+    assert str(same) == f"{tmp_path / 'flat.nii.gz'} has 2 axes (4, 5), expected 3: split it into 3D volumes"

@@ -220,3 +220,28 @@ def test_no_reason_makes_a_card_tell_of_other_files(reported: Reported, tmp_path
     voxels, affine = nifti.read(image)
     nifti.write(image, voxels + 1, affine)
     refuses("was not made for 1 of these", samples, tmp_path / "shared", reported.clean, without_report="all the same")
+
+
+def test_a_card_tells_of_its_own_set_alone(reported: Reported, tmp_path: Path) -> None:
+    """Whatever others are called, and whatever their notes say."""
+    value = json.loads(reported.clean.read_text())
+    facts = value["facts"]
+    facts["sets"]["hospital"], facts["ledgers"]["hospital"] = {}, False
+    facts["copies"].append({**facts["copies"][-1], "set": "hospital"})
+    facts["notes"].append({"set": "hospital", "text": "their word"})
+    (tmp_path / "report.json").write_text(json.dumps(value))
+    card = export(reported.fresh, tmp_path / "with", tmp_path / "report.json")
+    assert card.replace("# with", "# alone") == export(reported.fresh, tmp_path / "alone", reported.clean)
+    facts["ledgers"]["made"] = False
+    (tmp_path / "report.json").write_text(json.dumps(value))
+    card = export(reported.fresh, tmp_path / "unverified", tmp_path / "report.json")
+    assert "is the exporter's word" in card
+
+
+def test_a_report_of_an_older_version_is_refused(reported: Reported, tmp_path: Path) -> None:
+    value = json.loads(reported.clean.read_text())
+    del value["facts"]["copies"], value["facts"]["notes"]
+    (tmp_path / "report.json").write_text(json.dumps(value))
+    refuses(
+        "is of an older version and lacks copies, notes", reported.fresh, tmp_path / "out", tmp_path / "report.json"
+    )

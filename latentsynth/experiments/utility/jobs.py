@@ -49,11 +49,11 @@ class FinishedStudy:
         test: Manifest of the test patients (of the first fold).
         cohort: Fingerprint of all patients.
         uncopied: By name of the volumes, cells that dropped copies.
-        notes: What else must be said.
+        short_of: In words, arms that were trained on fewer synthetic volumes than their dose.
     """
 
     jobs: tuple[Job, ...]
     test: Path
     cohort: str
     uncopied: Mapping[str, Path]
-    notes: tuple[str, ...] = ()
+    short_of: tuple[str, ...] = ()

@@ -58,7 +58,7 @@ def summarise(config: UtilityStudy, finished: FinishedStudy, accelerator: Accele
         tuple(table for table in (_scores(config, scores), _comparisons(config, found), _copies(finished.uncopied)) if table),
         (*(Picture(file, caption) for file, caption, *_ in drawn),
          Picture("utility_examples.png", "the test patients that the baseline segments worst, middling and best, and what each arm finds in them")),
-        (*sentences(config, found), *finished.notes),
+        (*sentences(config, found), *finished.short_of),
     )  # fmt: skip
     shown = figures.shown(config, jobs, scores, cohort)
     cache = volumes(shown, config.grid, config.framing, labels, config.cache, accelerator, masks=True)
