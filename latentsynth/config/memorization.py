@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from latentsynth.config.extractor import COPY_DETECTOR, ExtractorRun
-from latentsynth.config.study import Share, StudyConfig, merged, once, refuse
+from latentsynth.config.study import PLACED, Share, StudyConfig, merged, once, refuse
 from latentsynth.strict import Positive, Strict, build
 
 SPACES = ("voxels", "ssim", "registered", "contrastive")
@@ -53,7 +52,7 @@ class MemorizationStudy(StudyConfig):
         for one in self.overtrained:
             if one.model not in self.models:
                 raise ValueError(f"overtrained model {one.model!r} is none of {', '.join(self.models)}")
-            self.run_of(one.model, Path("x"), Path("x"), 0, one.changes)
+            self.check_model(one.model, one.changes)
         if not self.roles.outside:
             raise ValueError("roles.outside is 0, and the autoencoder and every validation need patients")
         for name, settings in self.models.items():
@@ -61,15 +60,19 @@ class MemorizationStudy(StudyConfig):
                 raise ValueError(
                     f"models.{name}: form joint makes masks of its own; this study has the masks of held-out patients painted"
                 )
-        self.detector_run(Path("x"), Path("x"))
+        build(
+            ExtractorRun,
+            {**PLACED, "data": {**self.detector_data, "manifest": "x"}, **self.detector_settings},
+            "detector",
+        )
         return self
-
-    def detector_run(self, run: Path, manifest: Path) -> ExtractorRun:
-        """The copy detector."""
-        values = {"run": run, "data": {**self.data, "augment": {}, "manifest": manifest}}
-        return build(ExtractorRun, {**values, **self.detector_settings}, "detector")
 
     @property
     def detector_settings(self) -> dict[str, Any]:
         """What the detector's training depends on, besides the data."""
         return merged(COPY_DETECTOR, self.detector)
+
+    @property
+    def detector_data(self) -> dict[str, Any]:
+        """Its section ``data`` without the manifest; it has views of its own in the place of augmentation."""
+        return {**self.data, "augment": {}}

@@ -18,6 +18,7 @@ from latentsynth.types import Framing, Grid
 
 _MODEL = re.compile(r"[A-Za-z0-9_+.]+")  # without a hyphen, which parts the names of cells
 _RESERVED = ("autoencoder", "detector", "pilot", "measure", "train", "masks", "paint", "uncopied", "agreed")
+PLACED: dict[str, Any] = {"run": "x", "data": {"manifest": "x"}}  # completes settings that are built to be checked
 RunT = TypeVar("RunT", bound=Run)
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -67,10 +68,11 @@ class StudyConfig(Strict):
         once("sizes", self.sizes)
         once("seeds", self.seeds)
         refuse(self.autoencoder, ("run", "seed", "data"), "autoencoder")
-        self.autoencoder_run(Path("x"), Path("x"))
+        values = merged(PLACED, self.autoencoder_settings)
+        scaled(build(AutoencoderRun, values, "autoencoder"), self.scale)
         for name in self.models:
             cell_name(name)
-            self.run_of(name, Path("x"), Path("x"), 0)
+            self.check_model(name)
         return self
 
     @property
@@ -83,29 +85,28 @@ class StudyConfig(Strict):
         """Run of the autoencoder under all latent models."""
         return self.folder / "autoencoder"
 
-    def autoencoder_run(self, run: Path, manifest: Path) -> AutoencoderRun:
-        """The autoencoder under all latent models."""
-        values = merged({"run": run, "data": {**self.data, "manifest": manifest}}, self.autoencoder)
-        return self.scaled(build(AutoencoderRun, values, "autoencoder"))
+    @property
+    def autoencoder_settings(self) -> dict[str, Any]:
+        """Values of an AutoencoderRun, but for its folder and manifest."""
+        return merged({"data": self.data}, self.autoencoder)
 
-    def run_of(
-        self,
-        model: str,
-        folder: Path,
-        manifest: Path,
-        seed: int,
-        changes: dict[str, Any] | None = None,
-        autoencoder: Path | None = None,
-    ) -> LdmRun | GanRun:
-        """One training run.
+    def model_kind(self, model: str) -> type[LdmRun] | type[GanRun]:
+        """What trains a model."""
+        return GanRun if "generator" in self.models[model] else LdmRun
 
-        Args:
-            model: Name of the model.
-            folder: Of the run.
-            manifest: Its training and validation cases.
-            seed: Of its weights and noise.
-            changes: Settings that differ.
-            autoencoder: Run of the autoencoder under it; None takes the study's.
+    def model_settings(self, model: str) -> dict[str, Any]:
+        """Values of a model's run, but for its folder, manifest and seed; of a latent one, on the study's autoencoder."""
+        wanted = self.models[model]
+        if "generator" in wanted and wanted["generator"].get("kind") != "latent_gan":
+            return merged({"data": self.data}, wanted)
+        latent = {"cache": self.cache, "augment": self.augment}
+        return merged({"autoencoder": self.autoencoder_folder, "data": latent}, wanted)
+
+    def check_model(self, model: str, changes: dict[str, Any] | None = None) -> None:
+        """Refuses settings of a model, or changes of them, that are the study's to decide or that cannot be built.
+
+        Raises:
+            ValueError: What is wrong with them.
         """
         wanted = self.models[model]
         for settings in (wanted, changes or {}):
@@ -116,26 +117,17 @@ class StudyConfig(Strict):
             raise ValueError(f"models.{model}.generator is {generator!r}, expected keys and values: kind: {generator}")
         if generator.get("form") == "mask_only":
             raise ValueError(f"models.{model}: form mask_only makes no images: give a model that does")
-        latent = {"manifest": manifest, "cache": self.cache, "augment": self.augment}
-        start: dict[str, Any] = {"run": folder, "seed": seed}
-        on_latents = {**start, "autoencoder": autoencoder or self.autoencoder_folder, "data": latent}
-        if "generator" not in wanted:
-            return self.scaled(build(LdmRun, merged(on_latents, wanted), model), changes)
-        given = (
-            on_latents
-            if generator.get("kind") == "latent_gan"
-            else {**start, "data": {**self.data, "manifest": manifest}}
-        )
-        return self.scaled(build(GanRun, merged(given, wanted), model), changes)
+        scaled(build(self.model_kind(model), merged(PLACED, self.model_settings(model)), model), self.scale, changes)
 
-    def scaled(self, run: RunT, changes: dict[str, Any] | None = None) -> RunT:
-        """A run as short as the study's scale asks, then with settings that differ; these are not scaled."""
-        values = run.model_dump(mode="json", exclude_unset=True)
-        if self.scale < 1:
-            for section in ("train", "game"):
-                if isinstance(part := getattr(run, section, None), Strict):
-                    values[section] = {**values.get(section, {}), **_shortened(part, self.scale)}
-        return build(type(run), merged(values, changes or {}), str(run.run))
+
+def scaled(run: RunT, scale: float, changes: dict[str, Any] | None = None) -> RunT:
+    """A run as short as a study's scale asks, then with settings that differ; these are not scaled."""
+    values = run.model_dump(mode="json", exclude_unset=True)
+    if scale < 1:
+        for section in ("train", "game"):
+            if isinstance(part := getattr(run, section, None), Strict):
+                values[section] = {**values.get(section, {}), **_shortened(part, scale)}
+    return build(type(run), merged(values, changes or {}), str(run.run))
 
 
 def _shortened(section: Strict, scale: float) -> dict[str, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +12,7 @@ from latentsynth.config.mask_generators import MaskRun
 from latentsynth.config.mask_set import MaskSetConfig
 from latentsynth.config.numbers import NotNegative
 from latentsynth.config.segmenter import SegmenterRun
-from latentsynth.config.study import StudyConfig, cell_name, merged, refuse
+from latentsynth.config.study import PLACED, StudyConfig, cell_name, merged, refuse, scaled
 from latentsynth.strict import Positive, Strict, build
 
 Part = Annotated[float, Field(ge=0, le=1)]
@@ -158,16 +157,18 @@ class UtilityStudy(StudyConfig):
                 f"drop.agreement asks the baseline's segmenter, and {self.baseline} is not trained on all real patients and "
                 "them alone: choose another baseline"
             )
-        sources = [{"manifest": "x"}]
         for name, new in self.masks.items():
             cell_name(name)
             if new.model is not None:
                 refuse(new.model, ("run", "seed", "data"), f"masks.{name}.model")
-                self.masks_run(name, Path("x"), Path("x"), 0)
+                values = merged(PLACED, self.masks_settings(name))
+                scaled(build(self.masks_kind(name), values, f"masks.{name}.model"), self.scale)
         for name in self.segmenters:
             cell_name(name)
             refuse(self.segmenters[name], ("run", "seed", "data"), f"segmenters.{name}")
-            self.segmenter_run(name, Path("x"), Path("x"), sources, 0, True)
+            placed = {"run": "x", "data": {"train": [{"manifest": "x"}], "validation": {"manifest": "x"}}}
+            values = merged(placed, self.segmenter_settings(name, True))
+            scaled(build(SegmenterRun, values, f"segmenters.{name}"), self.scale)
         return self
 
     @property
@@ -179,46 +180,22 @@ class UtilityStudy(StudyConfig):
         """The arms that are trained at a size."""
         return {name: arm for name, arm in self.arms.items() if arm.sizes is None or size in arm.sizes}
 
-    def masks_run(self, name: str, run: Path, manifest: Path, seed: int) -> MaskRun | GanRun:
-        """Training a generator of masks.
+    def masks_kind(self, name: str) -> type[MaskRun] | type[GanRun]:
+        """What trains a generator of masks."""
+        generator = (self.masks[name].model or {}).get("generator")
+        return GanRun if isinstance(generator, dict) and "gan" in str(generator.get("kind")) else MaskRun
 
-        Args:
-            name: Of the way to make new masks.
-            run: Folder of the run.
-            manifest: Its training and validation cases.
-            seed: Of weights and noise.
-        """
-        settings = self.masks[name].model or {}
+    def masks_settings(self, name: str) -> dict[str, Any]:
+        """Values of its run, but for its folder, manifest and seed."""
         grid = {"shape": self.grid.shape, "spacing_mm": self.grid.spacing_mm}
-        data = {"manifest": manifest, "grid": grid, "framing": self.framing, "cache": self.cache}
-        values = merged({"run": run, "seed": seed, "data": data}, settings)
-        generator = settings.get("generator")
-        gan = isinstance(generator, dict) and "gan" in str(generator.get("kind"))
-        where = f"masks.{name}.model"
-        return self.scaled(build(GanRun, values, where) if gan else build(MaskRun, values, where))
+        data = {"grid": grid, "framing": self.framing, "cache": self.cache}
+        return merged({"data": data}, self.masks[name].model or {})
 
-    def segmenter_run(
-        self,
-        name: str,
-        run: Path,
-        validation: Path,
-        sources: Sequence[dict[str, Any]],
-        seed: int,
-        augment: bool,
-        changes: dict[str, Any] | None = None,
-    ) -> SegmenterRun:
-        """Training one segmenter.
+    def segmenter_settings(self, name: str, augment: bool) -> dict[str, Any]:
+        """Values of a SegmenterRun, but for its folder, what it trains and validates on, and its seed.
 
         Args:
             name: Of the segmenter.
-            run: Folder of the run.
-            validation: Manifest whose ``val`` cases choose the checkpoint.
-            sources: What to train on, as in ``data.train``.
-            seed: Of weights and order.
             augment: With classical augmentation.
-            changes: Settings that differ.
         """
-        data = {**self.data, "augment": self.augment if augment else {}, "validation": {"manifest": validation}}
-        values = {"run": run, "seed": seed, "data": {**data, "train": list(sources)}}
-        values = merged(values, self.segmenters[name])
-        return self.scaled(build(SegmenterRun, values, f"segmenters.{name}"), changes)
+        return merged({"data": {**self.data, "augment": self.augment if augment else {}}}, self.segmenters[name])

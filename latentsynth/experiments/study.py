@@ -14,6 +14,7 @@ from latentsynth import outputs
 from latentsynth.config import GanRun, LdmRun, StudyConfig
 from latentsynth.experiments.grid import Cell, CellGrid
 from latentsynth.experiments.roles import Roles
+from latentsynth.experiments.runs import autoencoder_run
 from latentsynth.parallel import start
 from latentsynth.results import Result
 from latentsynth.training.recipes.autoencoder import train_autoencoder
@@ -80,7 +81,7 @@ class Study(ABC):
         facts = {**self.shared, "autoencoder": config.autoencoder, "augment": config.augment}
 
         def fit(_: Path) -> None:
-            train_autoencoder(config.autoencoder_run(config.autoencoder_folder, self.roles.outside_manifest()))
+            train_autoencoder(autoencoder_run(config, config.autoencoder_folder, self.roles.outside_manifest()))
 
         return Cell("autoencoder", fit, facts, FITTING_HOURS)
 

@@ -11,6 +11,7 @@ from helpers import run
 
 from latentsynth.config import GanRun, LdmRun, MemorizationStudy, load
 from latentsynth.errors import ConfigError
+from latentsynth.experiments.runs import RunPlace, detector_run, generator_run
 
 ROOT = Path(__file__).parents[2]
 DEBUG = ROOT / "configs" / "debug" / "memorization.yaml"
@@ -90,7 +91,9 @@ def test_a_wrong_key_inside_a_model_shows_before_anything_is_trained(
 
 def test_runs_are_the_models_on_the_studys_data() -> None:
     found = study("models.pix={generator: {kind: pix2pix}}", "augment.copies=2", "cache=here")
-    diffusion, latent, pixels = (found.run_of(name, Path("run"), Path("m"), 7) for name in found.models)
+    diffusion, latent, pixels = (
+        generator_run(found, name, RunPlace(Path("run"), Path("m"), 7)) for name in found.models
+    )
     assert isinstance(diffusion, LdmRun)
     assert isinstance(latent, GanRun)
     assert isinstance(pixels, GanRun)
@@ -102,13 +105,13 @@ def test_runs_are_the_models_on_the_studys_data() -> None:
     assert diffusion.autoencoder == latent.autoencoder == found.folder / "autoencoder"
     assert pixels.data is not None
     assert pixels.data.grid == found.grid
-    assert found.detector_run(NOTHING, NOTHING).data.augment.copies != 2  # it has views of its own
+    assert detector_run(found, NOTHING, NOTHING).data.augment.copies != 2  # it has views of its own
 
 
 def test_overtraining_changes_what_it_names_alone() -> None:
     changes: dict[str, Any] = {"data": {"augment": {"copies": 0}}, "train": {"lr": 0.5}}
     found = study("augment={copies: 3, flip_axes: [0]}")
-    plain, changed = (found.run_of("diffusion", NOTHING, NOTHING, 0, one) for one in (None, changes))
+    plain, changed = (generator_run(found, "diffusion", RunPlace(NOTHING, NOTHING), one) for one in (None, changes))
     assert isinstance(plain, LdmRun)
     assert isinstance(changed, LdmRun)
     assert changed.data.augment is not None

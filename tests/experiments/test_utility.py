@@ -18,6 +18,7 @@ from latentsynth.config import UtilityStudy, load
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
+from latentsynth.experiments.runs import RunPlace, autoencoder_run, generator_run
 from latentsynth.experiments.utility.jobs import Job
 from latentsynth.experiments.utility.study import Utility, own
 from latentsynth.experiments.utility.summary import comparisons, read_scores, sentences
@@ -164,8 +165,8 @@ def test_masks_that_two_models_paint_suffice_for_the_larger_dose(overrides: list
 def test_the_scale_shortens_everything_that_is_trained(overrides: list[str]) -> None:
     whole, half = config(overrides), config([*overrides, "scale=0.5"])
     for name in ("train.images", "train.lr_warmup_images", "train.validate_every_images"):
-        runs = [one.run_of("diffusion", Path("x"), Path("x"), 0) for one in (whole, half)]
-        runs += [one.autoencoder_run(Path("x"), Path("x")) for one in (whole, half)]
+        runs = [generator_run(one, "diffusion", RunPlace(Path("x"), Path("x"))) for one in (whole, half)]
+        runs += [autoencoder_run(one, Path("x"), Path("x")) for one in (whole, half)]
         values = [getattr(run.train, name.partition(".")[2]) for run in runs]
         assert [values[1], values[3]] == [round(values[0] / 2), round(values[2] / 2)]
     assert Utility(half).cells()[0].facts["scale"] == 0.5  # so that cells of another scale are not taken for these

@@ -15,6 +15,7 @@ from latentsynth.experiments.grid import Cell
 from latentsynth.experiments.memorization.arms import Arm
 from latentsynth.experiments.memorization.measuring import measure_stage
 from latentsynth.experiments.memorization.summary import summarise
+from latentsynth.experiments.runs import RunPlace, detector_run, generator_run
 from latentsynth.experiments.study import FITTING_HOURS, Study, plain, train_generator
 from latentsynth.files import atomic_folder, read_json, write_json
 from latentsynth.metrics.conformal import smallest_rank
@@ -87,7 +88,7 @@ class Memorization(Study):
         return summarise(self.config, self.arms, self.accelerator)
 
     def _fit_detector(self, _: Path) -> None:
-        train_extractor(self.config.detector_run(self.folder / "detector", self.roles.detector_manifest()))
+        train_extractor(detector_run(self.config, self.folder / "detector", self.roles.detector_manifest()))
 
     def _measure(self, arm: Arm, folder: Path) -> None:
         for stage in self._stages(arm):
@@ -136,7 +137,8 @@ class Memorization(Study):
         train = self.roles.subset(arm.size, arm.seed)
         manifest = self.roles.write(f"n{arm.size}-s{arm.seed}", train)
         changes = arm.overtrained.changes if arm.overtrained else {}
-        return _lengthened(self.config.run_of(arm.model, run, manifest, arm.seed, changes), images, images)
+        config = generator_run(self.config, arm.model, RunPlace(run, manifest, arm.seed), changes)
+        return _lengthened(config, images, images)
 
 
 def _lengthened(config: Any, images: int, every: int) -> Any:

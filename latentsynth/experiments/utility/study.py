@@ -15,6 +15,7 @@ from latentsynth.errors import DataError
 from latentsynth.evaluation.segmentation.evaluate import evaluate_segmenter
 from latentsynth.experiments.grid import Cell
 from latentsynth.experiments.roles import Roles
+from latentsynth.experiments.runs import RunPlace, segmenter_run
 from latentsynth.experiments.study import Study
 from latentsynth.experiments.utility.jobs import FinishedStudy, Job
 from latentsynth.experiments.utility.summary import summarise
@@ -164,7 +165,8 @@ class Utility(Study):
         changes: dict[str, Any] | None = None,
     ) -> SegmenterRun:
         augment = self.config.arms[job.arm].augment
-        return self.config.segmenter_run(job.segmenter, run, subset.manifest, sources, job.seed, augment, changes)
+        place = RunPlace(run, subset.manifest, job.seed)
+        return segmenter_run(self.config, job.segmenter, place, sources, augment, changes)
 
     def _check_autoencoder(self, run: Path) -> None:
         """An autoencoder that has seen a patient of the pool would carry it into every arm."""

@@ -25,6 +25,7 @@ from latentsynth.evaluation.memorization.report import write_memorization
 from latentsynth.evaluation.memorization.spaces import own_space
 from latentsynth.experiments.grid import Cell
 from latentsynth.experiments.roles import Roles
+from latentsynth.experiments.runs import RunPlace, autoencoder_run, generator_run, masks_run
 from latentsynth.experiments.study import FITTING_HOURS, train_generator
 from latentsynth.experiments.utility.jobs import KEPT
 from latentsynth.masks import MaskMaker, make_masks
@@ -187,15 +188,17 @@ class Synthetic:
         return f"autoencoder-{self.subset.name}" if self.config.autoencoder_patients == "subset" else ""
 
     def _fit_autoencoder(self, folder: Path) -> None:
-        train_autoencoder(self.config.autoencoder_run(folder / "run", self.subset.manifest))
+        train_autoencoder(autoencoder_run(self.config, folder / "run", self.subset.manifest))
 
     def _train(self, folder: Path) -> None:
         own = self._cell(self._own_autoencoder) / "run" if self._own_autoencoder else None
-        subset = self.subset
-        train_generator(self.config.run_of(self.model, folder / "run", subset.manifest, subset.seed, autoencoder=own))
+        train_generator(generator_run(self.config, self.model, self._place(folder), autoencoder=own))
 
     def _train_masks(self, folder: Path) -> None:
-        train_masks(self.config.masks_run(self.arm.masks, folder / "run", self.subset.manifest, self.subset.seed))
+        train_masks(masks_run(self.config, self.arm.masks, self._place(folder)))
+
+    def _place(self, folder: Path) -> RunPlace:
+        return RunPlace(folder / "run", self.subset.manifest, self.subset.seed)
 
     def _make_masks(self, folder: Path) -> None:
         """New masks, from those of the subset's training patients alone."""
