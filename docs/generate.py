@@ -18,67 +18,11 @@ from latentsynth.diffusion.gaussian import deviation_kept
 HERE = Path(__file__).parent / "reference"
 DIFFUSION = Path(__file__).parent / "explanation" / "diffusion.md"
 MARK = "<!-- figures of `python docs/generate.py` -->"
-MODELS = (
-    config.AutoencoderRun,
-    config.LdmRun,
-    config.GanRun,
-    config.SegmenterRun,
-    config.ExtractorRun,
-    config.DataConfig,
-    config.AugmentConfig,
-    config.VQConfig,
-    config.KLConfig,
-    config.ReconstructionConfig,
-    config.PerceptualConfig,
-    config.LatentDataConfig,
-    config.ConditionerConfig,
-    config.DenoiserConfig,
-    config.DiffusionConfig,
-    config.SamplingConfig,
-    config.GanDataConfig,
-    config.Pix2PixConfig,
-    config.CycleGANConfig,
-    config.SPADEConfig,
-    config.LatentGANConfig,
-    config.ProgressiveGANConfig,
-    config.StyleGAN1Config,
-    config.StyleGAN2Config,
-    config.StyleGAN3Config,
-    config.PatchConfig,
-    config.ResidualConfig,
-    config.GrownConfig,
-    config.GameConfig,
-    config.GanSamplingConfig,
-    config.MaskRun,
-    config.MaskDataConfig,
-    config.SliceVAEConfig,
-    config.SliceSamplingConfig,
-    config.LabelVAEConfig,
-    config.LabelSamplingConfig,
-    config.MaskDiffusionConfig,
-    config.MaskSamplingConfig,
-    config.SegmenterDataConfig,
-    config.SourceConfig,
-    config.ValidationConfig,
-    config.UNetConfig,
-    config.DynUNetConfig,
-    config.SwinUNETRConfig,
-    config.SegmentationLossConfig,
-    config.InferenceConfig,
-    config.ViewsConfig,
-    config.MemorizationStudy,
-    config.RolesConfig,
-    config.OvertrainedConfig,
-    config.UtilityStudy,
-    config.ArmConfig,
-    config.DropConfig,
-    config.NewMasksConfig,
-    config.MaskSetConfig,
-    config.DeformConfig,
-    config.ProceduralConfig,
-    config.ComposeConfig,
-    config.TrainConfig,
-)
+MODELS = [
+    value
+    for value in vars(config).values()
+    if isinstance(value, type) and issubclass(value, config.Strict) and value is not config.Strict
+]
 
 
 def commands() -> str:

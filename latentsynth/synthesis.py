@@ -183,7 +183,7 @@ def _check_asked(model: Synthesizer, masks: Sequence[Request], styles: Sequence[
         raise DataError(
             "this model cannot paint into a scan: train one with conditioner.context=true, or leave --into out"
         )
-    if getattr(model, "form", "") == "mask_only":
+    if not model.makes_images:
         raise DataError("this model makes masks without images: give it as --mask-model of one that paints them")
 
 

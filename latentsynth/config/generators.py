@@ -52,7 +52,9 @@ class Family(Strict):
 _TRAIN = {"lr_schedule": "constant", "lr_warmup_images": 0, "grad_clip": 1000.0}
 
 
-class _Painter(Family):
+class Painter(Family):
+    """A family that paints the masks it is given."""
+
     form: ClassVar[AnyForm] = "image_given_mask"
     coding: ClassVar[Coding] = "one_hot"
 
@@ -62,7 +64,7 @@ class _Pyramid(Strict):
     max_channels: Positive = Field(64, description="most features of any level")
 
 
-class Pix2PixConfig(_Painter):
+class Pix2PixConfig(Painter):
     """pix2pix: mask to image by a U-Net or a residual network."""
 
     # Platscher et al. 2022, their code: least squares, L1, pool of 50, noise of 0.2 on what the discriminator sees.
@@ -82,7 +84,7 @@ class Pix2PixConfig(_Painter):
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(0.3, description="the only noise, in sampling too")
 
 
-class CycleGANConfig(_Painter):
+class CycleGANConfig(Painter):
     """CycleGAN: masks and images that belong to different cases, translated both ways."""
 
     # Zhu et al. 2017, sec. 4: least squares, pool of 50.
@@ -107,7 +109,7 @@ class CycleGANConfig(_Painter):
     )
 
 
-class SPADEConfig(_Pyramid, _Painter):
+class SPADEConfig(_Pyramid, Painter):
     """SPADE: the mask modulates the normalisation at every scale."""
 
     # Park et al. 2019; Amirrajab et al. 2022, their code: hinge, features, two time-scales, two discriminators.
@@ -124,7 +126,7 @@ class SPADEConfig(_Pyramid, _Painter):
     style: Literal["vae", "bottleneck", "none"] = Field("vae", description="where the style of a scan comes from")
 
 
-class LatentGANConfig(DenoiserConfig, _Painter):
+class LatentGANConfig(DenoiserConfig, Painter):
     """One step from noise and mask to a latent of a frozen autoencoder, by a network of the diffusion model's kind."""
 
     published: ClassVar[Published] = {

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from latentsynth import checkpoint
-from latentsynth.errors import CheckpointError
 from latentsynth.masks.label_vae import LabelVAEMaker
 from latentsynth.masks.mask_diffusion import MaskDiffusionMaker
 from latentsynth.masks.mask_gan import MaskGANMaker
 from latentsynth.masks.slice_vae import SliceVAEMaker
 from latentsynth.masks.trained import TrainedMaker
+from latentsynth.synthesizers.checkpointed import load
 
 FAMILIES: tuple[type[TrainedMaker], ...] = (SliceVAEMaker, LabelVAEMaker, MaskGANMaker, MaskDiffusionMaker)
 
@@ -28,11 +27,5 @@ def load_mask_maker(path: Path | str, **sampling: Any) -> TrainedMaker:
         CheckpointError: It is not a checkpoint, or not one of a mask generator.
         ConfigError: An unknown setting or an impossible value.
     """
-    folder = checkpoint.locate(path)
-    found = checkpoint.read_header(folder).kind
-    for family in FAMILIES:
-        if family.kind == found:
-            return family.from_pretrained(folder, **sampling)
-    raise CheckpointError(
-        f"{folder} holds a checkpoint of kind {found}, which makes no masks alone: give one of `latentsynth train masks`"
-    )
+    wanted = "makes no masks alone: give one of `latentsynth train masks`"
+    return load(FAMILIES, path, wanted, **sampling)

@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any
 
 import numpy as np
 
 from latentsynth import checkpoint
-from latentsynth.config import Strict, build
 from latentsynth.data.cache.volumes import to_index
 from latentsynth.data.frames import lay, resample_labels
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.masks.base import Between, MaskMaker, Wanted
 from latentsynth.masks.label_map import LabelMap
-from latentsynth.pretrained import Pretrained
-from latentsynth.provenance import Ledger, fingerprint
+from latentsynth.provenance import Ledger
+from latentsynth.synthesizers.checkpointed import Checkpointed
 from latentsynth.types import Domain
 
 _BEYOND = 2.0  # a model is asked for no more than this factor below the least and above the largest volume it has seen
 
 
 @dataclass(kw_only=True)
-class TrainedMaker(MaskMaker):
+class TrainedMaker(MaskMaker, Checkpointed):
     """Masks from a trained model.
-
-    A family names its parts, the section of its sampling settings, and further facts; each is an attribute of that
-    name, and saving and loading follow from them.
 
     Attributes:
         domain: The label maps it makes.
@@ -40,10 +35,7 @@ class TrainedMaker(MaskMaker):
         ledger: The patients it has learnt from.
     """
 
-    kind: ClassVar[str]
-    part_kinds: ClassVar[Mapping[str, type[Pretrained]]]
-    sampling_kind: ClassVar[type[Strict]]
-    facts: ClassVar[Sequence[str]] = ()
+    shared = ("affine", "volume_ml")
 
     domain: Domain
     affine: np.ndarray
@@ -56,58 +48,16 @@ class TrainedMaker(MaskMaker):
         self.labels = self.domain.labels
         self.lesions = self.labels.lesions(self.domain.framing)
 
-    def save(self, folder: Path, ledger: Ledger, metrics: Mapping[str, float]) -> checkpoint.Header:
-        """Writes the checkpoint folder that :meth:`from_pretrained` reads."""
-        settings = {
-            "affine": self.affine.tolist(),
-            "volume_ml": list(self.volume_ml),
-            "sampling": self.sampling.model_dump(mode="json"),
-            **{name: getattr(self, name) for name in self.facts},
-        }
-        parts = {name: getattr(self, name) for name in self.part_kinds}
-        return checkpoint.write(folder, self.kind, self.domain, settings, parts, ledger, metrics)
+    def _header(self) -> dict[str, Any]:
+        return {"affine": self.affine.tolist(), "volume_ml": list(self.volume_ml), **super()._header()}
 
     @classmethod
-    def from_pretrained(cls, path: Path | str, **changes: Any) -> Self:
-        """Loads a checkpoint folder, or the one inside a run folder.
-
-        Args:
-            path: Which.
-            changes: Sampling settings other than those it was saved with.
-
-        Raises:
-            CheckpointError: It is of another kind, incomplete, or its parts do not fit each other.
-            ConfigError: An unknown setting or an impossible value.
-        """
-        folder = checkpoint.locate(path)
-        header = checkpoint.read_header(folder, cls.kind)
-        known = {"affine", "volume_ml", "sampling", *cls.facts}
-        checkpoint.check_keys(folder, header, set(cls.part_kinds), known)
+    def _facts(cls, folder: Path, header: checkpoint.Header) -> dict[str, Any]:
         affine = np.asarray(header.settings["affine"], dtype=np.float64)
         if affine.shape != (4, 4):
             raise CheckpointError(f"{folder}/config.json: affine has shape {affine.shape}, expected (4, 4): restore it")
-        saved = checkpoint.read_settings(cls.sampling_kind, header.settings["sampling"], folder)
-        sampling = build(cls.sampling_kind, saved.with_changes(changes), "sampling settings")
-        named = header.fingerprint
-        if sampling != saved:
-            named = fingerprint([named, sampling.model_dump(mode="json")])
         low, high = header.settings["volume_ml"]
-        maker = cls(
-            domain=header.domain,
-            affine=affine,
-            volume_ml=(float(low), float(high)),
-            sampling=sampling,
-            fingerprint=named,
-            ledger=checkpoint.read_ledger(folder),
-            **{name: kind.from_pretrained(folder / name) for name, kind in cls.part_kinds.items()},
-            **{name: header.settings[name] for name in cls.facts},
-        )
-        checkpoint.check_facts(folder, maker.fit())
-        return maker
-
-    @abstractmethod
-    def fit(self) -> Mapping[str, tuple[Any, Any]]:
-        """What must agree between its parts and its domain: name to (found, expected)."""
+        return {**super()._facts(folder, header), "affine": affine, "volume_ml": (float(low), float(high))}
 
     def scores(self, seeds: Sequence[int]) -> dict[str, float]:
         """Of some samples: share without a lesion (``empty``) and mean lesion volume of the others (``volume_ml``)."""

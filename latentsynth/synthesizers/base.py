@@ -38,6 +38,11 @@ class Synthesizer(ABC):
         return False
 
     @property
+    def makes_images(self) -> bool:
+        """Whether its volumes have an image, and not a mask alone."""
+        return True
+
+    @property
     def takes_style(self) -> bool:
         """Whether it renders masks in the look of a reference scan."""
         return False

@@ -1,15 +1,16 @@
-"""The one place that knows every family of synthesizer by name."""
+"""Every family of synthesizer that has checkpoints."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from latentsynth import checkpoint
-from latentsynth.errors import CheckpointError
 from latentsynth.synthesizers.base import Synthesizer
+from latentsynth.synthesizers.checkpointed import load
 from latentsynth.synthesizers.diffusion import LatentDiffusion
 from latentsynth.synthesizers.gan import GAN
 from latentsynth.synthesizers.latent_gan import LatentGAN
+
+FAMILIES: tuple[type[LatentDiffusion | LatentGAN | GAN], ...] = (LatentDiffusion, LatentGAN, GAN)
 
 
 def load_synthesizer(path: Path | str) -> Synthesizer:
@@ -18,16 +19,4 @@ def load_synthesizer(path: Path | str) -> Synthesizer:
     Raises:
         CheckpointError: It is not a checkpoint, or not one of a synthesizer.
     """
-    folder = checkpoint.locate(path)
-    kind = checkpoint.read_header(folder).kind
-    match kind:
-        case "latent_diffusion":
-            return LatentDiffusion.from_pretrained(folder)
-        case "latent_gan":
-            return LatentGAN.from_pretrained(folder)
-        case "gan":
-            return GAN.from_pretrained(folder)
-        case _:
-            raise CheckpointError(
-                f"{folder} holds a checkpoint of kind {kind}, which makes no volumes: give a generator's"
-            )
+    return load(FAMILIES, path, "makes no volumes: give a generator's")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder
 from latentsynth.conditioning import ContextConditioner, MaskConditioner
 from latentsynth.config import SamplingConfig, build
@@ -21,14 +20,13 @@ from latentsynth.parallel import at_least_two, copies_of_rows
 from latentsynth.provenance import Ledger
 from latentsynth.randomness import Draws
 from latentsynth.synthesizers.base import Synthesizer
+from latentsynth.synthesizers.checkpointed import Checkpointed
 from latentsynth.synthesizers.latent_gan import latent_facts
 from latentsynth.types import Condition, Conditioning, Domain, Generated
 
-KIND = "latent_diffusion"
-
 
 @dataclass
-class LatentDiffusion(Synthesizer):
+class LatentDiffusion(Synthesizer, Checkpointed):
     """A mask-conditioned latent diffusion model, ready to sample.
 
     Attributes:
@@ -40,6 +38,10 @@ class LatentDiffusion(Synthesizer):
         fingerprint: Of the checkpoint, or "unsaved".
         ledger: The patients it has seen, through its autoencoder too.
     """
+
+    kind = "latent_diffusion"
+    part_kinds = MappingProxyType({"autoencoder": Autoencoder, "conditioner": MaskConditioner, "denoiser": Denoiser})
+    sampling_kind = SamplingConfig
 
     domain: Domain
     autoencoder: Autoencoder
@@ -128,32 +130,7 @@ class LatentDiffusion(Synthesizer):
         device = next(self.autoencoder.parameters()).device
         return at_least_two(self.autoencoder.encode, images.to(device))
 
-    def save(self, folder: Path, ledger: Ledger, metrics: Mapping[str, float]) -> checkpoint.Header:
-        """Writes the checkpoint folder that :meth:`from_pretrained` reads."""
-        settings = {"sampling": self.sampling.model_dump(mode="json")}
-        parts = {"autoencoder": self.autoencoder, "conditioner": self.conditioner, "denoiser": self.denoiser}
-        return checkpoint.write(folder, KIND, self.domain, settings, parts, ledger, metrics)
-
-    @classmethod
-    def from_pretrained(cls, path: Path | str) -> Self:
-        """Loads a checkpoint folder, or the one inside a run folder.
-
-        Raises:
-            CheckpointError: It is not a latent diffusion checkpoint, or its parts do not belong together.
-        """
-        folder = checkpoint.locate(path)
-        header = checkpoint.read_header(folder, KIND)
-        checkpoint.check_keys(folder, header, {"autoencoder", "conditioner", "denoiser"}, {"sampling"})
-        model = cls(
-            header.domain,
-            Autoencoder.from_pretrained(folder / "autoencoder"),
-            MaskConditioner.from_pretrained(folder / "conditioner"),
-            Denoiser.from_pretrained(folder / "denoiser"),
-            checkpoint.read_settings(SamplingConfig, header.settings["sampling"], folder),
-            header.fingerprint,
-            checkpoint.read_ledger(folder),
-        )
-        facts = latent_facts(model.autoencoder, model.conditioner, model.domain)
-        channels = (model.denoiser.config["latent_channels"], model.autoencoder.latent_channels)
-        checkpoint.check_facts(folder, {**facts, "denoiser latent channels": channels})
-        return model
+    def fit(self) -> Mapping[str, tuple[Any, Any]]:
+        channels = (self.denoiser.config["latent_channels"], self.autoencoder.latent_channels)
+        facts = latent_facts(self.autoencoder, self.conditioner, self.domain)
+        return {**facts, "denoiser latent channels": channels}

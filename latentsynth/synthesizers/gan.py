@@ -5,29 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentsynth import checkpoint
+from latentsynth.checkpoint import Header
 from latentsynth.config import GanSamplingConfig, build
 from latentsynth.errors import CheckpointError, ConfigError, DataError
 from latentsynth.gans import Annotation, Generator
+from latentsynth.gans.annotation import Coding
 from latentsynth.gans.base import slice_places
 from latentsynth.parallel import copies_of_rows
 from latentsynth.provenance import Ledger
 from latentsynth.randomness import Draws
 from latentsynth.synthesizers.base import Synthesizer
+from latentsynth.synthesizers.checkpointed import Checkpointed
 from latentsynth.types import Condition, Domain, Generated
 
-KIND = "gan"
-FORMS = ("image_given_mask", "joint", "mask_only")
-CODINGS = ("one_hot", "cuts")
+# What facts of a checkpoint can be.
+_CHOICES = {
+    "form": ("image_given_mask", "joint", "mask_only"),
+    "coding": ("one_hot", "cuts"),
+    "slice_axis": (None, 0, 1, 2),
+}
 
 
 @dataclass
-class GAN(Synthesizer):
+class GAN(Synthesizer, Checkpointed):
     """A generator of any voxel family, ready to sample.
 
     Attributes:
@@ -41,6 +47,11 @@ class GAN(Synthesizer):
         ledger: The patients it has seen.
     """
 
+    kind = "gan"
+    part_kinds = MappingProxyType({"generator": Generator})
+    sampling_kind = GanSamplingConfig
+    facts = ("form", "coding", "slice_axis")
+
     domain: Domain
     generator: Generator
     form: str
@@ -53,6 +64,15 @@ class GAN(Synthesizer):
     @property
     def makes_masks(self) -> bool:
         return self.form != "image_given_mask"
+
+    @property
+    def makes_images(self) -> bool:
+        return self.form != "mask_only"
+
+    @property
+    def coding(self) -> Coding:
+        """How labels stand in channels, by name."""
+        return self.annotation.coding
 
     @property
     def takes_style(self) -> bool:
@@ -102,7 +122,7 @@ class GAN(Synthesizer):
     @property
     def _image_channels(self) -> int:
         """How many of the generator's channels are the image; the rest is annotation."""
-        return 0 if self.form == "mask_only" else self.grid.channels
+        return self.grid.channels if self.makes_images else 0
 
     def _channels(self, seeds: Sequence[int], mask: Tensor | None, style: Tensor | None, truncation: float) -> Tensor:
         """All that the generator makes, ``(B, T, I, J, K)``."""
@@ -148,57 +168,28 @@ class GAN(Synthesizer):
                 f"condition.style has shape {tuple(condition.style.shape)}, expected {expected}: one reference scan per seed"
             )
 
-    def save(self, folder: Path, ledger: Ledger, metrics: Mapping[str, float]) -> checkpoint.Header:
-        """Writes the checkpoint folder that :meth:`from_pretrained` reads."""
-        settings = {
-            "sampling": self.sampling.model_dump(mode="json"),
-            "form": self.form,
-            "coding": self.annotation.coding,
-            "slice_axis": self.slice_axis,
-        }
-        return checkpoint.write(folder, KIND, self.domain, settings, {"generator": self.generator}, ledger, metrics)
-
     @classmethod
-    def from_pretrained(cls, path: Path | str) -> Self:
-        """Loads a checkpoint folder, or the one inside a run folder.
-
-        Raises:
-            CheckpointError: It is not a GAN's checkpoint, or its generator does not fit its domain.
-        """
-        folder = checkpoint.locate(path)
-        header = checkpoint.read_header(folder, KIND)
-        checkpoint.check_keys(folder, header, {"generator"}, {"sampling", "form", "coding", "slice_axis"})
-        facts = header.settings
-        domain, axis = header.domain, facts["slice_axis"]
-        for name, found, choices in (
-            ("form", facts["form"], FORMS),
-            ("coding", facts["coding"], CODINGS),
-            ("slice_axis", axis, (None, 0, 1, 2)),
-        ):
-            if found not in choices:
+    def _facts(cls, folder: Path, header: Header) -> dict[str, Any]:
+        facts = dict(header.settings)
+        for name, choices in _CHOICES.items():
+            if facts[name] not in choices:
                 raise CheckpointError(
-                    f"{folder}/config.json: {name} is {found!r}, expected one of {choices}: restore it"
+                    f"{folder}/config.json: {name} is {facts[name]!r}, expected one of {choices}: restore it"
                 )
-        generator = Generator.from_pretrained(folder / "generator")
-        model = cls(
-            domain, generator, facts["form"], Annotation(domain.labels.values, facts["coding"]), axis,
-            checkpoint.read_settings(GanSamplingConfig, facts["sampling"], folder), header.fingerprint,
-            checkpoint.read_ledger(folder),
-        )  # fmt: skip
-        shape = tuple(n for at, n in enumerate(domain.grid.shape) if at != axis)
-        made = model._image_channels + (model.annotation.channels if model.makes_masks else 0)
-        labels = 0 if model.makes_masks else len(domain.labels)
+        annotation = Annotation(header.domain.labels.values, facts["coding"])
+        return {"form": facts["form"], "annotation": annotation, "slice_axis": facts["slice_axis"]}
+
+    def fit(self) -> Mapping[str, tuple[Any, Any]]:
+        shape = tuple(n for at, n in enumerate(self.grid.shape) if at != self.slice_axis)
+        made = self._image_channels + (self.annotation.channels if self.makes_masks else 0)
+        labels = 0 if self.makes_masks else len(self.domain.labels)
         # CycleGAN's painter takes images too, so it may be wider than its masks.
-        wide = max(labels, domain.grid.channels) if labels else 0
-        checkpoint.check_facts(
-            folder,
-            {
-                "generator grid": (tuple(generator.shape), shape),
-                "generator channels": (generator.config["out_channels"], made),
-                "generator labels": (generator.labels, wide if generator.labels == wide else labels),
-            },
-        )
-        return model
+        wide = max(labels, self.grid.channels) if labels else 0
+        return {
+            "generator grid": (tuple(self.generator.shape), shape),
+            "generator channels": (self.generator.config["out_channels"], made),
+            "generator labels": (self.generator.labels, wide if self.generator.labels == wide else labels),
+        }
 
 
 def gan_settings(generator: Generator, defaults: GanSamplingConfig, changes: Mapping[str, Any]) -> dict[str, Any]:

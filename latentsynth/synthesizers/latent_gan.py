@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from types import MappingProxyType
+from typing import Any
 
 import torch
 
-from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder
 from latentsynth.conditioning import MaskConditioner
 from latentsynth.config import GanSamplingConfig
@@ -18,14 +17,13 @@ from latentsynth.parallel import copies_of_rows
 from latentsynth.provenance import Ledger
 from latentsynth.randomness import Draws
 from latentsynth.synthesizers.base import Synthesizer
+from latentsynth.synthesizers.checkpointed import Checkpointed
 from latentsynth.synthesizers.gan import check_extras, gan_settings
 from latentsynth.types import Condition, Domain, Generated
 
-KIND = "latent_gan"
-
 
 @dataclass
-class LatentGAN(Synthesizer):
+class LatentGAN(Synthesizer, Checkpointed):
     """A mask-conditioned GAN on latents, ready to sample.
 
     Attributes:
@@ -37,6 +35,10 @@ class LatentGAN(Synthesizer):
         fingerprint: Of the checkpoint, or "unsaved".
         ledger: The patients it has seen, through its autoencoder too.
     """
+
+    kind = "latent_gan"
+    part_kinds = MappingProxyType({"autoencoder": Autoencoder, "conditioner": MaskConditioner, "generator": Generator})
+    sampling_kind = GanSamplingConfig
 
     domain: Domain
     autoencoder: Autoencoder
@@ -83,41 +85,13 @@ class LatentGAN(Synthesizer):
         if condition is not None:
             check_extras(condition)
 
-    def save(self, folder: Path, ledger: Ledger, metrics: Mapping[str, float]) -> checkpoint.Header:
-        """Writes the checkpoint folder that :meth:`from_pretrained` reads."""
-        settings = {"sampling": self.sampling.model_dump(mode="json")}
-        parts = {"autoencoder": self.autoencoder, "conditioner": self.conditioner, "generator": self.generator}
-        return checkpoint.write(folder, KIND, self.domain, settings, parts, ledger, metrics)
-
-    @classmethod
-    def from_pretrained(cls, path: Path | str) -> Self:
-        """Loads a checkpoint folder, or the one inside a run folder.
-
-        Raises:
-            CheckpointError: It is not a latent GAN's checkpoint, or its parts do not belong together.
-        """
-        folder = checkpoint.locate(path)
-        header = checkpoint.read_header(folder, KIND)
-        checkpoint.check_keys(folder, header, {"autoencoder", "conditioner", "generator"}, {"sampling"})
-        model = cls(
-            header.domain,
-            Autoencoder.from_pretrained(folder / "autoencoder"),
-            MaskConditioner.from_pretrained(folder / "conditioner"),
-            Generator.from_pretrained(folder / "generator"),
-            checkpoint.read_settings(GanSamplingConfig, header.settings["sampling"], folder),
-            header.fingerprint,
-            checkpoint.read_ledger(folder),
-        )
-        latent = model.autoencoder.latent_shape(model.grid.shape)
-        checkpoint.check_facts(
-            folder,
-            {
-                **latent_facts(model.autoencoder, model.conditioner, model.domain),
-                "generator latents": ((model.generator.config["out_channels"], *model.generator.shape), tuple(latent)),
-                "generator labels": (model.generator.labels, model.conditioner.channels),
-            },
-        )
-        return model
+    def fit(self) -> Mapping[str, tuple[Any, Any]]:
+        latent = tuple(self.autoencoder.latent_shape(self.grid.shape))
+        return {
+            **latent_facts(self.autoencoder, self.conditioner, self.domain),
+            "generator latents": ((self.generator.config["out_channels"], *self.generator.shape), latent),
+            "generator labels": (self.generator.labels, self.conditioner.channels),
+        }
 
 
 def latent_facts(autoencoder: Autoencoder, conditioner: MaskConditioner, domain: Domain) -> dict[str, tuple[Any, Any]]:

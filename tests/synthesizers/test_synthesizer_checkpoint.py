@@ -190,7 +190,7 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "other cells": (part_config("conditioner", factors=[2, 2, 2]), "conditioner factors"),
     "another target": (another_target, "part denoiser has fingerprint"),
     "kind changed": (header(kind="autoencoder"), "kind autoencoder"),
-    "format changed": (header(format="latentsynth-checkpoint/0"), "not a checkpoint of this version"),
+    "format changed": (header(format="latentsynth-checkpoint/0"), "checkpoint/0, expected latentsynth-checkpoint/"),
     "unknown key": (header(author="me"), "author"),
     "missing key": (lambda folder: edit(folder / "config.json", lambda v: v.pop("metrics")), "metrics"),
     "fingerprints removed": (header(parts={}), "part"),  # fails: an empty list of parts verifies nothing
