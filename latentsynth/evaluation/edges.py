@@ -56,8 +56,6 @@ def evaluate_edges(
     for cohort in samples:
         if (cohort.manifest.channels, cohort.manifest.labels.values) != (real.manifest.channels, labels.values):
             raise DataError(f"{cohort.name} has other channels or labels than {real.name}: compare like with like")
-    if accelerator.is_main_process:
-        open_results(out)
     step = max(grid.spacing_mm)
     # Voxels beside the border lie half a step from it, on both sides: a little more, and the middle bin holds them.
     ends = [float((n - _BINS / 2) * step * (1 + 1e-3)) for n in range(_BINS + 1)]
@@ -76,6 +74,7 @@ def evaluate_edges(
         notes,
     )  # fmt: skip
     if accelerator.is_main_process:
+        open_results(out)
         result.save(out)
         _draw(out / _PICTURE, cohorts, profiles, ends)
         close_results(out, result)

@@ -264,9 +264,9 @@ def test_patients_that_a_maker_saw_are_refused(tmp_path: Path, cpu: Accelerator,
     ledger = Ledger.of(cohorts["real"].cases[:2])
     made = {**cohorts, "alike": replace(cohorts["alike"], ledger=ledger)}
     with pytest.raises(DataError, match="maker of alike was trained on 2 of these 24"):
-        evaluate(tmp_path, cpu, made, "alike")
+        evaluate(tmp_path / "out", cpu, made, "alike")
     with pytest.raises(DataError, match="24 real cases are of training patients"):
-        evaluate(tmp_path, cpu, {**cohorts, "train": replace(cohorts["real"], name="train")}, "alike")
+        evaluate(tmp_path / "out", cpu, {**cohorts, "train": replace(cohorts["real"], name="train")}, "alike")
 
 
 def test_a_ledger_of_others_passes_and_relatives_are_said(
@@ -275,7 +275,7 @@ def test_a_ledger_of_others_passes_and_relatives_are_said(
     alike, real = cohorts["alike"], cohorts["real"]
     children = tuple(replace(case, parents=(real.cases[0].patient_id,)) for case in alike.cases)
     made = {**cohorts, "alike": replace(alike, cases=children, ledger=Ledger.of(cohorts["train"].cases))}
-    result = evaluate(tmp_path, cpu, made, "alike")
+    result = evaluate(tmp_path / "out", cpu, made, "alike")
     assert any(note.startswith("alike: 24 of 24 masks were made from those of the real") for note in result.notes)
     assert not any("ledger" in note for note in result.notes)
     assert not differs(result, "alike")  # all of one patient: no interval, so nothing can be said
@@ -285,17 +285,17 @@ def test_a_ledger_of_others_passes_and_relatives_are_said(
 def test_sets_that_cannot_be_compared_are_refused(tmp_path: Path, cpu: Accelerator, cohorts: dict[str, Cohort]) -> None:
     few = write(tmp_path / "few", maps(1, 5))
     with pytest.raises(DataError, match=r"5 of 5 masks of few .* at least 6"):
-        evaluate(tmp_path, cpu, {**cohorts, "few": few}, "few")
+        evaluate(tmp_path / "out", cpu, {**cohorts, "few": few}, "few")
     empty = write(tmp_path / "empty", [np.where(v == 3, 1, v).astype(np.int16) for v in maps(1, 8)])
     with pytest.raises(DataError, match="0 of 8 masks of empty show a lesion"):
-        evaluate(tmp_path, cpu, {**cohorts, "empty": empty}, "empty")
+        evaluate(tmp_path / "out", cpu, {**cohorts, "empty": empty}, "empty")
     with pytest.raises(ConfigError, match="not labels of this cohort"):
-        evaluate(tmp_path, cpu, cohorts, "alike", lesions=(2,))
+        evaluate(tmp_path / "out", cpu, cohorts, "alike", lesions=(2,))
     other = write(tmp_path / "other", [], labels=Labels((0, 1)))
     with pytest.raises(DataError, match="--lesion-labels"):
-        evaluate(tmp_path, cpu, {**cohorts, "other": other}, "other", lesions=())
+        evaluate(tmp_path / "out", cpu, {**cohorts, "other": other}, "other", lesions=())
     with pytest.raises(DataError, match="a name of its own"):
-        evaluate(tmp_path, cpu, cohorts, "alike", "alike")
+        evaluate(tmp_path / "out", cpu, cohorts, "alike", "alike")
 
 
 def test_masks_without_a_lesion_are_left_out_and_counted(
@@ -303,6 +303,6 @@ def test_masks_without_a_lesion_are_left_out_and_counted(
 ) -> None:
     found = maps(3000)
     found[5][found[5] == 3] = 1
-    result = evaluate(tmp_path, cpu, {**cohorts, "some": write(tmp_path / "some", found)}, "some")
+    result = evaluate(tmp_path / "out", cpu, {**cohorts, "some": write(tmp_path / "some", found)}, "some")
     assert "some: 1 masks without a lesion were left out" in result.notes
     assert {row[2] for row in result.tables[0].rows} == {COUNT - 1}

@@ -20,7 +20,7 @@ class Controls:
     """What controls say of one feature space on one training set.
 
     Attributes:
-        feature space: The feature space.
+        space: The feature space.
         control: The control patients, as if a generator had made them.
         found: By disguise, the share of positive controls that is flagged.
         responses: By disguise, the copy rate of the base samples with 0, 1, 5, 25 and 100 % copies among them.

@@ -50,7 +50,7 @@ def measure_memorization(
         samples: Name and manifest or folder of each synthetic set.
         out: Folder for the report.
         accelerator: The processes that share the volumes.
-        feature spaces: How volumes are compared; None takes :data:`DEFAULT`.
+        spaces: How volumes are compared; None takes :data:`DEFAULT`.
         like: Run or checkpoint folder whose grid is taken; None chooses one.
         level: Level of the p-values.
         losses: By name, CSV files of losses of training and held-out cases.

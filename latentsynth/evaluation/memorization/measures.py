@@ -75,7 +75,7 @@ class CopySearch:
     """Everything that one feature space says.
 
     Attributes:
-        feature space: The feature space.
+        space: The feature space.
         reference distances: Its calibration.
         trust: Its controls.
         sets: By name, the synthetic sets.
@@ -115,7 +115,7 @@ def search_copies(
     """Measures some synthetic sets against one training set.
 
     Args:
-        feature spaces: How volumes are compared.
+        spaces: How volumes are compared.
         sides: The real patients.
         samples: Synthetic sets.
         caches: The volumes of every cohort, by its name.

@@ -84,7 +84,7 @@ class ReferenceDistances:
     that is too long, so that the truth lies between the two.
 
     Args:
-        feature space: The distance.
+        space: The distance.
         train: Features of the training cases.
         calibration: Features of held-out patients, one case each.
         level: Level of the p-values.
