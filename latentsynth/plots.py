@@ -173,42 +173,30 @@ def critical_differences(path: Path, ranks: Mapping[str, float], critical_differ
         critical_difference: Two models differ if their mean ranks differ by more.
         title: Written on top.
     """
-    ordered = sorted(ranks.items(), key=lambda item: item[1])
-    half = (len(ordered) + 1) // 2
-    joined = _joined([rank for _, rank in ordered], critical_difference)
-    top = 0.6 + 0.25 * len(joined)
-    figure = _figure((7.0, 0.8 + 0.22 * (half + len(joined)) + 0.4), title)
+    from pandas import DataFrame
+    from scikit_posthocs import critical_difference_diagram
+
+    places = np.array(list(ranks.values()))
+    alike = np.abs(places[:, None] - places) <= critical_difference
+    joined = DataFrame(alike.astype(float), index=list(ranks), columns=list(ranks))  # in the place of p-values
+    figure = _figure((7.0, 1.2 + 0.4 * len(ranks)), title)  # so high that the bar on top clears the numbers of the axis
     axes = figure.add_subplot(1, 1, 1)
-    axes.set_axis_off()
-    low, high = 1.0, float(max(len(ordered), 2))
-    reach = (high - low) * 0.45
-    axes.set_xlim(low - reach, high + reach)
-    axes.set_ylim(-top - 0.5 * half, 1.6)
-    axes.hlines(0, low, high, color="black", linewidth=1)
-    for mark in range(1, int(high) + 1):
-        axes.vlines(mark, 0, 0.15, color="black", linewidth=1)
-        axes.text(mark, 0.25, str(mark), ha="center", fontsize=7)
-    axes.hlines(1.1, low, low + critical_difference, color="black", linewidth=2)
-    axes.text(low, 1.2, f"critical difference {critical_difference:.2f}", fontsize=7)
-    for n, (first, last) in enumerate(joined):
-        axes.hlines(-0.3 - 0.25 * n, first - 0.03, last + 0.03, color=COLOURS[1], linewidth=3)
-    for n, (name, rank) in enumerate(ordered):
-        left = n < half
-        y = -top - 0.5 * (n if left else len(ordered) - 1 - n)
-        edge = low - 0.05 * (high - low) if left else high + 0.05 * (high - low)
-        axes.plot([rank, rank, edge], [0, y, y], color="black", linewidth=0.7)
-        axes.text(edge, y, f" {name} ({rank:.2f}) ", ha="right" if left else "left", va="center", fontsize=7)
+    axes.tick_params(labelsize=6, length=2, pad=1)
+    drawn = critical_difference_diagram(
+        dict(ranks),
+        joined,
+        cd=critical_difference,
+        ax=axes,
+        label_fmt_left="{label} ({rank:.2f}) ",
+        label_fmt_right=" {label} ({rank:.2f})",
+        label_props={"fontsize": 7},
+        marker_props={"s": 8},
+        elbow_props={"color": "black", "linewidth": 0.7},
+        crossbar_props={"color": COLOURS[1], "linewidth": 2},
+    )
+    for (line,) in drawn["crossbars"]:  # through their models in the order of a set, which changes from run to run
+        line.set_xdata(np.sort(line.get_xdata()))
     return _save(figure, path)
-
-
-def _joined(ranks: Sequence[float], critical_difference: float) -> list[tuple[float, float]]:
-    """The widest runs of ascending ranks within the critical difference, none inside another."""
-    runs: list[tuple[float, float]] = []
-    for n, first in enumerate(ranks):
-        last = max(rank for rank in ranks[n:] if rank - first <= critical_difference)
-        if last > first and (not runs or last > runs[-1][1]):
-            runs.append((first, last))
-    return runs
 
 
 def _figure(size: tuple[float, float], title: str) -> Any:

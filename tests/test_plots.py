@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from latentsynth.plots import COLOURS, curves, histograms, scatters, strips
+from latentsynth.plots import COLOURS, critical_differences, curves, histograms, scatters, strips
 
 EDGES = np.linspace(-1, 1, 101)
 
@@ -105,6 +105,17 @@ def test_scatters_show_every_set_at_its_place(tmp_path: Path) -> None:
     assert samples[1] > real[1] + 50  # to the right
     two = pixels(scatters(tmp_path / "b.png", {name: {"real": cloud} for name in "ab"}))
     assert two.shape[1] == pytest.approx(2 * picture.shape[1], rel=0.05)
+
+
+def test_bars_join_the_models_that_do_not_differ(tmp_path: Path) -> None:
+    """One bar shows the critical difference; those below join neighbours, overlapping ones on lines of their own."""
+    ranks = {"best": 1.0, "second": 2.0, "third": 3.0, "worst": 4.0}
+    lines = {}
+    for difference in (0.5, 1.5, 3.5):
+        path = critical_differences(tmp_path / "a.png", ranks, difference, "ranks")
+        rows = inked(pixels(path), 1).sum(axis=1) > 20
+        lines[difference] = int((np.diff(rows.astype(int)) == 1).sum())
+    assert lines == {0.5: 1, 1.5: 1 + 2, 3.5: 1 + 1}
 
 
 def test_the_same_numbers_give_the_same_picture(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class Frame:
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:
+    # Written out: scipy's Rotation passes through quaternions, which changes the last bits of every augmented volume.
     matrix = np.eye(3)
     for axis, angle in enumerate(angles):
         a, b = [n for n in range(3) if n != axis]

@@ -59,6 +59,7 @@ def membership(
     both = sorted(set(names) & set(strangers))
     if both:
         raise DataError(f"patient {both[0]} is member and non-member: leave patients on one side alone")
+    # Not sklearn's roc_auc_score: each draw of the bootstrap is a product with this table and would be a call of its own.
     wins = (inside[:, None] < outside) + 0.5 * (inside[:, None] == outside)
     first, second = (draw_groups(group, draws, rng) / len(group) for group in (names, strangers))
     replicates = ((first @ wins) * second).sum(1)

@@ -145,6 +145,8 @@ def _wilcoxon(changed: np.ndarray) -> float:
     For few patients over all assignments of signs, with ties as they are: the normal approximation that libraries use where
     there are ties gives five equal gains p = 0.025, and 2 / 2^5 is the truth.
     """
+    # By hand, since no method of scipy.stats.wilcoxon is exact for ties among more than about 20 patients: "exact" knows
+    # no ties, and a PermutationMethod goes through 2^N assignments or draws some, which is another p every time.
     if not len(changed):
         return 1.0
     if len(changed) > _EXACT:

@@ -165,7 +165,13 @@ def test_what_is_written(tmp_path: Path, cpu: Accelerator, made: dict[str, Manif
 @pytest.mark.usefixtures("quick")
 def test_an_extractor_of_one_feature_will_do(tmp_path: Path, cpu: Accelerator, made: dict[str, Manifest]) -> None:
     mean = NetworkExtractor("mean", "print", lambda image: image.flatten(2).mean(2))
-    evaluate(tmp_path / "out", cpu, made["real"], ("good", made["good"]), extractors=[mean])
+    _, caches = evaluate(tmp_path / "out", cpu, made["real"], ("good", made["good"]), extractors=[mean])
+    one, other = (np.array([caches[name].volume(n).image.mean() for n in range(10)]) for name in ("real", "good"))
+    # Of numbers, the Frechet distance is that of two normal densities.
+    expected = (one.mean() - other.mean()) ** 2 + (one.std(ddof=1) - other.std(ddof=1)) ** 2
+    with (tmp_path / "out" / "fidelity.csv").open(newline="") as stream:
+        found = {line["volumes"]: line["frechet_raw"] for line in csv.DictReader(stream)}
+    assert float(found["good"]) == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.usefixtures("quick")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 
@@ -26,8 +27,17 @@ def test_training_never_runs_the_encoder(workplace: Path, trained_ldm: Path, mon
 
     monkeypatch.setattr(VQAutoencoder, "moments", encoder_was_run)  # the latents are there since trained_ldm
     config = load(LdmRun, ldm_config(workplace, "ldm-cached", "ae"), ["train.images=4"])
-    train_ldm(config)
-    assert (config.run / "checkpoint" / "config.json").is_file()
+    scores = train_ldm(config)
+    assert scores["loss"] > 0
+    # The latents it learned from are those on disk: without them the patched encoder has to be asked.
+    cohort = encoded_cohort(config.autoencoder, config.data, config.conditioner)
+    shutil.move(cohort.training.folder, cohort.training.folder.with_name("away"))
+    try:
+        with pytest.raises(AssertionError, match="the encoder was run"):
+            train_ldm(load(LdmRun, ldm_config(workplace, "ldm-uncached", "ae"), ["train.images=4"]))
+    finally:
+        shutil.rmtree(cohort.training.folder, ignore_errors=True)
+        shutil.move(cohort.training.folder.with_name("away"), cohort.training.folder)
 
 
 def test_a_loss_depends_on_its_own_case_alone(workplace: Path, trained_autoencoder: Path, trained_ldm: Path) -> None:
