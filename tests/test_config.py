@@ -15,6 +15,7 @@ import yaml
 from latentsynth import config
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, Strict, build, dump, load
 from latentsynth.errors import ConfigError
+from latentsynth.strict import members
 
 GRID = {"shape": [16, 32, 16], "spacing_mm": [1.5, 1.0, 3.0], "windows": [{"kind": "fixed", "low": -160, "high": 240}]}
 MASK_GRID = {"shape": [16, 32, 16], "spacing_mm": [1.5, 1.0, 3.0]}
@@ -299,6 +300,41 @@ def test_impossible_values_of_a_diffusion_run_are_named(key: str, value: Any, me
 def test_impossible_values_of_a_segmenter_are_named(key: str, value: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(SegmenterRun, changed(SEGMENTER, key, value))
+
+
+RUNS = ("AutoencoderRun", "LdmRun", "GanRun", "MaskRun", "SegmenterRun", "ExtractorRun")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_run_of_a_configuration_is_found(name: str) -> None:
+    kind = sections()[name]
+    assert config.run_of(CHANGED[name]) is kind
+    assert config.run_of(json.loads(build(kind, CHANGED[name]).model_dump_json())) is kind  # as a run folder keeps it
+    assert config.run_of({**CHANGED[name], "trian": {"images": 5}}) is kind  # mistakes are for its loader to name
+
+
+@pytest.mark.parametrize(("kind", "values"), [(AutoencoderRun, AUTOENCODER), (LdmRun, LDM), (SegmenterRun, SEGMENTER)])
+def test_the_run_of_a_configuration_that_names_no_kind_is_found(kind: Any, values: dict[str, Any]) -> None:
+    assert config.run_of(values) is kind
+
+
+def test_every_kind_belongs_to_one_run() -> None:
+    tags = [tag for run in config.RUNS for section in run.model_fields for tag in members(run, section)]
+    assert len(tags) == len(set(tags)) > 15
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "message"),
+    [
+        ("GanRun", "generator.layer", r"unknown key generator\.layer, did you mean layers\?"),
+        ("GanRun", "discriminator.chanels", r"unknown key discriminator\.chanels, did you mean channels\?"),
+        ("MaskRun", "generator.sampling.spraed", r"unknown key generator\.sampling\.spraed, did you mean spread\?"),
+        ("UtilityStudy", "arms.more.dosis", r"unknown key arms\.more\.dosis, did you mean dose\?"),
+    ],
+)
+def test_tags_of_unions_are_no_part_of_a_key(kind: str, key: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(sections()[kind], changed(CHANGED[kind], key, 1))
 
 
 def test_all_faults_are_told_at_once() -> None:

@@ -140,12 +140,14 @@ class LatentGANConfig(DenoiserConfig, Painter):
     kind: Literal["latent_gan"] = "latent_gan"
 
 
-class _Annotated(Family):
+class Annotating(Family):
+    """A family that can make annotations of its own; what it makes is its ``form``."""
+
     coding: Coding = Field("one_hot", description="labels as a channel each, or as one grey channel")
     latent: Positive = Field(64, description="features of z")
 
 
-class ProgressiveGANConfig(_Annotated, _Pyramid):
+class ProgressiveGANConfig(Annotating, _Pyramid):
     """Progressive GAN."""
 
     # Karras et al. 2018: Wasserstein, gradient penalty of 10, drift of 0.001.
@@ -161,7 +163,7 @@ class ProgressiveGANConfig(_Annotated, _Pyramid):
     form: Form = Field("joint", description="image and annotation, or the annotation alone")
 
 
-class StyleGAN1Config(_Annotated, _Pyramid):
+class StyleGAN1Config(Annotating, _Pyramid):
     """StyleGAN 1."""
 
     # Karras et al. 2019: non-saturating, R1 of 10 at every step, mixing of 0.9.
@@ -187,7 +189,7 @@ _STYLEGAN: dict[str, Mapping[str, Any]] = {
 }
 
 
-class StyleGAN2Config(_Annotated, _Pyramid):
+class StyleGAN2Config(Annotating, _Pyramid):
     """StyleGAN 2."""
 
     published: ClassVar[Published] = {**_STYLEGAN, "game": {**_GAME, "path_length": 2.0, "path_length_every": 4}}
@@ -201,7 +203,7 @@ class StyleGAN2Config(_Annotated, _Pyramid):
     mapping_layers: Positive = 4
 
 
-class StyleGAN3Config(_Annotated):
+class StyleGAN3Config(Annotating):
     """StyleGAN 3-t, slices alone."""
 
     published: ClassVar[Published] = {**_STYLEGAN, "game": {**_GAME, "mixing": 0.0}}
