@@ -1,6 +1,6 @@
 """Exact nearest neighbours beside scikit-learn and faiss: time, memory, and agreement with float64, in one run.
 
-`python benchmarks/neighbours.py [--rows 100000] [--features 128] [--threads 2]`. Each contestant finds the nearest of
+`python benchmarks/neighbours.py [--rows 2000] [--features 512] [--threads 2]`. Each contestant finds the nearest of
 as many reference rows for every query, the same float32 data for all, in a process of its own. The ratios are what
 matters, the seconds are this machine's.
 """
@@ -38,11 +38,8 @@ def data(kind: str, rows: int, features: int) -> tuple[np.ndarray, np.ndarray]:
 def searcher(name: str, threads: int) -> Search:
     """Its search for the rows of the nearest neighbours, everything imported."""
     if name == "ours":
-        import torch
-
         from latentsynth.metrics.neighbours import nearest
 
-        torch.set_num_threads(threads)
         return lambda queries, reference: nearest(queries, reference)[1][:, 0]
     if name == "scikit-learn":
         from sklearn.neighbors import NearestNeighbors
@@ -83,7 +80,7 @@ def contest(name: str, kind: str, rows: int, features: int, threads: int) -> dic
 def main() -> None:
     """Prints a table for each kind of data."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option, default in (("--rows", 100_000), ("--features", 128), ("--threads", 2)):
+    for option, default in (("--rows", 2000), ("--features", 512), ("--threads", 2)):
         parser.add_argument(option, type=int, default=default)
     parser.add_argument("--kinds", nargs="+", choices=("normal", "hard"), default=["normal", "hard"])
     parser.add_argument("--contestant", nargs=2, help=argparse.SUPPRESS)
