@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from latentsynth import config as configuration
-from latentsynth.cli.options import Check, ConfigFile, Overrides, app, resolve, say, train_app
+from latentsynth.cli.options import TRAIN, Check, ConfigFile, Overrides, app, resolve, say, train_app
 from latentsynth.strict import read_yaml
 
 
@@ -66,7 +66,7 @@ def _finished(scores: dict[str, float], config: configuration.Run) -> None:
     say(f"checkpoint: {config.run / 'checkpoint'}")
 
 
-@app.command()
+@app.command(rich_help_panel=TRAIN)
 def encode(
     source: Annotated[
         Path, typer.Argument(help="YAML file of `train ldm`, or the run folder of an autoencoder or of a latent model")
