@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Optional, TypeVar
+from typing import Annotated, Any, Optional, TypeVar
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -26,7 +25,7 @@ _ROAD = (
 class Road(TyperGroup):
     """Lists commands in the order in which a user meets them."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         """Names, in that order; those that nobody placed come last."""
         return sorted(self.commands, key=lambda name: _ROAD.index(name) if name in _ROAD else len(_ROAD))
 
