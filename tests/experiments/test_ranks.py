@@ -12,7 +12,6 @@ from latentsynth.errors import DataError
 from latentsynth.experiments.ranks import rank_studies
 from latentsynth.experiments.utility.summary import KIND
 from latentsynth.metrics.significance import critical_difference
-from latentsynth.plots import _joined
 from latentsynth.results import Result, write_csv
 
 ARMS = {"worst": 0.0, "best": 0.2, "middling": 0.1}
@@ -66,14 +65,3 @@ def test_what_cannot_be_ranked_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=re.escape("no finished utility study")):
         rank_studies([tmp_path], out)
     assert not out.exists()
-
-
-def test_bars_join_what_does_not_differ_and_no_bar_lies_inside_another() -> None:
-    ranks = [1.9, 2.2, 3.1, 4.0, 4.6, 5.2]
-    bars = _joined(ranks, 1.7)
-    assert bars == [(1.9, 3.1), (3.1, 4.6), (4.0, 5.2)]
-    for a in ranks:
-        for b in ranks:
-            if a < b:
-                assert any(first <= a and b <= last for first, last in bars) == (b - a <= 1.7)
-    assert _joined(ranks, 0.1) == []

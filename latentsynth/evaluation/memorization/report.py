@@ -48,9 +48,9 @@ def write_memorization(
 
     Args:
         out: The folder.
-        sides: The real patients.
+        groups: The real patients.
         samples: The synthetic sets.
-        judged: What every feature space says.
+        searches: What every feature space says.
         masks: What is to be said of masks, or None where there are none to compare.
         caches: The volumes of every cohort, by its name.
         level: Level of the p-values.
