@@ -40,6 +40,7 @@ def cohort(tmp_path: Path, workplace: Path) -> Path:
     [
         ("sample", "{ldm}", "--masks", "{manifest}", "--out", "{place}"),
         ("masks", "--real", "{manifest}", "--n", "1", "--out", "{place}"),
+        ("balance", "{manifest}", "--by", "lesion_volume", "--bins", "2", "--out", "{place}"),
         ("segment", "{segmenter}", "--images", "{manifest}", "--out", "{place}"),
         ("phantom", "--cases", "1", "--size", "24", "--out", "{place}"),
         ("report", "{ldm}", "--out", "{place}"),

@@ -132,7 +132,7 @@ def balance(
     one_of("--method", method, ("deform", "procedural"))
     from rich.console import Console
 
-    from latentsynth import strict
+    from latentsynth import outputs, strict
     from latentsynth.config import MaskSetConfig
     from latentsynth.data.exchange.requests import requests
     from latentsynth.data.manifest import Manifest
@@ -151,6 +151,7 @@ def balance(
         say(f"{name}: {len(planned.real[name])} real, {count} missing")
     if dry_run:
         return
+    outputs.claim(out, "balanced cohort")
     made, result = fill_up(planned, cohort.labels, lesions, config, out / "masks", seed)
     result.show(Console())
     say(f"{len(made.cases)} masks: {out / 'masks' / 'manifest.json'}")

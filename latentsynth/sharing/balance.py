@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import apply_affine
 
+from latentsynth import outputs
 from latentsynth.config import MaskSetConfig
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.files import make_folder
 from latentsynth.masks import LabelMap, MaskMaker, Rejected, Wanted, make_masks
 from latentsynth.masks.build import build_maker
 from latentsynth.provenance import LEDGER, Ledger, fingerprint
@@ -151,6 +151,7 @@ def balance(
     Raises:
         DataError: A kind is out of reach for the method.
     """
+    outputs.claim(out, "masks of missing kinds")
     cases: list[Case] = []
     ledger = Ledger()
     everybody = [case for group in planned.real.values() for case in group]
@@ -166,7 +167,7 @@ def balance(
         ]
         ledger |= Ledger.load(folder / LEDGER)
     manifest = Manifest(out.name, (), labels, tuple(cases))
-    manifest.save(make_folder(out) / "manifest.json")
+    manifest.save(out / "manifest.json")
     ledger.save(out / LEDGER)
     rows: list[tuple[TableCell, ...]] = [
         (name, len(planned.real[name]), planned.missing[name], len(planned.real[name]) + planned.missing[name])
@@ -177,6 +178,7 @@ def balance(
     )
     result = Result(KIND, "Which masks does the cohort lack?", {"target": planned.target, "seed": seed}, (table,))
     result.save(out)
+    outputs.finish(out, ["manifest.json", LEDGER, *result.files])
     return manifest, result
 
 
