@@ -13,7 +13,7 @@ from latentsynth.config.autoencoder import AutoencoderRun
 from latentsynth.config.gan import GanRun
 from latentsynth.config.ldm import LdmRun
 from latentsynth.config.training import Run
-from latentsynth.strict import Positive, Strict, build
+from latentsynth.strict import Positive, Strict, build, chosen
 from latentsynth.types import Framing, Grid
 
 _MODEL = re.compile(r"[A-Za-z0-9_+.]+")  # without a hyphen, which parts the names of cells
@@ -97,7 +97,8 @@ class StudyConfig(Strict):
     def model_settings(self, model: str) -> dict[str, Any]:
         """Values of a model's run, but for its folder, manifest and seed; of a latent one, on the study's autoencoder."""
         wanted = self.models[model]
-        if "generator" in wanted and wanted["generator"].get("kind") != "latent_gan":
+        family = chosen(GanRun, "generator", wanted)
+        if "generator" in wanted and (family is None or family.space == "voxels"):
             return merged({"data": self.data}, wanted)
         latent = {"cache": self.cache, "augment": self.augment}
         return merged({"autoencoder": self.autoencoder_folder, "data": latent}, wanted)

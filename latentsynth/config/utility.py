@@ -13,7 +13,7 @@ from latentsynth.config.mask_set import MaskSetConfig
 from latentsynth.config.numbers import NotNegative
 from latentsynth.config.segmenter import SegmenterRun
 from latentsynth.config.study import PLACED, StudyConfig, cell_name, merged, refuse, scaled
-from latentsynth.strict import Positive, Strict, build
+from latentsynth.strict import Positive, Strict, build, chosen
 
 Part = Annotated[float, Field(ge=0, le=1)]
 
@@ -182,8 +182,7 @@ class UtilityStudy(StudyConfig):
 
     def masks_kind(self, name: str) -> type[MaskRun] | type[GanRun]:
         """What trains a generator of masks."""
-        generator = (self.masks[name].model or {}).get("generator")
-        return GanRun if isinstance(generator, dict) and "gan" in str(generator.get("kind")) else MaskRun
+        return GanRun if chosen(GanRun, "generator", self.masks[name].model or {}) else MaskRun
 
     def masks_settings(self, name: str) -> dict[str, Any]:
         """Values of its run, but for its folder, manifest and seed."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import DataError
-from latentsynth.synthesizers import GAN, Synthesizer
+from latentsynth.synthesizers import Synthesizer
 from latentsynth.types import Condition
 
 _MONITORED = 8  # volumes of the fixed batch
@@ -108,8 +108,7 @@ class CollapseMonitor:
         facts = float(memory["accuracy"]), float(memory["probability"])
         if model.makes_masks:
             made = model.generate(None, seeds)
-            form = cast(GAN, model).form
-            real, ours = (self.masks, made.mask) if form == "mask_only" else (self.real, made.image)
+            real, ours = (self.real, made.image) if model.makes_images else (self.masks, made.mask)
             return Health(share(spread(ours), spread(real)), None, *facts)
         made = model.generate(Condition(self.masks), seeds)
         first = self.masks[:1].expand(4, *self.masks.shape[1:])
