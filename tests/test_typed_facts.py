@@ -18,7 +18,6 @@ MAY_READ = {
     "evaluation/fidelity/comparison.py": ("rows",),  # numbers of its own, from which tables are made
     "evaluation/fidelity/evaluate.py": ("rows",),  # writes the same as CSV
     "evaluation/masks/figures.py": ("rows",),  # the same again
-    "experiments/memorization/measuring.py": ("rows",),  # the same again
     "outputs.py": ("notes",),  # of a record: values by name
     "labelling.py": ("notes",),  # the same
     "data/intake/layouts.py": ("notes",),  # of a layout, handed on

@@ -13,6 +13,7 @@ from latentsynth.data.intake.splits import split_patients
 from latentsynth.data.manifest import SPLITS, Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.results import Note
 from latentsynth.types import Case, Labels, Split
 
 
@@ -65,7 +66,7 @@ def halves(heldout: Cohort) -> tuple[Cohort, Cohort]:
     return first, second
 
 
-def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> list[str]:
+def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> list[Note]:
     """Refuses held-out patients that a generator may have seen; says what cannot be verified.
 
     Returns:
@@ -84,9 +85,8 @@ def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> li
     notes = []
     for cohort in samples:
         if not cohort.ledger.voxels:
-            notes.append(
-                f"{cohort.name}: no ledger beside it, so that its generator saw these patients and no others is your word"
-            )
+            text = f"{cohort.name}: no ledger beside it, so that its generator saw these patients and no others is your word"
+            notes.append(Note(text, cohort.name))
             continue
         leaked = [c.case_id for c in heldout.cases if c.voxels and c.voxels in cohort.ledger.voxels]
         if leaked:
@@ -96,15 +96,15 @@ def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> li
             )
         unseen = sum(bool(c.voxels) and c.voxels not in cohort.ledger.voxels for c in train.cases)
         if unseen:
-            notes.append(
-                f"{cohort.name}: its generator never saw {unseen} of the {len(train.cases)} training cases given"
-            )
+            text = f"{cohort.name}: its generator never saw {unseen} of the {len(train.cases)} training cases given"
+            notes.append(Note(text, cohort.name))
         others = len(cohort.ledger.voxels - scans_ - {c.voxels for c in cohort.cases})
         if others:
-            notes.append(
+            text = (
                 f"{cohort.name}: its generator, or the autoencoder under it, also saw {others} scans that are not among "
                 "the training cases given; copies of those are not looked for"
             )
+            notes.append(Note(text, cohort.name))
     return notes
 
 

@@ -154,7 +154,9 @@ def test_what_a_ledger_says_of_the_patients() -> None:
 
     def notes(*seen: str) -> list[str]:
         ledger = Ledger(voxels=frozenset(f"hash of {one}" for one in seen))
-        return check_apart(train, heldout, [cohort("made", [case("s", source="model:0")], ledger)])
+        found = check_apart(train, heldout, [cohort("made", [case("s", source="model:0")], ledger)])
+        assert {note.about for note in found} <= {"made"}
+        return [note.text for note in found]
 
     assert notes("a", "b") == []
     assert notes("a", "b", "s") == []  # a set may list its own volumes

@@ -33,6 +33,11 @@ class FidelityScores:
     ):
         self.at, self.neighbours, self.rows, self.growth = at, neighbours, rows, growth
 
+    @property
+    def frechet(self) -> dict[str, float]:
+        """By set, the Frechet distance at equal numbers of cases, the floor first."""
+        return {str(name): float(numbers[1]) for name, *numbers in self.rows}  # type: ignore[arg-type]
+
     def table(self, one: Extractor) -> Table:
         """The scores, for people."""
         rows = [

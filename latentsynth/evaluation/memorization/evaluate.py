@@ -22,7 +22,7 @@ from latentsynth.evaluation.memorization.spaces import OWN, FeatureSpace, own_sp
 from latentsynth.extractors.networks import extractor
 from latentsynth.metrics.conformal import smallest_rank
 from latentsynth.metrics.membership import Membership, membership
-from latentsynth.results import Result, close_results, open_results
+from latentsynth.results import Note, Result, close_results, open_results
 from latentsynth.types import Framing, Grid
 
 DEFAULT = (*OWN, "contrastive")
@@ -88,7 +88,7 @@ def measure_memorization(
         open_results(out)
     caches = {c.name: volumes(c, grid, framing, labels, cache, accelerator, masks) for c in (*groups.all, *sets)}
     if not masks:
-        notes.append("masks were not compared: some cases have none, or their labels differ")
+        notes.append(Note("masks were not compared: some cases have none, or their labels differ"))
     chosen = [_space(word, learned, caches[learned.name], grid, framing, cache, images) for word in spaces or DEFAULT]
     names = [one.name for one in chosen]
     if len(set(names)) < len(names):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from accelerate import Accelerator
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, file_name
-from latentsynth.evaluation.inputs import check_apart
 from latentsynth.evaluation.memorization import tables
 from latentsynth.evaluation.memorization.controls import text
 from latentsynth.evaluation.memorization.measures import CONTROL, CopySearch, PatientGroups
@@ -41,7 +39,7 @@ def write_memorization(
     caches: Mapping[str, VolumeCache],
     level: float,
     accelerator: Accelerator,
-    notes: Sequence[str] = (),
+    notes: Sequence[Note] = (),
     members: Mapping[str, Membership] | None = None,
 ) -> Result:
     """Writes ``memorization.json``, ``memorization.csv`` and pictures.
@@ -59,7 +57,7 @@ def write_memorization(
         members: Membership inference, by name of the set.
     """
     names = [cohort.name for cohort in samples]
-    said = [*conclusions(searches, masks, samples, groups, level), *_about(notes, groups, samples)]
+    said = [*conclusions(searches, masks, samples, groups, level), *notes]
     facts = _facts(groups, samples, searches, masks, level, said)
     found = [
         tables.verdicts(facts),
@@ -175,15 +173,6 @@ def _origins(
     if masks is not None and masks.controls.valid and masks.sets[name].copied:
         lines.append(f"its masks are copies of training masks ({masks.sets[name].rate.value:.0%} flagged)")
     return [Note(f"{name}: {line}", name) for line in lines]
-
-
-def _about(notes: Sequence[str], groups: PatientGroups, samples: Sequence[Cohort]) -> list[Note]:
-    """What else must be said, with the set that each sentence is about: whoever shares one set is told of no other."""
-    if not notes:
-        return []
-    heldout = replace(groups.calibration, cases=(*groups.calibration.cases, *groups.control.cases))
-    own = {note: one.name for one in samples for note in check_apart(groups.train, heldout, [one])}
-    return [Note(note, own.get(note, "")) for note in notes]
 
 
 def mask_copies(masks: CopySearch, name: str) -> np.ndarray:

@@ -72,7 +72,7 @@ def measure_stage(
     network = RandomNetwork(config.grid.channels)
     features = {c.name: extract([network], c, caches[c.name], accelerator)[network.name] for c in (heldout, samples)}
     scores = compare(features[HELDOUT], {SAMPLES: features[SAMPLES]})
-    near = {name: dict(zip(scores.columns, numbers, strict=True))["frechet"] for name, *numbers in scores.rows}
+    near = scores.frechet
     found["fidelity"] = {"frechet": near[SAMPLES], "floor": near[FLOOR]}
     found["similarity"] = {cohort.name: _similarity(cohort, caches[cohort.name]) for cohort in (heldout, samples)}
     found["membership"] = _membership(stage, groups, caches, accelerator)
