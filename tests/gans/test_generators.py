@@ -294,13 +294,19 @@ def test_wrong_grids_are_refused_with_a_cure(name: str, shape: tuple[int, ...], 
         FAMILIES[name](shape)
 
 
-@pytest.mark.parametrize("shape", [(4, 16), (16, 16, 4), (4, 4)])
-def test_a_residual_generator_paints_every_grid_it_accepts(shape: tuple[int, ...]) -> None:
-    try:
-        model = build("resnet", shape)
-    except ConfigError:
+@pytest.mark.parametrize("axis", range(1, 14))
+def test_a_residual_generator_accepts_multiples_of_4_and_paints_them(axis: int) -> None:
+    """And no others: its two halvings must come back to the same grid, with room to mirror a border of one."""
+    if axis % 4 or axis < 8:
+        with pytest.raises(ConfigError, match="multiples of 4"):
+            build("resnet", (axis, 16))
         return
-    assert torch.isfinite(paint(model, [1], **scene(model, 1))).all()
+    model = build("resnet", (axis, 16))
+    given = scene(model, 2)
+    made = paint(model, [1, 2], **given)
+    assert made.shape[2:] == (axis, 16)
+    assert float(made.std()) > 0
+    torch.testing.assert_close(paint(model, [2], **{key: x[1:] for key, x in given.items()}), made[1:])
 
 
 # pix2pix: dropout
