@@ -77,7 +77,7 @@ class CopySearch:
     Attributes:
         space: The feature space.
         reference distances: Its calibration.
-        trust: Its controls.
+        controls: Its controls.
         sets: By name, the synthetic sets.
         matched: By name, against the mask-matched null; None where that does not apply.
         measures: By name, control patients first.
@@ -116,7 +116,7 @@ def search_copies(
 
     Args:
         spaces: How volumes are compared.
-        sides: The real patients.
+        groups: The real patients.
         samples: Synthetic sets.
         caches: The volumes of every cohort, by its name.
         accelerator: The processes that share the volumes.

@@ -78,7 +78,7 @@ def evaluate_obedience(
     notes = []
     if model.trained_on.get("synthetic", 0):
         notes.append(
-            f"the segmenter was trained on {model.trained_on['synthetic']} synthetic cases: a judge should know real "
+            f"the segmenter was trained on {model.trained_on['synthetic']} synthetic cases: a segmenter that measures should know real "
             "patients alone"
         )
     cohorts = [*references, *samples]

@@ -112,7 +112,7 @@ class Game:
     def discriminator_loss(
         self, modules: Modules, batch: Batch, state: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Real and fake in one call, as distributed wrappers require, and what keeps the judge from running away."""
+        """Real and fake in one call, as distributed wrappers require, and what keeps the discriminator from running away."""
         terms, scene = self.terms, self._scene(modules, batch)
         fake = batch.get("fake")
         if fake is None:

@@ -96,7 +96,7 @@ class CollapseMonitor:
         shown = volumes.annotated[:_MONITORED]
         if not shown:
             raise DataError(
-                "no validation case has a mask: a GAN is watched on volumes for real masks; annotate two or more"
+                "no validation case has a mask: a GAN is monitored on volumes for real masks; annotate two or more"
             )
         items = [volumes.item(n) for n in shown]
         self.real = torch.stack([item["image"] for item in items])

@@ -1,4 +1,4 @@
-"""CycleGAN's game: translators both ways, judged on both sides."""
+"""CycleGAN's game: translators both ways, a discriminator at either end."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class CycleGame:
         return cast(Translators, modules["translators"]).painter
 
     def generator_loss(self, modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Fool both judges, and come back to where it started."""
+        """Fool both discriminators, and come back to where it started."""
         scene = self.scenes(batch)
         assert scene.mask is not None
         draws = Draws.keyed(self.config.seed, batch["position"], Stream.TRANSLATE, scene.real.device)
@@ -76,7 +76,7 @@ class CycleGame:
     def discriminator_loss(
         self, modules: Modules, batch: Batch, state: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Each judge on its own side, with a pool of earlier fakes each."""
+        """Each discriminator on its own side, with a pool of earlier fakes each."""
         scene, kind, size = batch["scene"], self.config.game.loss, self.config.game.pool
         fakes = [
             from_pool(state[name], fake, batch, size, self.config.seed)

@@ -41,7 +41,7 @@ class _Setting:
     """What the families need set up differently.
 
     Attributes:
-        volumes: Validation volumes, for pictures and for the watch.
+        volumes: Validation volumes, for pictures and for the collapse monitor.
         items: Training items by position.
         players: Who trains, generator first.
         state: What the discriminator's side remembers.
@@ -80,7 +80,7 @@ def train_gan(config: GanRun) -> dict[str, float]:
         model = setting.synthesizer(modules).to(device)
         rows = share(accelerator, len(scored), lambda n: score(model, setting.volumes, scored[n], config.seed))
         health = monitor(model, setting.state)
-        accelerator.print(f"watch: {health.words}")
+        accelerator.print(f"collapse: {health.words}")
         of_masks = setting.masks(modules).scores(range(config.seed, config.seed + 16)) if setting.masks else {}
         return {**mean_rows(rows), **health.scores, **of_masks}
 

@@ -56,7 +56,7 @@ class VAELoss:
 
 
 class MaskDenoiserLoss:
-    """The denoiser's loss on distance maps, with wishes that are sometimes left out: all, the volume, or the count."""
+    """The denoiser's loss on distance maps, with attributes that are sometimes left out: all, the volume, or the count."""
 
     def __init__(self, config: MaskDiffusionConfig, attributes: MaskAttributes, cells: int, seed: int):
         wanted = config.diffusion
@@ -83,7 +83,7 @@ class MaskDenoiserLoss:
         volume: Tensor,
         count: Tensor,
     ) -> Tensor:
-        """A loss per case ``(B,)`` at times ``t``; of each wish, whether the case is told it."""
+        """A loss per case ``(B,)`` at times ``t``; of each attribute, whether the case is told it."""
         x, t = batch["maps"], t.to(batch["maps"])
 
         def told(values: Tensor, keep: Tensor) -> Tensor:
