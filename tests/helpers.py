@@ -104,7 +104,7 @@ def tiny_model(kind: str = "kl", schedule: str = "rectified", seed: int = 0) -> 
     autoencoder = tiny_autoencoder(kind, seed)
     conditioner = MaskConditioner(labels=labels, factors=autoencoder.factors).eval()
     denoiser = tiny_denoiser(schedule, "v", labels, autoencoder.latent_channels, seed + 1)
-    return LatentDiffusion(domain, autoencoder, conditioner, denoiser, SamplingConfig(steps=3), 1.0)
+    return LatentDiffusion(domain, autoencoder, conditioner, denoiser, SamplingConfig(steps=3))
 
 
 _SIZES: dict[str, Any] = {"channels": 4, "max_channels": 8}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from latentsynth.errors import DataError
-from latentsynth.files import atomic_path, clear_partial, make_folder, read_json, write_json, write_text
+from latentsynth.files import atomic_folder, atomic_path, clear_partial, make_folder, read_json, write_json, write_text
 
 
 def contents(folder: Path) -> list[str]:
@@ -26,6 +26,13 @@ def fail(path: Path, folder: bool) -> None:
         raise ValueError("the disk is full")
 
 
+def fail_in_folder(path: Path) -> None:
+    """The same over an older folder of its own."""
+    with atomic_folder(path, lambda found: True) as temporary:
+        temporary.mkdir()
+        raise ValueError("the disk is full")
+
+
 @pytest.mark.parametrize("folder", [False, True])
 def test_an_error_leaves_nothing(tmp_path: Path, folder: bool) -> None:
     with pytest.raises(ValueError, match="disk"):
@@ -37,9 +44,10 @@ def test_an_error_leaves_what_was_there(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("old")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").write_text("old")
-    for name in ("file", "folder"):
-        with pytest.raises(ValueError, match="disk"):
-            fail(tmp_path / name, name == "folder")
+    with pytest.raises(ValueError, match="disk"):
+        fail(tmp_path / "file", False)
+    with pytest.raises(ValueError, match="disk"):
+        fail_in_folder(tmp_path / "folder")
     assert contents(tmp_path) == ["file", "folder", "folder/old"]
     assert (tmp_path / "file").read_text() == "old"
 
@@ -61,7 +69,7 @@ def test_a_file_is_replaced(tmp_path: Path) -> None:
 
 def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
     for name in ("first", "second"):
-        with atomic_path(tmp_path / "out") as temporary:
+        with atomic_folder(tmp_path / "out", lambda found: True) as temporary:
             temporary.mkdir()
             (temporary / name).write_text(name)
     assert contents(tmp_path) == ["out", "out/second"]

@@ -132,10 +132,10 @@ def test_the_folder_belongs_to_one_autoencoder_and_cohort(tmp_path: Path, cpu: A
     shutil.copytree(folder, tmp_path / "moved")
     reconstruct_cohort(tmp_path / "moved", manifest, manifest.cases[:1], out, cpu)  # the same weights elsewhere
     before = contents(out)
-    with pytest.raises(DataError, match=r"another autoencoder or cohort.*another --out"):
+    with pytest.raises(DataError, match=r"made with other autoencoder: .*give another name"):
         reconstruct_cohort(write(tmp_path / "other", seed=1), manifest, manifest.cases, out, cpu)
     edited = replace(manifest, cases=(replace(manifest.cases[0], mask_hash="edited"), *manifest.cases[1:]))
-    with pytest.raises(DataError, match=r"another autoencoder or cohort.*another --out"):
+    with pytest.raises(DataError, match=r"made with other cohort: .*give another name"):
         reconstruct_cohort(folder, edited, edited.cases, out, cpu)
     assert contents(out) == before
 

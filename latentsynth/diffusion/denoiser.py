@@ -88,11 +88,11 @@ class Denoiser(Pretrained):
         norm = torch.sqrt(alpha**2 + sigma**2)
         a, s, x = expand(alpha / norm, x_t), expand(sigma / norm, x_t), x_t / expand(norm, x_t)
         angle = torch.atan2(sigma, alpha) * (2 / math.pi)
-        *skips, middle = conditioning.residuals or (None,)
-        out = self.network(
-            torch.cat([x, conditioning.spatial], dim=1), timesteps=1000 * angle,
-            down_block_additional_residuals=tuple(skips) or None, mid_block_additional_residual=middle,
-        ).float()  # fmt: skip
+        added: dict[str, object] = {}
+        if conditioning.residuals:
+            *skips, middle = conditioning.residuals
+            added = {"down_block_additional_residuals": tuple(skips), "mid_block_additional_residual": middle}
+        out = self.network(torch.cat([x, conditioning.spatial], dim=1), timesteps=1000 * angle, **added).float()
         if self.prediction == "v":
             return a * x - s * out
         if self.prediction == "epsilon":

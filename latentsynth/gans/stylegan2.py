@@ -131,10 +131,14 @@ def mixed_styles(
     way out, and path lengths ask for gradients by the very tensor that the image was made from.
     """
     z = draws.normal(mapping.latent)
-    w = mapping(z, place, truncation).float()[:, None].expand(-1, layers, -1)
+    w = _at_least_float(mapping(z, place, truncation))[:, None].expand(-1, layers, -1)
     if not mixing:
         return w
-    other = mapping(draws.normal(mapping.latent), place, truncation).float()[:, None]
+    other = _at_least_float(mapping(draws.normal(mapping.latent), place, truncation))[:, None]
     chance, where = draws.uniform(2).unbind(1)
     start = torch.where(chance < mixing, 1 + (where * (layers - 1)).long(), layers)
     return torch.where(torch.arange(layers, device=w.device)[None, :, None] < start[:, None, None], w, other)
+
+
+def _at_least_float(w: Tensor) -> Tensor:
+    return w.to(torch.promote_types(w.dtype, torch.float32))

@@ -221,7 +221,7 @@ class MaskDiffusionMaker(TrainedMaker):
             spatial = conditioning.spatial.float().repeat(repeat, 1, 1, 1, 1).to(device)
             return lambda x_t, t: self.denoiser(x_t, t, Conditioning(spatial))
 
-        chosen = self.sampling
+        chosen = self.sampling.resolved(self.denoiser.schedule.flow)
         denoise = guided(denoise_with(given), denoise_with(nothing), chosen.guidance, chosen.guidance_interval)
         start = noise.repeat(repeat, 1, 1, 1, 1).to(device)
         return sample(denoise, self.denoiser.schedule, start, chosen.scheduler, chosen.steps, chosen.grid_shift)[:rows]

@@ -90,7 +90,7 @@ def test_missing_entries_are_known_and_refused(tmp_path: Path, volumes: VolumeCa
     assert latents.missing() == [0, 1, 2]
     latents.write([1], encoder)
     assert latents.missing() == [0, 2]
-    with pytest.raises(DataError, match=r"a\.0\..* missing: run `latentsynth encode`"):
+    with pytest.raises(DataError, match="latents of case a are missing: run `latentsynth encode "):
         latents.item(0)
 
 
@@ -115,15 +115,12 @@ def test_an_edited_scan_needs_new_latents(tmp_path: Path, volumes: VolumeCache, 
     assert LatentCache(tmp_path / "latents", "weights", later).missing() == [1]
 
 
-def test_latents_carried_to_another_machine_need_neither_scans_nor_volumes(
+def test_latents_carried_to_another_machine_need_no_volumes(
     tmp_path: Path, volumes: VolumeCache, encoder: Encoder
 ) -> None:
     latents = LatentCache(tmp_path / "latents", "weights", volumes)
     latents.write(range(3), encoder)
     means = [latents.item(entry)["mean"] for entry in range(3)]
-    for case, _ in volumes.entries:
-        for path in (*case.images, *([case.mask] if case.mask else [])):
-            path.unlink()
     shutil.rmtree(volumes.folder)
     there = VolumeCache(tmp_path / "volumes", volumes.recipe, [case for case, _ in volumes.entries])
     assert not any(there.path(entry).is_file() for entry in range(3))
@@ -144,7 +141,7 @@ def test_what_is_not_finite_is_refused_by_name(
         return out
 
     latents = LatentCache(tmp_path / "latents", "weights", volumes)
-    with pytest.raises(DataError, match=rf"latents of {'ab'[row]}\.0\..* not finite"):
+    with pytest.raises(DataError, match=rf"latents of case {'ab'[row]} are not finite"):
         latents.write([0, 1], spoilt)
     assert row in latents.missing()
 

@@ -208,6 +208,6 @@ def test_other_data_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "imagesTr").mkdir()
     theirs = tmp_path / "imagesTr" / "liver_001_0000.nii.gz"
     theirs.write_bytes(b"a scan")
-    with pytest.raises(DataError, match="other data"):
+    with pytest.raises(DataError, match="imagesTr, which are not of this command"):
         write_cohort(tmp_path, 1, 0)
     assert theirs.read_bytes() == b"a scan"

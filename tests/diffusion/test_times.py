@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from latentsynth.diffusion import TimeSampler
-from latentsynth.diffusion.times import automatic_shift
 from latentsynth.errors import UnknownNameError
 
 GRID = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
@@ -59,13 +58,6 @@ def test_larger_shifts_mean_later_times_within_the_edges(kind: str, uniform: flo
 def test_times_keep_the_order_of_the_numbers() -> None:
     t = TimeSampler("logit_normal", 0.3, 1.0, 2.0)(GRID)
     assert bool((t.diff() > 0).all())
-
-
-def test_automatic_shift_grows_with_the_latent() -> None:
-    assert automatic_shift(512) == 1
-    assert automatic_shift(64) == 1  # never towards less noise
-    assert automatic_shift(4 * 512) == pytest.approx(2)
-    assert automatic_shift(16**3) == pytest.approx(8**0.5)
 
 
 def test_unknown_kind_lists_the_choices() -> None:

@@ -69,7 +69,9 @@ def lesion(n: int, radius: float = 4.0) -> np.ndarray:
 def paint(folder: Path, cpu: Accelerator, model: Echo, per_mask: int = 1, seed: int = 0) -> Manifest:
     """A cohort for the masks of all patients."""
     asked = [
-        write_mask(folder / "asked" / f"m{n}.nii.gz", lesion(n), AFFINE, parents=(f"patient-{n}",))
+        write_mask(
+            folder.with_name(f"{folder.name}-asked") / f"m{n}.nii.gz", lesion(n), AFFINE, parents=(f"patient-{n}",)
+        )
         for n in range(PATIENTS)
     ]
     return synthesize(model, asked, folder, cpu, per_mask=per_mask, seed=seed, batch=8)
@@ -91,7 +93,8 @@ def shuffled(manifest: Manifest) -> Manifest:
     """Volumes that were painted for the mask of the next patient."""
     cases = manifest.cases
     moved = tuple(
-        replace(case, images=other.images) for case, other in zip(cases, (*cases[2:], *cases[:2]), strict=True)
+        replace(case, images=other.images, image_hashes=other.image_hashes)
+        for case, other in zip(cases, (*cases[2:], *cases[:2]), strict=True)
     )  # two of each
     return replace(manifest, cases=moved)
 
@@ -120,14 +123,14 @@ def segmenter(folder: Path, domain: Domain = DOMAIN, seen: Sequence[Case] = (), 
 
 
 @pytest.fixture
-def search_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """Writes a segmenter that reads greys, whatever its weights; leaves out the slow picture unless asked for it."""
     monkeypatch.setattr(Segmenter, "on_grid", levels)
 
     def write(pictures: bool = False, **facts: Any) -> Path:
         if not pictures:
             monkeypatch.setattr("latentsynth.evaluation.obedience.evaluate.contact_sheet", lambda *given: None)
-        return segmenter(tmp_path / "search_copies", **facts)
+        return segmenter(tmp_path / "reader", **facts)
 
     return write
 
@@ -146,11 +149,11 @@ OTHER = "other patients' masks"
 
 
 def test_obedient_and_disobedient_volumes(
-    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], search_copies: Callable[..., Path]
+    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], reader: Callable[..., Path]
 ) -> None:
     names = ("honest", "shuffled")
     result = evaluate_obedience(
-        search_copies(),
+        reader(),
         [cohort(n, painted[n]) for n in names],
         [cohort("real", painted["real"])],
         tmp_path / "out",
@@ -175,11 +178,11 @@ def test_obedient_and_disobedient_volumes(
 
 
 def test_one_label_alone_may_be_disobeyed(
-    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], search_copies: Callable[..., Path],
+    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], reader: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(Segmenter, "on_grid", lambda self, image: np.where(levels(self, image) > 0, 2, 0))
-    result = evaluate_obedience(search_copies(), [cohort("honest", painted["honest"])], [], tmp_path / "out", cpu)
+    result = evaluate_obedience(reader(), [cohort("honest", painted["honest"])], [], tmp_path / "out", cpu)
     (row,) = table(result, "the same by label").rows
     core, shell = row[1:]
     assert isinstance(core, Estimate)
@@ -189,11 +192,11 @@ def test_one_label_alone_may_be_disobeyed(
 
 
 def test_a_caricature_is_told_by_its_intensities(
-    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], search_copies: Callable[..., Path]
+    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], reader: Callable[..., Path]
 ) -> None:
     names = ("honest", "caricature")
     result = evaluate_obedience(
-        search_copies(),
+        reader(),
         [cohort(n, painted[n]) for n in names],
         [cohort("real", painted["real"])],
         tmp_path / "out",
@@ -219,11 +222,11 @@ def test_a_caricature_is_told_by_its_intensities(
 
 
 def test_what_is_written(
-    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], search_copies: Callable[..., Path]
+    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], reader: Callable[..., Path]
 ) -> None:
     out = tmp_path / "out"
     chosen = [cohort(name, painted[name]) for name in ("honest", "shuffled")]
-    result = evaluate_obedience(search_copies(pictures=True), chosen, [cohort("real", painted["real"])], out, cpu)
+    result = evaluate_obedience(reader(pictures=True), chosen, [cohort("real", painted["real"])], out, cpu)
     assert Result.load(out / "obedience.json").tables == result.tables
     assert len(result.pictures) == 4
     for picture in result.pictures:
@@ -246,12 +249,12 @@ def test_what_is_written(
 
 
 def test_strata_are_those_of_the_first_cohort_for_all(
-    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], search_copies: Callable[..., Path]
+    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], reader: Callable[..., Path]
 ) -> None:
     """The samples show the larger half of the lesions alone, and are still counted by the thirds of real ones."""
     few = replace(painted["honest"], cases=painted["honest"].cases[8:])
     result = evaluate_obedience(
-        search_copies(), [cohort("few", few)], [cohort("real", painted["real"])], tmp_path / "out", cpu
+        reader(), [cohort("few", few)], [cohort("real", painted["real"])], tmp_path / "out", cpu
     )
     sizes = table(result, "the same by lesion volume")
     volumes = [(lesion(n) > 0).sum() * 8 / 1000 for n in range(PATIENTS)]
@@ -322,9 +325,9 @@ def test_mean_dice_leaves_out_the_background() -> None:
 
 
 def test_without_real_patients_it_says_so(
-    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], search_copies: Callable[..., Path]
+    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], reader: Callable[..., Path]
 ) -> None:
-    result = evaluate_obedience(search_copies(), [cohort("honest", painted["honest"])], [], tmp_path / "out", cpu)
+    result = evaluate_obedience(reader(), [cohort("honest", painted["honest"])], [], tmp_path / "out", cpu)
     (row,) = result.tables[0].rows
     assert row[4] is None
     assert not [one for one in result.tables if "contrast" in one.title or "Wasserstein" in one.title]
@@ -335,41 +338,39 @@ def test_without_real_patients_it_says_so(
 
 
 def test_training_patients_are_no_reference(
-    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], search_copies: Callable[..., Path]
+    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], reader: Callable[..., Path]
 ) -> None:
     real = cohort("real", painted["real"])
     with pytest.raises(DataError, match="was trained on 2 of these 8 cases"):
-        evaluate_obedience(search_copies(seen=real.cases[3:5]), [], [real], tmp_path / "out", cpu)
+        evaluate_obedience(reader(seen=real.cases[3:5]), [], [real], tmp_path / "out", cpu)
     assert not (tmp_path / "out").exists()
 
 
 def test_training_patients_among_synthetic_cases_are_no_reference(
-    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], search_copies: Callable[..., Path]
+    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], reader: Callable[..., Path]
 ) -> None:
     mixed = replace(painted["real"], cases=(*painted["real"].cases, painted["honest"].cases[0]))
     with pytest.raises(DataError, match="was trained on"):
-        evaluate_obedience(
-            search_copies(seen=painted["real"].cases), [], [cohort("real", mixed)], tmp_path / "out", cpu
-        )
+        evaluate_obedience(reader(seen=painted["real"].cases), [], [cohort("real", mixed)], tmp_path / "out", cpu)
 
 
 def test_what_the_judge_knows_is_said(
-    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], search_copies: Callable[..., Path]
+    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], reader: Callable[..., Path]
 ) -> None:
     """It was trained on patients 1 and 5, whose masks four of the sixteen volumes show, and on synthetic cases."""
     seen = [painted["real"].cases[n] for n in (1, 5)]
     result = evaluate_obedience(
-        search_copies(seen=seen, synthetic=7), [cohort("honest", painted["honest"])], [], tmp_path / "out", cpu
+        reader(seen=seen, synthetic=7), [cohort("honest", painted["honest"])], [], tmp_path / "out", cpu
     )
     assert any("trained on 7 synthetic cases" in note for note in result.notes)
     assert any("honest: 4 of 16 masks come from patients the segmenter was trained on" in note for note in result.notes)
 
 
 def test_without_the_project_key_it_says_so(
-    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], search_copies: Callable[..., Path],
+    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], reader: Callable[..., Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    path = search_copies()
+    path = reader()
     monkeypatch.setenv("LATENTSYNTH_KEY", str(tmp_path / "no-key"))
     caricature = [cohort("caricature", painted["caricature"])]
     result = evaluate_obedience(path, caricature, [cohort("real", painted["real"])], tmp_path / "out", cpu)
@@ -377,19 +378,19 @@ def test_without_the_project_key_it_says_so(
 
 
 def test_a_cohort_that_does_not_fit_is_refused(
-    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], search_copies: Callable[..., Path]
+    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], reader: Callable[..., Path]
 ) -> None:
     other = replace(painted["honest"], channels=("MR",))
     with pytest.raises(DataError, match="honest has channels"):
-        evaluate_obedience(search_copies(), [cohort("honest", other)], [], tmp_path / "out", cpu)
+        evaluate_obedience(reader(), [cohort("honest", other)], [], tmp_path / "out", cpu)
 
 
 def test_equal_names_are_refused(
-    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], search_copies: Callable[..., Path]
+    tmp_path: Path, cpu: Accelerator, painted: dict[str, Manifest], reader: Callable[..., Path]
 ) -> None:
     twice = [cohort("samples", painted["honest"]), cohort("samples", painted["shuffled"])]
     with pytest.raises(DataError, match="name of its own"):
-        evaluate_obedience(search_copies(), twice, [], tmp_path / "out", cpu)
+        evaluate_obedience(reader(), twice, [], tmp_path / "out", cpu)
 
 
 def test_intensities_by_region() -> None:

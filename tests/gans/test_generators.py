@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.gans import build as builders
 from latentsynth.gans.base import Generator, Painted
 from latentsynth.gans.cyclegan import Cycle, CycleDiscriminators, Translators, cycle_loss
 from latentsynth.gans.discriminators import PatchDiscriminators
@@ -109,9 +108,12 @@ def distance(one: Tensor, two: Tensor) -> float:
 
 
 def test_every_family_is_tested() -> None:
-    known = {kind for kind in vars(builders).values() if inspect.isclass(kind) and issubclass(kind, Generator)}
+    known, todo = set(), [Generator]
+    while todo:
+        todo += (below := todo.pop().__subclasses__())
+        known |= {kind for kind in below if kind.__module__.startswith("latentsynth.") and not inspect.isabstract(kind)}
     tested = {type(build(name, DEEP)) for name in FAMILIES}
-    assert {kind.__name__ for kind in known - tested} == {"Generator", "StyleGAN3Generator"}
+    assert {kind.__name__ for kind in known - tested} == {"StyleGAN3Generator"}
 
 
 # What all promise
@@ -181,7 +183,10 @@ def before_norms(name: str, model: Generator) -> set[str]:
         blocks = {f"residuals.0.{n}.0.bias" for n in range(2)}
         return {"start.0.bias", *blocks} | {f"{part}.{n}.0.bias" for part in ("down", "up") for n in range(2)}
     if name.startswith("spade"):
-        return {f"blocks.{n}.convs.0.bias" for n in range(len(model.blocks))}
+        shortcuts = range(max(n for n, block in enumerate(model.blocks) if block.skip is not None))  # normalised behind
+        return {f"blocks.{n}.convs.0.bias" for n in range(len(model.blocks))} | {
+            f"blocks.{n}.convs.1.bias" for n in shortcuts
+        }
     if name in ("progressive", "stylegan1"):  # full-grown, images of smaller sizes are made no longer
         return {f"images.{n}.{kind}" for n in range(len(model.levels) - 1) for kind in ("weight", "bias")}
     if name == "latent":  # a constant in all keys changes no attention
@@ -261,7 +266,8 @@ def test_truncation_brings_images_together(name: str, shape: tuple[int, ...]) ->
         float(paint(model, seeds, **given, truncation=truncation).std(0).mean()) for truncation in (0.0, 0.3, 0.7, 1.0)
     ]
     assert spread[0] == pytest.approx(0, abs=1e-5)
-    assert all(b > 1.03 * a for a, b in pairwise(spread)), spread
+    assert all(b > a for a, b in pairwise(spread)), spread
+    assert spread[1] < 0.9 * spread[3], spread
     assert paint(model, seeds, **given).equal(paint(model, seeds, **given, truncation=1.0))
 
 

@@ -100,7 +100,7 @@ def test_a_folder_of_another_checkpoint_is_refused_and_left_alone(
     before, listing = times(out), contents(out)
     other = positive_controls()
     other.fingerprint = "another"
-    with pytest.raises(DataError, match="label maps of another checkpoint"):
+    with pytest.raises(DataError, match="label maps made with other checkpoint"):
         label_scans(other, cases, out, cpu)
     assert times(out) == before
     assert contents(out) == listing
@@ -138,7 +138,7 @@ def test_a_file_that_stands_there_is_no_label_map(cases: list[Case], tmp_path: P
     out.mkdir()
     file = out / f"{cases[0].case_id}.nii.gz"
     file.write_bytes(b"somebody's")
-    with pytest.raises(DataError, match="was not made from"):
+    with pytest.raises(DataError, match="which are not of this command"):
         label_scans(positive_controls(), cases, out, cpu)
     assert file.read_bytes() == b"somebody's"
 

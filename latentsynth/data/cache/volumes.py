@@ -273,7 +273,8 @@ class VolumeCache:
         Raises:
             DataError: It was not built, or its file is damaged.
         """
-        return _load(self.path(entry))
+        case, copy = self.entries[entry]
+        return _load(self.path(entry), f"case {case.case_id}" + (f", copy {copy}" if copy else ""))
 
     def item(self, entry: int) -> dict[str, Any]:
         """One training item: ``image`` (C, I, J, K), ``mask`` one-hot (L, I, J, K), zeros where unannotated."""
@@ -306,15 +307,19 @@ def _save(path: Path, volume: Volume) -> None:
         save_file(tensors, temporary, metadata=facts)
 
 
-def _load(path: Path) -> Volume:
+def _load(path: Path, name: str) -> Volume:
     if not path.is_file():
-        raise DataError(f"cached volume {path} is missing: run the same command again to rebuild the cache")
+        raise DataError(
+            f"the cached volume of {name} ({path}) is missing: run the same command again to rebuild the cache"
+        )
     try:
         with safe_open(path, framework="pt") as stream:
             facts = stream.metadata()
             image = stream.get_tensor("image").float().numpy()
             mask = stream.get_tensor("mask").numpy() if "mask" in stream.keys() else None  # noqa: SIM118 (no __contains__)
     except SafetensorError as error:
-        raise DataError(f"cached volume {path} is damaged ({error}): delete it and run again") from error
+        raise DataError(
+            f"the cached volume of {name} ({path}) is damaged ({error}): delete it and run again"
+        ) from error
     between = tuple((float(a), float(b)) for a, b in json.loads(facts["limits"]))
     return Volume(image, mask, between, float(json.loads(facts["zoom"])))
