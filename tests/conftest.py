@@ -19,6 +19,11 @@ hypothesis.settings.register_profile("latentsynth", deadline=None, derandomize=T
 hypothesis.settings.load_profile("latentsynth")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Trainings first: they are few and long, and one that begins last keeps a process waiting for another."""
+    items.sort(key=lambda item: "training" not in item.path.parts)
+
+
 @pytest.fixture(scope="session")
 def model_of() -> Callable[[str], LatentDiffusion]:
     """Tiny latent diffusion models by the kind of their autoencoder, each built once; tests must not change them."""

@@ -88,11 +88,12 @@ def test_a_killed_run_resumes_to_the_same_weights(what: str, workplace: Path, tr
 
 def test_metrics_of_a_run_killed_before_its_first_state_are_not_kept(workplace: Path) -> None:
     from latentsynth.config import AutoencoderRun, load
+    from latentsynth.outputs import claim
     from latentsynth.training.recipes.autoencoder import train_autoencoder
     from latentsynth.training.run import read_metrics
 
     config = load(AutoencoderRun, autoencoder_config(workplace, "ae-early"), ["train.images=8"])
-    config.run.mkdir()
+    claim(config.run, "run")
     (config.run / "metrics.jsonl").write_text('{"images_seen": 4, "autoencoder/loss": 123.0}\n')
     train_autoencoder(config)
     assert [line["images_seen"] for line in read_metrics(config.run) if "autoencoder/loss" in line] == [4, 8]
