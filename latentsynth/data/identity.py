@@ -17,17 +17,18 @@ Native = tuple[np.ndarray, np.ndarray]  # voxels as read, and their affine
 _LONGEST = 180  # bytes of a case id: file names may have 255, and suffixes follow
 
 
-def volume_hash(voxels: np.ndarray, affine: np.ndarray) -> str:
+def volume_hash(voxels: np.ndarray, affine: np.ndarray, known: str = "") -> str:
     """Hash of a volume's voxels and place; the same however its axes are ordered on disk.
 
     Args:
         voxels: ``(I, J, K)``, compared as float32.
         affine: ``(4, 4)``, compared to a tenth of a micrometre: its last digits depend on the tool that wrote it.
+        known: :func:`nifti.canonical_hash` of the same volume, where it was computed already.
     """
     stored = affine.astype(np.float32).astype(np.float64)  # as a NIfTI header keeps it
     turn = nib.orientations.inv_ornt_aff(nib.orientations.io_orientation(stored), voxels.shape)
     canonical = np.round(stored @ turn, 4) + 0.0  # no -0.0
-    return fingerprint([nifti.canonical_hash(voxels, affine), canonical.tolist()])
+    return fingerprint([known or nifti.canonical_hash(voxels, affine), canonical.tolist()])
 
 
 def check_files(case: Case, images: Sequence[Native] = (), mask: Native | None = None) -> None:

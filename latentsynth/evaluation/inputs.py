@@ -112,9 +112,10 @@ def _folder(name: str, folder: Path, real: bool, channels: int | None) -> Manife
     made = []
     for case in _guessed(folder) if channels is None else scans(folder, channels):
         volumes = [nifti.read(image) for image in case.images]
-        hashes = tuple(volume_hash(*volume) for volume in volumes)
+        voxels = [nifti.canonical_hash(*volume) for volume in volumes]
+        hashes = tuple(volume_hash(*volume, known) for volume, known in zip(volumes, voxels, strict=True))
         source = "real" if real else "external"
-        made.append(replace(case, voxels=nifti.canonical_hash(*volumes[0]), image_hashes=hashes, source=source))
+        made.append(replace(case, voxels=voxels[0], image_hashes=hashes, source=source))
     return Manifest(name, tuple(f"channel {n}" for n in range(len(made[0].images))), Labels((0,)), tuple(made))
 
 

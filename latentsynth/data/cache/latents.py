@@ -45,10 +45,6 @@ class LatentCache:
         """File of an entry; named after the volume's."""
         return self.volumes.path(entry, self.folder)
 
-    def _name(self, entry: int) -> str:
-        case, copy = self.volumes.entries[entry]
-        return f"case {case.case_id}" + (f", copy {copy}" if copy else "")
-
     def missing(self) -> list[int]:
         """Entries without a file."""
         return [entry for entry in range(len(self)) if not self.path(entry).is_file()]
@@ -69,7 +65,9 @@ class LatentCache:
             for row, (entry, volume) in enumerate(zip(pair, volumes, strict=True)):
                 tensors = {f"{of}{name}": values[name][row] for of, values in made.items() for name in values}
                 if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
-                    raise DataError(f"latents of {self._name(entry)} are not finite: train the autoencoder again")
+                    raise DataError(
+                        f"latents of {self.volumes.name(entry)} are not finite: train the autoencoder again"
+                    )
                 if volume.mask is not None:
                     tensors["mask"] = torch.from_numpy(volume.mask)
                 with atomic_path(self.path(entry)) as temporary:
@@ -87,13 +85,13 @@ class LatentCache:
         path = self.path(entry)
         if not path.is_file():
             raise DataError(
-                f"latents of {self._name(entry)} are missing: run `latentsynth encode {self.folder.parent.parent}`"
+                f"latents of {self.volumes.name(entry)} are missing: run `latentsynth encode {self.folder.parent.parent}`"
             )
         try:
             tensors = load_file(path)
         except SafetensorError as error:
             raise DataError(
-                f"latents of {self._name(entry)} ({path}) are damaged ({error}): delete the file and encode again"
+                f"latents of {self.volumes.name(entry)} ({path}) are damaged ({error}): delete the file and encode again"
             ) from error
         recipe = self.volumes.recipe
         labels = len(recipe.labels)

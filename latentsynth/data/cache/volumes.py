@@ -273,8 +273,12 @@ class VolumeCache:
         Raises:
             DataError: It was not built, or its file is damaged.
         """
+        return _load(self.path(entry), self.name(entry))
+
+    def name(self, entry: int) -> str:
+        """What to call an entry in an error."""
         case, copy = self.entries[entry]
-        return _load(self.path(entry), f"case {case.case_id}" + (f", copy {copy}" if copy else ""))
+        return f"case {case.case_id}" + (f", copy {copy}" if copy else "")
 
     def item(self, entry: int) -> dict[str, Any]:
         """One training item: ``image`` (C, I, J, K), ``mask`` one-hot (L, I, J, K), zeros where unannotated."""

@@ -117,7 +117,7 @@ def check_case(
             if apart:
                 report(path, apart, f"the grid of {case.images[0].name}", "resample it onto the first image")
         hashes.append(nifti.canonical_hash(voxels, affine))
-        placed.append(volume_hash(voxels, affine))
+        placed.append(volume_hash(voxels, affine, hashes[-1]))
         constant.append(bool(voxels.min() == voxels.max()))
     split_channels = any("axes" in problem.found for problem in problems)  # one 4D file: the count says nothing more
     if len(case.images) != len(channels) and not split_channels:
