@@ -18,7 +18,7 @@ from latentsynth.masks.base import Rejected, Wanted
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.masks.trained import TrainedMaker
 from latentsynth.pretrained import Pretrained
-from latentsynth.randomness import Draws
+from latentsynth.randomness import Draws, Stream
 
 _GROUPS = 4
 _BACKGROUND = 4.0  # logit that networks start with: odds of 55 to 1
@@ -143,6 +143,6 @@ class LabelVAEMaker(TrainedMaker):
 
     def make(self, seeds: Sequence[int], wanted: Wanted) -> list[LabelMap | Rejected]:
         device = next(self.vae.parameters()).device
-        z = self.sampling.spread * Draws.seeded(seeds).normal(self.vae.latent).to(device)
+        z = self.sampling.spread * Draws.seeded(seeds, stream=Stream.MASK_SAMPLE).normal(self.vae.latent).to(device)
         made = self.vae.decode_index(z).cpu().numpy()
         return [self.placed(seed, index) for seed, index in zip(seeds, made, strict=True)]

@@ -19,6 +19,7 @@ from latentsynth.masks.label_vae import LabelVAE
 from latentsynth.masks.latent_space import Array, Copula, TruncatedNormals, between, equalise, truncated_normal
 from latentsynth.masks.pathology import Population
 from latentsynth.masks.trained import TrainedMaker
+from latentsynth.randomness import Stream, generator
 
 
 @torch.no_grad()
@@ -76,7 +77,7 @@ class SliceVAEMaker(TrainedMaker):
         }
 
     def make(self, seeds: Sequence[int], wanted: Wanted) -> list[LabelMap | Rejected]:
-        return [self.placed(seed, self.decode(*self._draw(np.random.default_rng(seed)))) for seed in seeds]
+        return [self.placed(seed, self.decode(*self._draw(generator(seed, Stream.MASK_SAMPLE)))) for seed in seeds]
 
     def decode(self, latents: Array, extent: Array) -> np.ndarray:
         """A path ``(S, z)``, brought to the slices of ``extent`` (first, number), as label indices ``(I, J, K)``."""
@@ -115,7 +116,7 @@ class SliceVAEMaker(TrainedMaker):
         """
         latents, extent, affine = self._describe(recipient)
         members, extents = self.population.members(population)
-        rng = np.random.default_rng(seed)
+        rng = generator(seed, Stream.MASK_SAMPLE)
         if self.sampling.method == "copula":
             drawn, drawn_extent = _from_copula(_copula(members, extents), members.shape[1:], rng, True)
         else:

@@ -21,6 +21,7 @@ from latentsynth.data.identity import check_files, files_of, identity
 from latentsynth.errors import DataError
 from latentsynth.files import atomic_path, read_json, write_json
 from latentsynth.provenance import fingerprint
+from latentsynth.randomness import Stream, generator
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 
 _VERSION = 2  # raise it when preprocessing changes, so that old caches are not read
@@ -85,7 +86,7 @@ class Recipe:
             affine = native[0][1]
         shape = native[0][0].shape if labels is None else labels.shape
         frame, zoom = self.frame(affine, shape, labels, case.case_id)
-        rng = np.random.default_rng([self.seed, copy, int(fingerprint(case.case_id), 16)])
+        rng = generator(self.seed, Stream.AUGMENT, copy, int(fingerprint(case.case_id), 16))
         if copy:
             frame = _move(frame, self.augment, rng)
         image, between = window_channels(native, self.grid.windows, frame, case.images, case.limits)
