@@ -16,7 +16,7 @@ from latentsynth.config import GanSamplingConfig, build
 from latentsynth.errors import CheckpointError, ConfigError, DataError
 from latentsynth.gans import Annotation, Generator
 from latentsynth.gans.annotation import Coding
-from latentsynth.gans.base import slice_places
+from latentsynth.gans.base import Inputs, slice_places
 from latentsynth.parallel import copies_of_rows
 from latentsynth.provenance import Ledger
 from latentsynth.randomness import Draws
@@ -138,7 +138,7 @@ class GAN(Synthesizer, Checkpointed):
         repeat = copies_of_rows(len(seeds), device)
         mask, style = (None if x is None else x.repeat(repeat, 1, 1, 1, 1).to(device) for x in (mask, style))
         draws = Draws.seeded(list(seeds) * repeat, device)
-        made = self.generator(draws, mask, style=style, truncation=truncation)
+        made = self.generator(Inputs(draws, mask, style=style, truncation=truncation))
         return made.image[: len(seeds)].float().cpu()
 
     def _stack(self, seed: int, mask: Tensor | None, style: Tensor | None, truncation: float) -> Tensor:
@@ -151,7 +151,7 @@ class GAN(Synthesizer, Checkpointed):
             style = style.select(1 + self.slice_axis, count // 2).expand(count, -1, -1, -1).to(device)
         place = slice_places(count).to(device)
         made = self.generator(
-            Draws.seeded([seed] * count, device), slices, style=style, place=place, truncation=truncation
+            Inputs(Draws.seeded([seed] * count, device), slices, style=style, place=place, truncation=truncation)
         )
         return made.image.float().cpu().movedim(0, 1 + self.slice_axis)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latentsynth.config import GameConfig, GanRun
 from latentsynth.gans.augment import adapt, adaptive_state, augment
-from latentsynth.gans.base import Discriminator, Generator, Opinion, Painted, beside
+from latentsynth.gans.base import Discriminator, Generator, Inputs, Opinion, Painted, beside
 from latentsynth.gans.losses import (
     accuracy,
     discriminator_loss,
@@ -165,7 +165,7 @@ class Game:
         inner = getattr(generator, "module", generator)
         style = scene.real if inner.encodes_style else None
         made: Painted = generator(
-            self._draws(batch, stream), scene.mask, style=style, place=scene.place, mixing=self.terms.mixing
+            Inputs(self._draws(batch, stream), scene.mask, style=style, place=scene.place, mixing=self.terms.mixing)
         )
         return made
 
