@@ -23,7 +23,7 @@ from latentsynth.files import atomic_path, read_json, write_json
 from latentsynth.provenance import fingerprint
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 
-_VERSION = 2  # raise it when preprocessing changes, so that old caches are not read
+_VERSION = 3  # raise it when preprocessing changes, so that old caches are not read
 
 
 @dataclass(frozen=True)
