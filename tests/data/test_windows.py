@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-
 from scipy import ndimage
 
 from latentsynth.data.windows import foreground, limits, median, normalise, restore
