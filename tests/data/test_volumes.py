@@ -256,7 +256,7 @@ def test_torchio_is_loaded_for_voxel_augmentation_alone(tmp_path: Path) -> None:
 import sys
 from pathlib import Path
 from latentsynth.config import AugmentConfig
-from latentsynth.data.cache.volumes import Recipe, VolumeCache, to_index
+from latentsynth.data.cache.volumes import Recipe, VolumeCache
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 home = Path({str(tmp_path)!r})
 case = Case("a", "a", (home / "a_0.nii.gz",), home / "a_mask.nii.gz")
