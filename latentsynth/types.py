@@ -249,18 +249,25 @@ class Labels:
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """Values of voxels that nobody annotated: labels called "ignore", as nnU-Net does, or "unannotated"."""
+        named = zip(self.values, self.names, strict=True)
+        return tuple(v for v, name in named if v and name.strip().casefold().startswith(("ignore", "unannotated")))
+
     def lesions(self, framing: Framing) -> tuple[int, ...]:
-        """Label values that count as lesion under ``framing``.
+        """Label values that count as lesion under ``framing``; what nobody annotated never does.
 
         Raises:
-            ConfigError: ``framing.lesion_labels`` holds a value that the cohort does not have.
+            ConfigError: ``framing.lesion_labels`` holds a value that the cohort does not have, or an ignored one.
         """
-        unknown = set(framing.lesion_labels) - set(self.values[1:])
+        known = tuple(value for value in self.values[1:] if value not in self.ignored)
+        unknown = set(framing.lesion_labels) - set(known)
         if unknown:
             raise ConfigError(
-                f"lesion_labels {sorted(unknown)} are not labels of this cohort: choose from {self.values[1:]}"
+                f"lesion_labels {sorted(unknown)} are not labels of this cohort that can be lesions: choose from {known}"
             )
-        return framing.lesion_labels or self.values[1:]
+        return framing.lesion_labels or known
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ MAX_LABEL = int(np.iinfo(np.int16).max)  # label maps are read as int16
 
 
 def stem(path: Path | str) -> str:
-    """File name without ``.nii`` or ``.nii.gz``."""
+    """File name without ``.nii`` or ``.nii.gz``, in small letters or capitals."""
     name = Path(path).name
     for suffix in SUFFIXES:
-        if name.endswith(suffix):
+        if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return Path(path).stem
 

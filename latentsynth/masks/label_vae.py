@@ -86,8 +86,8 @@ class LabelVAE(Pretrained):
 
     @torch.no_grad()
     def decode_index(self, z: Tensor) -> Tensor:
-        """Latents ``(B, z)`` to the most likely label indices, uint8, ``(B, *shape)``."""
-        return self.decode(z).argmax(1).byte()
+        """Latents ``(B, z)`` to the most likely label indices, int16, ``(B, *shape)``."""
+        return self.decode(z).argmax(1).short()
 
 
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}

@@ -209,7 +209,7 @@ class MaskDiffusionMaker(TrainedMaker):
         repeat = copies_of_rows(rows, device)
         organs = None
         if self.attributes.organs:
-            empty = np.zeros(self.domain.grid.shape, np.uint8)
+            empty = np.zeros(self.domain.grid.shape, np.int16)
             index = torch.from_numpy(np.stack([empty if host is None else host[1] for host in hosts]))
             organs = self.attributes.shares(functional.one_hot(index.long(), len(self.labels)).movedim(-1, 1).float())
         given = self.attributes(volume, count, organs)

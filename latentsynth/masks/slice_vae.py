@@ -85,7 +85,7 @@ class SliceVAEMaker(TrainedMaker):
         count = int(np.clip(round(float(extent[1])), 1, depth))
         first = int(np.clip(round(float(extent[0])), 0, depth - count))
         z = torch.from_numpy(equalise(latents, count)).float().to(next(self.vae.parameters()).device)
-        index = np.zeros((depth, *self.vae.shape), dtype=np.uint8)
+        index = np.zeros((depth, *self.vae.shape), dtype=np.int16)
         index[first : first + count] = self.vae.decode_index(z).cpu().numpy()
         return np.moveaxis(index, 0, self.slice_axis)
 

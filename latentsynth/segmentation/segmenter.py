@@ -90,8 +90,8 @@ class Segmenter:
         return torch.softmax(logits[0], dim=0).numpy()
 
     def on_grid(self, image: np.ndarray) -> np.ndarray:
-        """Label indices ``(I, J, K)``, uint8, of an image ``(C, I, J, K)`` in [-1, 1]."""
-        return self.probabilities(image).argmax(0).astype(np.uint8)
+        """Label indices ``(I, J, K)``, int16, of an image ``(C, I, J, K)`` in [-1, 1]."""
+        return self.probabilities(image).argmax(0).astype(np.int16)
 
     def frame(self, case: Case, whole: bool) -> Frame:
         """Where to look for labels in a scan.

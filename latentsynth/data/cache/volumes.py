@@ -24,7 +24,7 @@ from latentsynth.provenance import fingerprint
 from latentsynth.randomness import Stream, generator
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 
-_VERSION = 2  # raise it when preprocessing changes, so that old caches are not read
+_VERSION = 3  # raise it when preprocessing changes, so that old caches are not read
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Volume:
 
     Attributes:
         image: float32 in [-1, 1], shape ``(C, I, J, K)``.
-        mask: Indices into ``Labels.values``, uint8, shape ``(I, J, K)``; None where there is no annotation.
+        mask: Indices into ``Labels.values``, int16, shape ``(I, J, K)``; None where there is no annotation.
         limits: Per channel, the scanner units that map to -1 and 1.
         zoom: 1, or how far the frame zoomed out to hold the lesion.
     """
@@ -169,8 +169,16 @@ def check_labels(voxels: np.ndarray, labels: Labels, name: str) -> None:
 
 
 def to_index(values: np.ndarray, labels: Labels) -> np.ndarray:
-    """Label values to indices into ``labels.values``, uint8."""
-    return np.searchsorted(labels.values, values).astype(np.uint8)
+    """Label values to indices into ``labels.values``, int16: a parcellation has more labels than a byte counts.
+
+    Raises:
+        DataError: A value is no label of ``labels``.
+    """
+    known = np.asarray(labels.values)
+    index = np.searchsorted(known, values).clip(max=len(known) - 1).astype(np.int16)
+    if not np.array_equal(known[index], values):
+        check_labels(values, labels, "the label map")
+    return index
 
 
 def one_hot(index: Tensor, labels: int) -> Tensor:

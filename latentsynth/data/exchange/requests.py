@@ -42,7 +42,7 @@ class Placed:
     """A mask brought to a model's grid.
 
     Attributes:
-        index: Label indices on the grid, uint8, ``(I, J, K)``.
+        index: Label indices on the grid, int16, ``(I, J, K)``.
         values: Label values on the mask's own grid, int16.
         affine: The mask's own affine.
         frame: The grid's frame in world coordinates.
@@ -107,7 +107,7 @@ def place(request: Request, domain: Domain, fit: Fit | None = None) -> Placed:
         shape, spacing = domain.grid.shape, np.array(domain.grid.spacing_mm)
         affine = np.diag([*spacing, 1.0])
         affine[:3, 3] = -spacing * (np.array(shape) - 1) / 2
-        return Placed(np.zeros(shape, np.uint8), np.zeros(shape, np.int16), affine, Frame(affine, shape), 1.0)
+        return Placed(np.zeros(shape, np.int16), np.zeros(shape, np.int16), affine, Frame(affine, shape), 1.0)
     values, affine = read_mask(request.mask, domain.labels)
     return place_array(values, affine, domain, str(request.mask), fit)
 

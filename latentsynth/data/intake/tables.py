@@ -99,13 +99,20 @@ def _jsonl_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
         except json.JSONDecodeError as error:
             raise DataError(f"{path} line {line} is not JSON ({error}): correct it") from None
         row = {_key(key): entry for key, entry in row.items()} if isinstance(row, dict) else {}
-        images = row.get("images")
+        # The columns of a CSV are keys here too; besides, "images" or "image" may hold the list or the names at once.
+        columns = {_channel(key): key for key in row if _channel(key) and isinstance(row[key], str)}
+        listed = [key for key in ("images", "image") if key in row and key not in columns.values()]
+        if len(listed) + bool(columns) > 1:
+            raise DataError(f"{path} line {line} names images by {[*columns.values(), *listed]}: keep one way")
+        images = row.pop(listed[0]) if listed else {name: row.pop(key) for name, key in columns.items()} or None
         if isinstance(images, str | list):
             listed = [images] if isinstance(images, str) else images
             images = {f"image_{number}": image for number, image in enumerate(listed)}
         texts = [*images.values(), row.get("mask") or ""] if isinstance(images, dict) else [None]
         if not all(isinstance(entry, str) for entry in texts):
-            raise DataError(f'{path} line {line}: expected {{"images": [PATHS] or {{NAME: PATH}}, "mask": PATH, ...}}')
+            raise DataError(
+                f'{path} line {line}: expected {{"image": PATH, PATHS or {{NAME: PATH}}, "mask": PATH, ...}}'
+            )
         ids = {key: "" if row.get(key) is None else str(row[key]) for key in ("case", "patient")}
         rows.append((line, {**row, **ids, "images": images}))
     return rows
