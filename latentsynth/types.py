@@ -18,6 +18,7 @@ Units stand in names: ``spacing_mm``, ``images_seen``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:  # this module is imported by the configuration, which must no
 Crop = Literal["whole", "lesion"]
 Fit = Literal["error", "scale"]
 Split = Literal["train", "val", "test"]
+
+MAX_VOXELS = 1024**3  # of a scan or a grid: 4 GiB as float32, and work needs several copies
 
 _STRICT = {"extra": "forbid"}  # read by pydantic when the class appears in a configuration
 
@@ -118,6 +121,11 @@ class Grid:
         object.__setattr__(self, "windows", tuple(self.windows))
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ConfigError(f"grid shape {self.shape} must be three positive voxel counts")
+        if math.prod(self.shape) > MAX_VOXELS:
+            raise ConfigError(
+                f"grid shape {self.shape} holds {math.prod(self.shape):,} voxels, more than the limit, {MAX_VOXELS:,}: give "
+                "fewer voxels, or coarser ones"
+            )
         if len(self.spacing_mm) != 3 or not all(0 < s < float("inf") for s in self.spacing_mm):
             raise ConfigError(f"grid spacing_mm {self.spacing_mm} must be three positive lengths in mm")
         if len(self.windows) > 4:

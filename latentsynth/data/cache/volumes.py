@@ -18,6 +18,7 @@ from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti, windows
 from latentsynth.data.frames import Frame, lay, resample, resample_labels
 from latentsynth.data.identity import check_files, files_of, identity
+from latentsynth.data.intake.checks import SPACING_MM, disagreement, spacing
 from latentsynth.errors import DataError
 from latentsynth.files import atomic_path, read_json, write_json
 from latentsynth.provenance import fingerprint
@@ -118,14 +119,41 @@ def window_channels(
         The image, float32, ``(C, *frame.shape)``, and per channel the scanner units that map to -1 and 1.
 
     Raises:
-        DataError: A channel is constant.
+        DataError: A channel is constant, or lies on another grid than the first.
     """
+    check_grids(native, names)
     limits = channel_limits(native, between, names, known)
     channels = [
         windows.normalise(resample(voxels, affine, frame, fill=ends[0]), ends)
         for (voxels, affine), ends in zip(native, limits, strict=True)
     ]
     return np.stack(channels) if channels else np.zeros((0, *frame.shape), np.float32), limits
+
+
+def check_grids(native: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[Path]) -> None:
+    """Refuses the channels of a scan unless they lie on one voxel grid, whose spacing can be that of a scan.
+
+    Args:
+        native: Voxels and affine per channel, as read.
+        names: What to call the channels in an error.
+
+    Raises:
+        DataError: With the file, and how far it is from the first.
+    """
+    low, high = SPACING_MM
+    for (voxels, affine), name in zip(native, names, strict=True):
+        edges = spacing(affine)
+        if not all(low <= edge <= high for edge in edges):
+            found = " x ".join(f"{edge:.3g}" for edge in edges)
+            raise DataError(
+                f"{name} has voxels of {found} mm, expected {low} to {high} mm per axis: correct the header"
+            )
+        apart = disagreement(native[0][0].shape, native[0][1], voxels.shape, affine)
+        if apart:
+            raise DataError(
+                f"{name} does not lie on the grid of {names[0].name} ({apart}): resample it onto that image, or restore its "
+                "header"
+            )
 
 
 def channel_limits(

@@ -67,7 +67,7 @@ def requests(source: Path, split: Split | None = None) -> list[Request]:
         DataError: Nothing there, or names that collide.
     """
     if source.is_dir():
-        files = sorted(p for p in source.iterdir() if p.name.endswith(nifti.SUFFIXES))
+        files = nifti.files(source)
         if not files:
             raise DataError(f"{source} holds no NIfTI file (*.nii, *.nii.gz): give a folder of masks")
         found = [Request(nifti.stem(path), path) for path in files]
