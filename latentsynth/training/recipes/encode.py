@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -153,7 +152,7 @@ def _settings(autoencoder: Path, data: LatentDataConfig) -> tuple[Path, AugmentC
     """Manifest, augmentation, cache root and seed: as the autoencoder was trained, unless given."""
     file = Path(autoencoder) / "config.yaml"
     if file.is_file():
-        trained = build(AutoencoderRun, yaml.safe_load(file.read_text()), str(file))
+        trained = build(AutoencoderRun, read_yaml(file), str(file))
         return (
             data.manifest or trained.data.manifest,
             data.augment or trained.data.augment,
