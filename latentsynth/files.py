@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from latentsynth.documents import read_json
 from latentsynth.errors import DataError
+
+__all__ = [
+    "PARTIAL", "atomic_folder", "atomic_path", "clear_partial", "make_folder", "read_json", "write_json", "write_text",
+]  # fmt: skip
 
 _RETIRED = ".retired"
 PARTIAL = ".partial-"  # prefix of everything unfinished, so that a later run can recognise and clear it
+_FORGOTTEN_S = 24 * 3600.0  # nobody writes one file for so long
+_looked: set[Path] = set()  # folders that this process has searched for what killed processes left
 
 
 @contextmanager
@@ -54,7 +63,7 @@ def atomic_folder(path: Path | str, own: Callable[[Path], bool]) -> Iterator[Pat
     with _beside(path) as temporary:
         yield temporary
         if older:  # os.replace refuses a folder that is not empty
-            os.replace(path, temporary.with_name(f"{path.name}{_RETIRED}"))
+            _move(path, temporary.with_name(f"{path.name}{_RETIRED}"))
         _replace(temporary, path)
 
 
@@ -62,6 +71,9 @@ def atomic_folder(path: Path | str, own: Callable[[Path], bool]) -> Iterator[Pat
 def _beside(path: Path) -> Iterator[Path]:
     """A name in a temporary folder beside ``path``."""
     make_folder(path.parent)
+    if path.parent not in _looked:
+        clear_partial(path.parent, _FORGOTTEN_S)
+        _looked.add(path.parent)
     handle = tempfile.mkdtemp(prefix=PARTIAL, dir=path.parent)
     try:
         yield Path(handle) / path.name
@@ -72,7 +84,32 @@ def _beside(path: Path) -> Iterator[Path]:
 def _replace(temporary: Path, path: Path) -> None:
     if path.is_dir() and not temporary.is_dir():
         raise DataError(f"{path} is a folder, and a file is to bear that name: move it away, or give another name")
-    os.replace(temporary, path)
+    _move(temporary, path)
+
+
+def _move(source: Path, target: Path) -> None:
+    """Renames; copies beside the target first where the file system renames only inside a folder.
+
+    That is so over the lower layer of an overlay (a container's image), and between quota projects.
+    """
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        handle = Path(tempfile.mkdtemp(prefix=PARTIAL, dir=target.parent))
+        handle.rmdir()  # only its name is needed: a free one in the same folder
+        try:
+            shutil.copytree(source, handle) if source.is_dir() else shutil.copy2(source, handle)
+            os.replace(handle, target)
+        except BaseException:
+            _remove(handle)
+            raise
+        _remove(source)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path | str) -> Path:
@@ -91,17 +128,31 @@ def make_folder(path: Path | str) -> Path:
     return path
 
 
-def clear_partial(folder: Path) -> None:
+def clear_partial(folder: Path, older_s: float = 0.0) -> None:
     """Removes what a killed process left unfinished directly inside ``folder``.
 
     Killed between the two renames that replace a folder, it left the old one retired: that goes back to its place.
+
+    Args:
+        folder: Where to look.
+        older_s: Only what nobody has touched for so many seconds; 0, everything, is for a folder that nobody else
+            writes into (:func:`latentsynth.outputs.claim`).
     """
     for leftover in folder.glob(f"{PARTIAL}*"):
+        if older_s and _age_s(leftover) < older_s:
+            continue
         for retired in leftover.glob(f"*{_RETIRED}"):
             home = folder / retired.name.removesuffix(_RETIRED)
             if not home.exists():
-                os.replace(retired, home)
-        shutil.rmtree(leftover, ignore_errors=True)
+                _move(retired, home)
+        _remove(leftover)
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:  # gone meanwhile
+        return 0.0
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -113,17 +164,3 @@ def write_text(path: Path | str, text: str) -> None:
 def write_json(path: Path | str, value: Any) -> None:
     """Writes JSON atomically, sorted and indented so that two versions can be compared line by line."""
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
-
-
-def read_json(path: Path | str) -> Any:
-    """Reads JSON.
-
-    Raises:
-        DataError: The file is missing, unreadable or not JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist: check the path") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is not readable JSON ({error}): restore the file or make it again") from error

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from latentsynth.documents import read_fields
 from latentsynth.errors import DataError
-from latentsynth.files import PARTIAL, make_folder, read_json, write_json, write_text
+from latentsynth.files import PARTIAL, make_folder, write_json, write_text
 from latentsynth.invocation import this_command
 
 RECORD = "output.json"
@@ -58,7 +59,7 @@ class Record:
         file = folder / RECORD
         if not file.is_file():
             return None
-        value = read_json(file)
+        value = read_fields(file, format=str, kind=str, recipe=dict, command=str, notes=dict, finished=bool, files=dict)
         try:
             if value.pop("format") != FORMAT:
                 raise KeyError("format")
@@ -208,13 +209,13 @@ def _mark_of(path: Path) -> tuple[str, bool] | None:
     if path.suffix not in (*_COMMENTS, ".json"):
         return None
     try:
-        text = path.read_text(encoding="utf-8")
         if path.suffix == ".json":
-            value = json.loads(text)
-            named = str(value["format"])
+            value = read_fields(path, format=str)
+            named = value["format"]
             known = named.startswith("latentsynth-")
             return (str(value.get("kind") or named.removeprefix("latentsynth-").split("/")[0]), True) if known else None
-    except (OSError, UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError):
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
         return None
     body, _, last = text.rstrip("\n").rpartition("\n")
     mark = _MARK.search(last)

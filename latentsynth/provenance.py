@@ -144,7 +144,12 @@ class Ledger:
             CheckpointError: The file is not a ledger.
         """
         value = read_json(path)
-        if not isinstance(value, dict) or set(value) != {"patients", "voxels"}:
+        lists = [value.get(key) for key in ("patients", "voxels")] if isinstance(value, dict) else []
+        if (
+            not lists
+            or len(value) != 2
+            or not all(isinstance(one, list) and all(isinstance(e, str) for e in one) for one in lists)
+        ):
             raise CheckpointError(f"{path} is not a patient ledger: restore the checkpoint it belongs to")
         return cls(frozenset(value["patients"]), frozenset(value["voxels"]))
 

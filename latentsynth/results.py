@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentsynth import outputs
+from latentsynth.documents import cell as csv_cell
 from latentsynth.errors import DataError
 from latentsynth.files import atomic_path, make_folder, read_json, write_json
 from latentsynth.invocation import this_command
@@ -124,7 +125,7 @@ class Result:
             return cls(
                 value["kind"], value["title"], value["facts"], tables, pictures, tuple(value["notes"]), value["command"]
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is a damaged result ({error!r}): make it again") from error
 
     def show(self, console: Console) -> None:
@@ -182,7 +183,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]])
         writer = csv.writer(stream)
         writer.writerow(columns)
         for row in rows:
-            writer.writerow([_plain(value) for value in row])
+            writer.writerow([csv_cell(_plain(value)) for value in row])
 
 
 def _plain(value: Any) -> Any:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from latentsynth.errors import ConfigError
+from latentsynth import documents
+from latentsynth.errors import ConfigError, DataError
 
 
 class Strict(BaseModel):
@@ -30,14 +32,7 @@ def default_kind(values: Any, section: str, kind: str) -> Any:
     return {**values, section: {"kind": kind, **found}} if isinstance(found, dict) else values
 
 
-def _not_a_switch(value: Any) -> Any:
-    """YAML's true and false would pass for 1 and 0."""
-    if isinstance(value, bool):
-        raise ValueError("expected a number, not true or false")
-    return value
-
-
-Positive = Annotated[int, BeforeValidator(_not_a_switch), Field(ge=1)]
+Positive = Annotated[int, Field(ge=1)]
 
 ConfigT = TypeVar("ConfigT", bound=Strict)
 
@@ -60,15 +55,15 @@ def read_yaml(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]
     """The keys and values of a YAML file, with overrides as :func:`load` takes them, not yet validated.
 
     Raises:
-        ConfigError: The file is missing, is not YAML, or holds something else.
+        ConfigError: The file is missing, is not YAML (:func:`latentsynth.documents.read_yaml`), or holds something else.
     """
     path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"config {path} does not exist: check the path, or start from a file in configs/")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"config {path} does not exist: check the path, or start from a file in configs/") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config {path} is not readable YAML: {' '.join(str(error).split())}") from None
+        values = documents.read_yaml(path)
+    except DataError as error:
+        raise ConfigError(f"config {error}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"config {path} holds {type(values).__name__}, expected keys and values")
     for override in overrides:
@@ -83,10 +78,30 @@ def build(kind: type[ConfigT], values: dict[str, Any], origin: str = "config") -
         ConfigError: One line per wrong key, each with its name, what was found and what is possible.
     """
     try:
-        return kind.model_validate(values)
+        made = kind.model_validate(values)
     except ValidationError as error:
         lines = [_explain(kind, problem) for problem in error.errors()]
         raise ConfigError(f"{origin}: " + "; ".join(lines)) from None
+    lines = [f"{key}: {problem}" for key, problem in _mistaken(values, made.model_dump())]
+    if lines:
+        raise ConfigError(f"{origin}: " + "; ".join(lines))
+    return made
+
+
+def _mistaken(given: Any, made: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """What validation lets pass: true for a number, which Python takes for 1, and numbers that are none."""
+    if isinstance(made, dict):
+        for name, value in made.items():
+            inner = given.get(name) if isinstance(given, Mapping) else None
+            yield from _mistaken(inner, value, f"{key}.{name}" if key else str(name))
+    elif isinstance(made, list | tuple):
+        for n, value in enumerate(made):
+            inner = given[n] if isinstance(given, list | tuple) and len(given) == len(made) else None
+            yield from _mistaken(inner, value, f"{key}.{n}")
+    elif isinstance(given, bool) and isinstance(made, int | float) and not isinstance(made, bool):
+        yield key, f"expected a number, not true or false (found {given})"
+    elif isinstance(made, float) and not math.isfinite(made):
+        yield key, f"expected a finite number (found {made})"
 
 
 def changed(kind: type[ConfigT], values: dict[str, Any], overrides: Sequence[str], origin: str = "settings") -> ConfigT:
@@ -124,9 +139,9 @@ def _override(values: dict[str, Any], override: str) -> None:
         if not isinstance(values, dict):
             raise ConfigError(f"override {override!r}: {parent} is a value, not a section")
     try:
-        values[last] = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value") from None
+        values[last] = documents.parse_yaml(text)
+    except ValueError as error:
+        raise ConfigError(f"override {override!r}: {text!r} is not a YAML value ({error})") from None
 
 
 def _explain(kind: type[BaseModel], problem: Any) -> str:

@@ -17,6 +17,8 @@ from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, Strict, bui
 from latentsynth.errors import ConfigError
 from latentsynth.strict import members
 
+VQ = Path(__file__).parents[1] / "configs" / "reference" / "hippocampus_vq.yaml"
+
 GRID = {"shape": [16, 32, 16], "spacing_mm": [1.5, 1.0, 3.0], "windows": [{"kind": "fixed", "low": -160, "high": 240}]}
 MASK_GRID = {"shape": [16, 32, 16], "spacing_mm": [1.5, 1.0, 3.0]}
 AUTOENCODER: dict[str, Any] = {"run": "runs/a", "data": {"manifest": "m.json", "grid": GRID}}
@@ -385,7 +387,7 @@ def test_wrong_overrides_are_named(tmp_path: Path, override: str, message: str) 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"run: [1, 2", r"c\.yaml is not readable YAML: .*line 1"),
+        (b"run: [1, 2", r"c\.yaml is not readable YAML \(.*line 1"),
         (b"- run\n- data\n", r"c\.yaml holds list"),
         (b"", r"c\.yaml holds NoneType"),
         (b"\xff\xfe\x00", r"c\.yaml is not readable YAML"),
@@ -441,3 +443,30 @@ def test_help_and_check_wait_for_nothing_heavy(tmp_path: Path) -> None:
     assert len(lines) > 12
     assert any(line.startswith("evaluate reconstruction --help") for line in lines)
     assert [line for line in lines[1:] if not line.endswith("True False")] == []
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.lr=true", r"train\.lr: expected a number, not true or false"),
+        ("train.betas=[true, 0.9]", r"train\.betas\.0: expected a number, not true or false"),
+        ("train.images=true", r"train\.images: expected a number, not true or false"),
+        ("data.grid.windows=[{kind: fixed, low: -.inf, high: 240}]", r"windows\.0.*finite"),
+        ("data.grid.windows=[{kind: fixed, low: -160, high: .inf}]", r"windows\.0.*finite"),
+        ("data.grid.spacing_mm=[1, 1, .inf]", r"spacing_mm"),
+        ("train.lr=.inf", r"train\.lr: .*finite"),
+        ("train.lr=2024-13-45", r"train\.lr: .*number"),
+        ("seed=-1", r"seed: .*greater than or equal to 0"),
+        ("seed=18446744073709551616", r"seed: .*less than 9223372036854775808"),
+        ("train={lr: 1, lr: 2}", "key 'lr' stands twice"),
+        ("seed=!!timestamp 2024-13-45", "not a YAML value"),
+    ],
+)
+def test_values_that_python_would_take_for_others_are_refused_by_name(override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        load(AutoencoderRun, VQ, [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_date_is_a_name_like_any_other() -> None:
+    assert load(AutoencoderRun, VQ, ["run=2024-01-02"]).run == Path("2024-01-02")

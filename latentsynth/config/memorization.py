@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from latentsynth.config.extractor import COPY_DETECTOR, ExtractorRun
+from latentsynth.config.numbers import Seed
 from latentsynth.config.study import PLACED, Share, StudyConfig, merged, once, refuse
 from latentsynth.strict import Positive, Strict, build
 
@@ -18,7 +19,7 @@ class OvertrainedConfig(Strict):
 
     model: str = Field(description="name of one of the models")
     size: Positive = Field(10, description="training patients")
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     factor: Annotated[float, Field(gt=1)] = Field(6.0, description="times the compute of the other cells")
     changes: dict[str, Any] = Field({}, description="settings of the model that differ, for example its augmentation")
 

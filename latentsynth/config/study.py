@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from latentsynth.config.autoencoder import AutoencoderRun
 from latentsynth.config.gan import GanRun
 from latentsynth.config.ldm import LdmRun
+from latentsynth.config.numbers import Seed
 from latentsynth.config.training import Run
 from latentsynth.strict import Positive, Strict, build, chosen
 from latentsynth.types import Framing, Grid
@@ -47,13 +48,13 @@ class StudyConfig(Strict):
     grid: Grid
     framing: Framing = Framing()
     cache: Path = Path("runs/cache")
-    seed: int = Field(0, ge=0, description="draws the roles of the patients")
+    seed: Seed = Field(0, description="draws the roles of the patients")
     scale: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="below 1 shortens every training by this factor, to try a study before it is run in full"
     )
     roles: RolesConfig = RolesConfig()
     sizes: Annotated[tuple[Positive | Literal["all"], ...], Field(min_length=1)] = (10, 40, "all")
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = Field(
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = Field(
         (0, 1), description="each draws nested subsets and trains anew"
     )
     augment: dict[str, Any] = Field({}, description="augmentation of every model's training, as in data.augment")

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from latentsynth.config.numbers import Fraction, NotNegative
+from latentsynth.config.numbers import Fraction, NotNegative, Seed
 from latentsynth.strict import Positive, Strict
 
 
@@ -41,6 +41,6 @@ class Run(Strict):
     may_change: ClassVar[tuple[str, ...]] = ("train", "sampling")  # between a run and its continuation
 
     run: Path = Field(description="run folder; the same command again resumes it")
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     train: TrainConfig = TrainConfig()
     init_from: Path | None = Field(None, description="checkpoint whose weights training starts from")

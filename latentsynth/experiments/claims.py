@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import socket
@@ -14,6 +13,8 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
+from latentsynth.documents import read_fields
+from latentsynth.errors import DataError
 from latentsynth.files import make_folder, write_json
 
 
@@ -78,7 +79,7 @@ def holder(path: Path, stale_seconds: float) -> str | None:
         age = time.time() - path.stat().st_mtime
     except FileNotFoundError:
         return None
-    if age > stale_seconds or (found["host"] == socket.gethostname() and not _alive(found)):
+    if abs(age) > stale_seconds or (found["host"] == socket.gethostname() and not _alive(found)):
         return None
     return f"{found['host']}, process {found['pid']}"
 
@@ -87,13 +88,12 @@ def _alive(found: dict[str, Any]) -> bool:
     """Whether the claiming process of this host runs; another may have been given its number since."""
     try:
         return abs(psutil.Process(found["pid"]).create_time() - found["started"]) < 1
-    except psutil.Error:
+    except (psutil.Error, OverflowError, ValueError):
         return False
 
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return read_fields(path, host=str, pid=int, token=str, started=float)
+    except DataError:
         return None
-    return value if isinstance(value, dict) and {"host", "pid", "token", "started"} <= set(value) else None

@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from latentsynth.documents import read_fields
 from latentsynth.errors import ConfigError, LatentsynthError, TrainingError
 from latentsynth.experiments.claims import Claim, holder
-from latentsynth.files import read_json, write_json
+from latentsynth.files import write_json
 from latentsynth.provenance import fingerprint
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -63,7 +64,7 @@ class CellGrid:
         self.folder, self.cells, self.stale_seconds = folder, tuple(cells), stale_minutes * 60
         for cell in cells:
             file = self.path(cell) / "cell.json"
-            if file.is_file() and read_json(file)["fingerprint"] != self.fingerprint(cell):
+            if file.is_file() and read_fields(file, fingerprint=str)["fingerprint"] != self.fingerprint(cell):
                 raise TrainingError(
                     f"{self.path(cell)} was made with other settings, or needs a cell that was: give another folder, or "
                     "remove it to make it anew"
@@ -86,11 +87,11 @@ class CellGrid:
         """In words: done, running, failed or waiting."""
         folder = self.path(cell)
         if self.done(cell):
-            return f"done in {read_json(folder / 'done.json')['seconds'] / 60:.1f} min"
+            return f"done in {read_fields(folder / 'done.json', seconds=float)['seconds'] / 60:.1f} min"
         if who := holder(folder / "claim.json", self.stale_seconds):
             return f"running on {who}"
         if (folder / "failed.json").is_file():
-            return f"failed: {read_json(folder / 'failed.json')['error']}"
+            return f"failed: {read_fields(folder / 'failed.json', error=str)['error']}"
         return "waiting"
 
     def run(self, accelerator: Accelerator, poll_seconds: float = 5.0) -> None:
@@ -142,7 +143,7 @@ class CellGrid:
         true = estimated = 0.0
         for cell in self.cells:
             if self.done(cell) and cell.hours:
-                true += read_json(self.path(cell) / "done.json")["seconds"] / 3600
+                true += read_fields(self.path(cell) / "done.json", seconds=float)["seconds"] / 3600
                 estimated += cell.hours
         scale = true / estimated if true and estimated else 1.0
         return scale * sum(cell.hours for cell in self.cells if not self.done(cell))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from latentsynth.documents import finite_number, read_csv
 from latentsynth.errors import DataError
 from latentsynth.experiments.utility.summary import KIND as STUDY
 from latentsynth.metrics.significance import FEWEST_DATASETS, rank_models
@@ -87,11 +87,12 @@ def _means(file: Path, size: str) -> dict[str, float]:
     """Mean Dice of each segmenter and arm at one size."""
     values: dict[str, list[float]] = defaultdict(list)
     segmenters = set()
-    with file.open(newline="", encoding="utf-8") as stream:
-        rows = [row for row in csv.DictReader(stream) if row["size"] == size]
+    rows = [row for row in read_csv(file, ("segmenter", "size", "arm", "dice")) if row["size"] == size]
     segmenters = {row["segmenter"] for row in rows}
     for row in rows:
-        values[row["arm"] if len(segmenters) == 1 else f"{row['segmenter']}, {row['arm']}"].append(float(row["dice"]))
+        values[row["arm"] if len(segmenters) == 1 else f"{row['segmenter']}, {row['arm']}"].append(
+            finite_number(row, "dice", file)
+        )
     if not values:
         raise DataError(f"{file} has nothing at size {size}: choose a size that all studies have, with --size")
     return {model: float(np.mean(dice)) for model, dice in values.items()}

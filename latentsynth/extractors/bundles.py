@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
-from latentsynth.errors import CheckpointError
-from latentsynth.files import read_json
+from latentsynth.documents import read_json, read_yaml
+from latentsynth.errors import CheckpointError, DataError
 
 _CONFIGS = ("inference.json", "inference.yaml", "train.json", "train.yaml")
 _HOMES = ("monai.networks.", "torch.nn.")
@@ -91,8 +90,8 @@ def build_network(folder: Path) -> nn.Module:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        config = read_json(file) if file.suffix == ".json" else yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        config = read_json(file) if file.suffix == ".json" else read_yaml(file)
+    except DataError as error:
         raise CheckpointError(f"{file} is not readable ({_line(error)}): restore the bundle") from error
     if not isinstance(config, dict):
         raise CheckpointError(f"{file} holds {type(config).__name__}, expected keys and values: restore the bundle")

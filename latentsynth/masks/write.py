@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from latentsynth.data.exchange.samples import case_files, describe
 from latentsynth.data.frames import lay, resample
 from latentsynth.data.identity import volume_hash
 from latentsynth.data.manifest import Manifest
+from latentsynth.documents import finite_number, read_csv, read_fields
 from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
-from latentsynth.files import clear_partial, read_json, write_json
+from latentsynth.files import clear_partial, write_json
 from latentsynth.masks.base import MaskMaker, Rejected, Wanted
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.progress import bar
@@ -61,7 +61,10 @@ def make_masks(
     wanted = wanted or Wanted()
     _claim(out, maker, wanted, seed)
     rejected = _read_rejected(out)
-    done = {int(read_json(file)["seed"]) for file in (out / "sidecars").glob("*.json")}
+    for file in sorted((out / "sidecars").glob("*.json")):  # a mask that was deleted is made again
+        if not _mask_of(file).is_file():
+            file.unlink()
+    done = {read_fields(file, seed=int)["seed"] for file in (out / "sidecars").glob("*.json")}
     tried = {*done, *rejected}
     following = max(tried, default=seed - 1) + 1
     pending = [s for s in range(seed, following) if s not in tried]
@@ -152,14 +155,18 @@ def _write(out: Path, seed: int, made: LabelMap, maker: MaskMaker) -> None:
 def _collect(out: Path, labels: Labels) -> Manifest:
     cases = []
     for file in sorted((out / "sidecars").glob("*.json")):
-        facts = read_json(file)
-        mask = out / "labelsTr" / f"{file.stem}.nii.gz"
+        facts = read_fields(file, seed=int, maker=str, parents=list, mask_hash=str)
+        mask = _mask_of(file)
         source = f"{facts['maker']}:{facts['seed']}"
         cases.append(
             Case(file.stem, f"synthetic-{file.stem}", (), mask, "train", source, tuple(facts["parents"]),
                  mask_hash=facts["mask_hash"])
         )  # fmt: skip
     return Manifest(out.name, (), labels, tuple(cases))
+
+
+def _mask_of(sidecar: Path) -> Path:
+    return sidecar.parent.parent / "labelsTr" / f"{sidecar.stem}.nii.gz"
 
 
 def _parents(manifest: Manifest) -> Ledger:
@@ -173,8 +180,7 @@ def _read_rejected(out: Path) -> dict[int, str]:
     file = out / "rejected.csv"
     if not file.is_file():
         return {}
-    with file.open(newline="", encoding="utf-8") as stream:
-        return {int(row["seed"]): row["reason"] for row in csv.DictReader(stream)}
+    return {int(finite_number(row, "seed", file)): row["reason"] for row in read_csv(file, ("seed", "reason"))}
 
 
 def _hopeless(wanted: Wanted, done: int, rejected: dict[int, str]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.data.intake.splits import split_patients
 from latentsynth.data.manifest import Manifest
+from latentsynth.documents import finite_number, read_csv
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, check_names, rng
 from latentsynth.evaluation.features import comparison_space, contrastive_extractor, train_contrastive, volumes
@@ -142,11 +142,7 @@ def _membership(path: Path, groups: PatientGroups) -> Membership:
     """
     inside = {case.case_id: case.patient_id for case in groups.train.cases}
     outside = {case.case_id: case.patient_id for c in (groups.calibration, groups.control) for case in c.cases}
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = [(row["case"], float(row["loss"])) for row in csv.DictReader(stream)]
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path} is no table of losses ({error!r}): give a CSV with columns case,loss") from error
+    rows = [(row["case"], finite_number(row, "loss", path)) for row in read_csv(path, ("case", "loss"))]
     strangers = [name for name, _ in rows if name not in inside and name not in outside]
     if strangers:
         raise DataError(f"{path}: case {strangers[0]} is neither a training nor a held-out case: leave it out")

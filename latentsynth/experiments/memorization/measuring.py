@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from accelerate import Accelerator
 
 from latentsynth.config import LdmRun, MemorizationStudy, build
@@ -25,6 +24,7 @@ from latentsynth.extractors.networks import RandomNetwork
 from latentsynth.files import read_json, write_json
 from latentsynth.metrics.diversity import mean_similarity, random_pairs
 from latentsynth.metrics.membership import membership
+from latentsynth.strict import read_yaml
 from latentsynth.training.recipes.membership import denoising_losses
 
 _PAIRS = 40  # pairs of volumes whose similarity is averaged
@@ -116,7 +116,7 @@ def _membership(
 ) -> dict[str, Any] | None:
     """Membership inference from denoising losses, for models that have such a loss."""
     file = stage.parent / "run" / "config.yaml"
-    values = yaml.safe_load(file.read_text())
+    values = read_yaml(file)
     if "generator" in values:
         return None
     run = build(LdmRun, values, str(file))

@@ -11,13 +11,14 @@ from typing import Any
 from latentsynth.checkpoint import is_checkpoint
 from latentsynth.config import GanRun, LdmRun, MemorizationStudy
 from latentsynth.data.exchange.requests import requests
+from latentsynth.documents import read_fields
 from latentsynth.experiments.grid import Cell
 from latentsynth.experiments.memorization.arms import Arm
 from latentsynth.experiments.memorization.measuring import measure_stage
 from latentsynth.experiments.memorization.summary import summarise
 from latentsynth.experiments.runs import RunPlace, detector_run, generator_run
 from latentsynth.experiments.study import FITTING_HOURS, Study, plain, train_generator
-from latentsynth.files import atomic_folder, read_json, write_json
+from latentsynth.files import atomic_folder, write_json
 from latentsynth.metrics.conformal import smallest_rank
 from latentsynth.results import Result
 from latentsynth.synthesis import synthesize
@@ -115,7 +116,8 @@ class Memorization(Study):
 
     def _train(self, arm: Arm, folder: Path) -> None:
         """Trains in stages; keeps the checkpoint of each and paints the masks of the held-out patients with it."""
-        pilot = read_json(self.folder / "cells" / f"pilot-{arm.model}" / "pilot.json")
+        file = self.folder / "cells" / f"pilot-{arm.model}" / "pilot.json"
+        pilot = read_fields(file, images_per_cpu_second=float)
         whole = pilot["images_per_cpu_second"] * self.config.minutes * self.config.scale * 60
         masks = requests(self.roles.heldout_manifest(), "test")
         for stage in self._stages(arm):

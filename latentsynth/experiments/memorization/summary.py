@@ -53,7 +53,7 @@ def _rows(folder: Path, arm: Arm) -> list[dict[str, Any]]:
     for file in sorted(
         (folder / "cells" / f"measure-{arm.name}").glob("*/measures.json"), key=lambda f: float(f.parent.name)
     ):
-        found = read_json(file)
+        found = read_json(file, finite=False)  # a rate of nothing is NaN
         auc = found["membership"]["auc"][0] if found["membership"] else None
         for one in found["spaces"].values():
             if "kind" not in one:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 
 from latentsynth.config import UtilityStudy
 from latentsynth.data.manifest import Manifest
+from latentsynth.documents import read_csv
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, rng
 from latentsynth.evaluation.features import volumes
@@ -29,6 +29,7 @@ from latentsynth.sharing.filter import read_report
 
 KIND = "utility"
 MEASURES = ("dice", "surface_dice", "hd95_mm", "lesions_found", "volume_error")
+_READ = ("patient", "label", "dice", "surface_dice", "hd95_mm", "volume_error", "lesions", "lesions_found")
 _TITLES = ("Dice", "surface Dice", "HD95 (mm)", "lesions found", "volume error, absolute")
 
 
@@ -92,8 +93,7 @@ def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> 
     gathered: dict[Place, dict[int, dict[str, dict[str, float]]]] = defaultdict(dict)
     for job in jobs:
         file = folder / "cells" / job.name / "test" / "segmenter.csv"
-        with file.open(newline="", encoding="utf-8") as stream:
-            found = _by_patient(list(csv.DictReader(stream)), lesions)
+        found = _by_patient(read_csv(file, _READ), lesions)
         whole = gathered[job.segmenter, job.size, job.arm].setdefault(job.seed, {measure: {} for measure in MEASURES})
         for measure in MEASURES:
             whole[measure] |= found[measure]

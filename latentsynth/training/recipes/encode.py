@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import yaml
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -155,7 +154,7 @@ def _settings(autoencoder: Path, data: LatentDataConfig) -> tuple[Path, AugmentC
     """Manifest, augmentation, cache root and seed: as the autoencoder was trained, unless given."""
     file = Path(autoencoder) / "config.yaml"
     if file.is_file():
-        trained = build(AutoencoderRun, yaml.safe_load(file.read_text()), str(file))
+        trained = build(AutoencoderRun, read_yaml(file), str(file))
         return (
             data.manifest or trained.data.manifest,
             data.augment or trained.data.augment,
