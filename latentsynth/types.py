@@ -20,9 +20,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from latentsynth.errors import ConfigError
 
@@ -35,7 +35,7 @@ Split = Literal["train", "val", "test"]
 
 MAX_VOXELS = 1024**3  # of a scan or a grid: 4 GiB as float32, and work needs several copies
 
-_STRICT = {"extra": "forbid"}  # read by pydantic when the class appears in a configuration
+_STRICT = {"extra": "forbid", "allow_inf_nan": False}  # read by pydantic, in configurations and checkpoints
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Window:
     ``percentile`` takes them in per cent of each image's own foreground, for scanners without units (MR).
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
 
     kind: Literal["fixed", "percentile"] = "percentile"
     low: float = 0.5
@@ -109,7 +109,7 @@ class Grid:
         windows: One intensity window per channel, so its length is the number of channels; none for masks alone.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
 
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
@@ -153,7 +153,7 @@ class Framing:
         lesion_labels: Label values that count as lesion; empty means every label but background.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
 
     crop: Crop = "whole"
     fit: Fit = "error"
@@ -239,6 +239,8 @@ class Labels:
         ConfigError: Values do not ascend from 0, or names and values do not pair up one to one.
     """
 
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
     values: tuple[int, ...]
     names: tuple[str, ...] = field(default=())
 
@@ -291,6 +293,8 @@ class Domain:
             image as the median over the training images.
     """
 
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
     grid: Grid
     framing: Framing
     labels: Labels
@@ -302,23 +306,3 @@ class Domain:
         """One-hot indices of the labels that count as lesion."""
         values = self.labels.lesions(self.framing)
         return [index for index, value in enumerate(self.labels.values) if value in values]
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Domain:
-        """Inverse of :func:`dataclasses.asdict` followed by JSON.
-
-        Raises:
-            KeyError, TypeError: A field is missing or unknown.
-        """
-        if set(value) != {field.name for field in fields(cls)}:
-            raise KeyError(f"keys {sorted(value)}")
-        grid = dict(value["grid"])
-        grid["windows"] = tuple(Window(**window) for window in grid["windows"])
-        framing = {**value["framing"], "lesion_labels": tuple(value["framing"]["lesion_labels"])}
-        return cls(
-            Grid(**grid),
-            Framing(**framing),
-            Labels(**value["labels"]),
-            tuple(value["channels"]),
-            tuple((float(low), float(high)) for low, high in value["limits"]),
-        )

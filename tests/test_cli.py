@@ -220,11 +220,12 @@ def test_damaged_checkpoints_are_refused(
 
 def _bind(folder: Path) -> None:
     """Renews the fingerprints of a checkpoint, as somebody who alters it on purpose would."""
-    from latentsynth.pretrained import part_fingerprint
+    from latentsynth.checkpoint import checksum, part_fingerprint
 
     file = folder / "config.json"
     header = json.loads(file.read_text())
     header["parts"] = {name: part_fingerprint(folder / name) for name in header["parts"]}
+    header["checksum"] = checksum(header)
     file.write_text(json.dumps(header))
 
 

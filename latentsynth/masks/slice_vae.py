@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class SliceVAEMaker(TrainedMaker):
     kind = "slice_vae"
     part_kinds = MappingProxyType({"vae": LabelVAE, "population": Population})
     sampling_kind = SliceSamplingConfig
-    facts = ("slice_axis",)
+    facts = MappingProxyType({"slice_axis": Literal[0, 1, 2]})
 
     vae: LabelVAE
     population: Population

@@ -193,6 +193,7 @@ def settings(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def fault(folder: Path) -> None:
         value = json.loads((folder / "config.json").read_text())
         change(value)
+        value["checksum"] = checkpoint.checksum(value)
         (folder / "config.json").write_text(json.dumps(value))
 
     return fault
@@ -216,7 +217,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "labels lost": (
         settings(lambda v: v["domain"]["labels"].update(values=[0, 1], names=["background", "one"])), "do not fit"),
     "weights lost": (
-        settings(lambda v: v["parts"].clear()), r"parts \[\]"),
+        settings(lambda v: v["parts"].clear()), "part network, which was not saved with it"),
 }  # fmt: skip
 
 

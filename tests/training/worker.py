@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from latentsynth.config import AutoencoderRun, GanRun, LdmRun, SegmenterRun, load
 from latentsynth.data.exchange.requests import requests
@@ -27,7 +29,7 @@ def leave_digests(folder: Path) -> None:
     """Makes every saving of state also write what this process's weights are."""
     save = RunFolder.save_state
 
-    def save_and_tell(run: RunFolder, images_seen: int) -> None:
+    def save_and_tell(run: RunFolder, images_seen: int, sections: Mapping[str, Any]) -> None:
         digests = []
         for model in run.accelerator._models:
             digest = hashlib.sha256()
@@ -37,7 +39,7 @@ def leave_digests(folder: Path) -> None:
         facts = {"world": run.accelerator.num_processes, "digests": digests}
         name = f"{run.path.name}-{images_seen}-rank{run.accelerator.process_index}.json"
         (folder / name).write_text(json.dumps(facts))
-        save(run, images_seen)
+        save(run, images_seen, sections)
 
     RunFolder.save_state = save_and_tell
 
