@@ -72,7 +72,9 @@ def copy_rate(flagged: np.ndarray, patients: Sequence[str], level: float = 0.95)
         DataError: No case, or not one patient for each.
     """
     if not len(flagged) or len(flagged) != len(patients):
-        raise DataError(f"{len(patients)} patients for {len(flagged)} cases, expected one for each and at least one case")
+        raise DataError(
+            f"{len(patients)} patients for {len(flagged)} cases, expected one for each and at least one case"
+        )
     names, index = np.unique(np.asarray(patients), return_inverse=True)
     n = len(names)
     x = float((np.bincount(index, flagged) / np.bincount(index)).sum())

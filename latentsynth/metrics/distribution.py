@@ -51,7 +51,10 @@ def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def kid(
-    real: np.ndarray, fake: np.ndarray, real_groups: Sequence[str] | None = None, fake_groups: Sequence[str] | None = None
+    real: np.ndarray,
+    fake: np.ndarray,
+    real_groups: Sequence[str] | None = None,
+    fake_groups: Sequence[str] | None = None,
 ) -> float:
     """Kernel distance: unbiased squared maximum mean discrepancy (Binkowski et al. 2018, eq. 4). May be below zero.
 

@@ -21,7 +21,15 @@ from latentsynth.evaluation.memorization.reference import (
     one_per_patient,
 )
 from latentsynth.evaluation.memorization.spaces import FeatureSpace, mask_space
-from latentsynth.metrics.copying import authentic, data_copying, nearest_ratio, published, published_null, reproduced
+from latentsynth.metrics.copying import (
+    authentic,
+    copy_rate,
+    data_copying,
+    nearest_ratio,
+    published,
+    published_null,
+    reproduced,
+)
 from latentsynth.metrics.distribution import prdc
 from latentsynth.results import Estimate
 
