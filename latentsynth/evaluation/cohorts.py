@@ -79,7 +79,7 @@ class Cohort:
         return [root(names[0]) for names in people]
 
     def mean(self, values: Sequence[float]) -> Estimate:
-        """Mean of one value per case, with its bootstrap interval over patients."""
+        """Mean over patients of one value per case, with its 95 % interval over patients."""
         return Estimate(*mean_interval(values, self.patients, rng()))
 
     @property

@@ -69,7 +69,7 @@ def distances(cohorts: Sequence[Cohort], measures: Measures, located: str) -> tu
         "shape and place of lesions, against real ones",
         ("measure", "masks", "n", "median", f"median of {real.name}", "Wasserstein distance", f"floor: halves of {real.name}", "verdict"),
         tuple(rows),
-        "Wasserstein-1 distance in units of the measure, with its 95 % bootstrap interval over patients on both sides; floor: "
+        "Wasserstein-1 distance in units of the measure, with its 95 % interval over patients on both sides; floor: "
         "mean and central 95 % between random halves of the real patients, each at most as many as the set has. "
         f"{_DIFFERS}: the whole interval lies above the floor's. Resampling pushes distances up, so that a small one may lie "
         f"below its own interval. {located}",
@@ -107,7 +107,7 @@ def copies(searches: Mapping[str, Measured], level: float) -> Table:
         ("masks", "n", "Dice with the nearest, median", "highest", "flagged", "expected", "verdict"),
         tuple(rows),
         f"flagged: overlaps a training mask more than all but {level:.1%} of the {len(set(searches[real].features.patients))} real "
-        "patients do; the share has a bootstrap interval, expected is its 95 % beta-binomial interval where nothing was copied",
+        "patients do; the share, patients weighing alike, has an exact 95 % interval over them, expected is its 95 % beta-binomial interval where nothing was copied",
     )  # fmt: skip
 
 

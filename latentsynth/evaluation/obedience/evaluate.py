@@ -181,7 +181,7 @@ def _result(
             "Dice of what the segmenter finds with the mask that was asked for",
             ("volumes", "n", "patients", "own mask", f"share of {reference.name if reference else 'real'}", "other patients' masks"),
             tuple(rows),
-            "mean over cases and labels on the segmenter's grid, 95 % bootstrap intervals over patients; the last column "
+            "mean over labels and cases, then patients or masks, on the segmenter's grid, with 95 % intervals over these; the last column "
             "is what a model that ignores its mask would get",
         )
     ]  # fmt: skip

@@ -95,7 +95,7 @@ def _result(
             ("label", "cases", "Dice", "median Dice", f"surface Dice ({tolerance:.3g} mm)", "HD95 (mm)", "volume error",
              "lesions found", "false positives per case"),
             tuple(_summary(name, of) for name, of in by_label.items()),
-            "mean over cases with its 95 % bootstrap interval over patients; volume error: found minus annotated, as a share",
+            "mean over patients with its 95 % interval; volume error: found minus annotated, as a share",
         )
     ]  # fmt: skip
     lesion = next(n for n, v in zip(model.domain.labels.names, model.domain.labels.values, strict=True)

@@ -165,7 +165,7 @@ def _by_patient(rows: list[dict[str, str]], lesions: Collection[str]) -> dict[st
 
 
 def interval(values: dict[str, float]) -> Estimate:
-    """The mean over patients with its 95 % bootstrap interval."""
+    """The mean over patients with its 95 % interval."""
     return Estimate(*mean_interval(list(values.values()), list(values), rng()))
 
 
@@ -194,7 +194,7 @@ def _scores(config: UtilityStudy, scores: PatientScores) -> Table:
         "scores of real test patients",
         ("segmenter", "patients", "arm", *_TITLES, "share of baseline"),
         tuple(rows),
-        f"labels averaged first, then {len(config.seeds)} seeds, then patients, with 95 % bootstrap intervals over patients; "
+        f"labels averaged first, then {len(config.seeds)} seeds, then patients, with 95 % intervals over patients; "
         f"the share is Dice over that of {config.baseline}",
     )
 
