@@ -78,7 +78,7 @@ class ForegroundVoxels(Extractor):
 class WholeVolume(Extractor):
     """All voxels as they are."""
 
-    name, fingerprint, preprocessing = "ssim", "ssim", "all voxels in [-1, 1]"
+    name, fingerprint, preprocessing = "ssim", "ssim-2", "all voxels in [-1, 1]"
 
     def _features(self, image: Tensor) -> Tensor:
         return image.flatten(1)
