@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -204,7 +205,7 @@ def _one(b: Path, pattern: str) -> Path:
     return sorted(b.glob(pattern))[0]
 
 
-def _pairs(targets: Iterable[Target], share: int) -> list[object]:
+def _pairs(targets: Iterable[Target], share: int) -> list[Any]:
     """Kinds on the commands that can meet them: all with the marker, and without it one in ``share``, each kind on some command."""
     found = []
     for at, target in enumerate(targets):
@@ -303,6 +304,25 @@ def test_random_bytes_in_scans(bench: Path, tmp_path_factory: pytest.TempPathFac
 @given(data=st.data())
 def test_more_random_damage(bench: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     data.draw(st.sampled_from((_edited, _flipped)))(bench, tmp_path_factory.getbasetemp(), data)
+
+
+def _row(what: str, targets: Sequence[Target], share: int) -> str:
+    kinds = {kind.name for target in targets for kind in target.kinds}
+    pairs = _pairs(targets, share)
+    quick = sum(not pair.marks for pair in pairs)
+    return f"| {what} | {len(kinds)} | {len(targets)} | {len(pairs)} | {quick} |"
+
+
+def test_the_documents_count_what_is_tried() -> None:
+    rows = [
+        _row("scans and masks: NaN, torn gzip streams, singular affines, colours, wrong labels ...", SCANS, 3),
+        _row("files that people edit: torn, repeated and unknown keys, other types, deep nesting ...", WRITTEN, 3),
+        _row("checkpoints: headers, ledgers, weights", MODELS, 2),
+        f"| options and overrides out of range | {len(OPTIONS)} | {len({words[0] for words in OPTIONS})} | {len(OPTIONS)} | {len(OPTIONS)} |",
+    ]
+    text = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    for row in rows:
+        assert row in text, row
 
 
 # The suite itself: commands that do each of the things that none may do.
