@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.openers import ImageOpener
+from nibabel.spatialimages import HeaderDataError
 
 Doubt = Literal["contradiction", "no orientation", "no spacing", "placeholder spacing", "other units"]
 
@@ -67,7 +68,7 @@ def header_remarks(path: Path) -> list[Remark]:
 def _qform(header: Any) -> np.ndarray | None:
     try:
         matrix: np.ndarray | None = header.get_qform(coded=True)[0]
-    except nib.spatialimages.HeaderDataError:  # a quaternion that is none
+    except HeaderDataError:  # a quaternion that is none
         return None
     return matrix
 
