@@ -42,6 +42,7 @@ _SKIPPED = (
     "latents",
     "imagesTr",
     "labelsTr",
+    "masks_given",
     "sidecars",
     "tensorboard",
 )  # large, and nothing to show

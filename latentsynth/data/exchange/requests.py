@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from latentsynth.data import nifti, windows
 from latentsynth.data.cache.volumes import check_labels, read_mask, to_index
 from latentsynth.data.frames import Frame, lay, resample, resample_labels
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
+from latentsynth.metrics.lesions import components, lesion_scores
 from latentsynth.provenance import Ledger, fingerprint, voxel_hash
-from latentsynth.types import Domain, Fit, Framing, Split
+from latentsynth.types import Domain, Fit, Framing, Labels, Split
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,48 @@ class Placed:
     affine: np.ndarray
     frame: Frame
     zoom: float
+
+    def given(self, labels: Labels) -> np.ndarray:
+        """The mask as the model gets it: label values on the mask's own grid, int16, 0 beyond the model's grid."""
+        own = Frame(self.affine, self.values.shape)
+        index = resample(self.index, self.frame.affine, own, 0, extend=True, smooth=False, order=0)
+        return np.array(labels.values, np.int16)[index.astype(np.uint8)]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What of a mask a volume can show.
+
+    Attributes:
+        values: Label values on the mask's own grid, int16, without the lesions that the model never got.
+        lesions: How many lesions the mask asks for: connected components of all lesion labels together.
+        lost: How many of them the model never got: too small for its voxels.
+    """
+
+    values: np.ndarray
+    lesions: int
+    lost: int
+
+    @classmethod
+    def of(cls, asked: np.ndarray, given: np.ndarray, lesions: Sequence[int]) -> Shown:
+        """Compares a mask with what the model got of it.
+
+        A lesion is lost if less than a tenth of it is lesion there (:func:`latentsynth.metrics.lesions.lesion_scores`).
+
+        Args:
+            asked: Label values, ``(I, J, K)``.
+            given: The same as the model gets them (:meth:`Placed.given`).
+            lesions: Label values that count as lesion.
+        """
+        wanted, got = np.isin(asked, list(lesions)), np.isin(given, list(lesions))
+        boxes = ndimage.find_objects(wanted.view(np.uint8))  # most of a scan holds nothing
+        if not boxes:
+            return cls(asked, 0, 0)
+        box, values = boxes[0], asked.copy()
+        found = lesion_scores(wanted[box], got[box], (1.0, 1.0, 1.0)).lesion_found
+        gone = np.isin(components(wanted[box])[0], np.flatnonzero(~np.array(found)) + 1)
+        values[box][gone] = given[box][gone]
+        return cls(values, len(found), found.count(False))
 
 
 def requests(source: Path, split: Split | None = None) -> list[Request]:
