@@ -16,9 +16,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from latentsynth.documents import read_fields
 from latentsynth.errors import DataError
-from latentsynth.files import PARTIAL, make_folder, write_json, write_text
+from latentsynth.files import PARTIAL, clear_partial, make_folder, write_json, write_text
 from latentsynth.invocation import this_command
 
 RECORD = "output.json"
@@ -27,6 +29,10 @@ _MARK = re.compile(r"latentsynth (?P<kind>[\w -]+) (?P<digest>[0-9a-f]{16})")
 _COMMENTS = {".html": "<!-- {} -->", ".yaml": "# {}"}
 _DROPPINGS = {".DS_Store", "Thumbs.db", "desktop.ini"}  # of file managers
 _SHOWN = 3
+_LOCK = ".lock"
+
+opened: dict[Path, str] = {}  # folders that this process works in, and their kinds, in the order of their claims
+_locks: dict[Path, FileLock] = {}
 
 
 @dataclass(frozen=True)
@@ -74,9 +80,17 @@ class Record:
 
 
 def claim(
-    path: Path, kind: str, recipe: Mapping[str, Any] | None = None, parts: Iterable[str] = (), notes: Any = None
+    path: Path,
+    kind: str,
+    recipe: Mapping[str, Any] | None = None,
+    parts: Iterable[str] = (),
+    notes: Any = None,
+    alone: bool = True,
 ) -> Record:
     """Opens a folder for work of one kind, or refuses it, untouched.
+
+    Until :func:`finish` or the end of this process, no other process may claim it; what killed ones left unfinished there
+    is removed.
 
     Args:
         path: The folder; made where it is missing.
@@ -84,21 +98,27 @@ def claim(
         recipe: What everything in it has in common. Work of another recipe is refused, the same goes on.
         parts: Folders inside it that hold nothing but this work.
         notes: What to remember; None keeps what was remembered.
+        alone: False for a folder that several processes may work in, and that has rules of its own.
 
     Returns:
         The record as it stood before, or a new one.
 
     Raises:
-        DataError: With what was found, and a name that is free.
+        DataError: With what was found, and a name that is free; or another process works there.
     """
     wanted, parts = json.loads(json.dumps(dict(recipe or {}))), tuple(parts)
     found = _obstacle(path, kind, wanted, parts)
     if found:
         raise DataError(f"{path} {found}: nothing was written; give another name, for example {free_name(path)}")
     make_folder(path)
+    if alone:
+        _lock(path)
     before = Record.read(path) or Record(kind, wanted)
     for part in parts:
         make_folder(path / part)
+    for place in (path, *(path / part for part in parts)) if alone else ():
+        clear_partial(place)
+    opened[path] = kind
     kept = before.notes if notes is None else notes
     Record(kind, wanted, this_command(), kept, False, before.files).save(path)
     return before
@@ -120,6 +140,23 @@ def finish(path: Path, files: Iterable[Path | str]) -> None:
             stamps[inside.as_posix()] = _stamp(path / inside, stamps.get(inside.as_posix()))
     kept = {name: stamp for name, stamp in stamps.items() if (path / name).is_file()}
     Record(record.kind, record.recipe, record.command, record.notes, True, kept).save(path)
+    opened.pop(path, None)
+    if lock := _locks.pop(path, None):
+        lock.release()
+
+
+def _lock(path: Path) -> None:
+    """Two processes in one folder would take each other's unfinished files for their own. The lock dies with its process."""
+    if path in _locks:
+        return
+    lock = FileLock(path / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except NotImplementedError:  # a file system without locks
+        return
+    except Timeout:
+        raise DataError(f"another process is writing into {path}: wait for it, or give another name") from None
+    _locks[path] = lock
 
 
 def claim_file(path: Path, kind: str) -> None:
@@ -183,7 +220,11 @@ def _obstacle(path: Path, kind: str, recipe: Mapping[str, Any], parts: tuple[str
 
 
 def _strangers(names: list[str], why: str) -> str:
-    kept = [name for name in names if Path(name).name not in _DROPPINGS and not Path(name).name.startswith(PARTIAL)]
+    kept = [
+        name
+        for name in names
+        if Path(name).name not in _DROPPINGS | {_LOCK} and not Path(name).name.startswith(PARTIAL)
+    ]
     return f"holds {_few(kept)}, {why}" if kept else ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -12,6 +11,7 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
 
 from latentsynth.errors import TrainingError
+from latentsynth.invocation import processes
 from latentsynth.progress import bar
 
 T = TypeVar("T")
@@ -29,7 +29,7 @@ def start(precision: str = "no", accumulation: int = 1, unused: bool = False) ->
         TrainingError: Several processes were launched but accelerate would run each alone, overwriting each other's
             files; or the precision is hopeless on this device.
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = processes()
     handlers = [DistributedDataParallelKwargs(find_unused_parameters=True)] if unused else []
     accelerator = Accelerator(
         mixed_precision=precision, gradient_accumulation_steps=accumulation, kwargs_handlers=handlers

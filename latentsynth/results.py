@@ -152,7 +152,7 @@ def open_results(out: Path) -> None:
     Raises:
         DataError: It holds something else, or results that were changed since.
     """
-    outputs.claim(out, "results")
+    outputs.claim(out, "results", alone=False)
 
 
 def close_results(out: Path, result: Result) -> None:

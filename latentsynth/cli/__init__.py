@@ -4,29 +4,52 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from latentsynth.cli.stopping import stoppable
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the command; a user's error becomes one line and exit code 1 (``--debug`` shows where it came from).
+    """Runs the command; what ends it becomes one line and an exit code (``--debug`` shows where it came from).
+
+    Exit codes: 1 for what a user can mend, 2 for a wrong command line, 130 and 143 for Ctrl-C and SIGTERM, 70 for a fault
+    of this program.
 
     Args:
         arguments: Command line without the program's name; None takes the process's own.
     """
-    # Spinning OpenMP threads crawl beside any other busy process; must be set before torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in given
-    from latentsynth.cli.app import app
-    from latentsynth.errors import LatentsynthError
+    with stoppable(given), _plain_warnings():
+        # Spinning OpenMP threads crawl beside any other busy process; must be set before torch is loaded.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        from latentsynth.cli.app import app
+        from latentsynth.cli.refusals import explain
+        from latentsynth.invocation import processes
 
+        try:
+            processes()
+            app([a for a in given if a != "--debug"], prog_name="latentsynth")
+        except Exception as error:
+            if "--debug" in given:
+                raise
+            line, code = explain(error)
+            print(f"error: {line}", file=sys.stderr)
+            sys.exit(code)
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """A warning is one line for a person, without the place in the code that it came from."""
+    before = warnings.formatwarning
+
+    def one_line(message: Warning | str, *_: Any, **__: Any) -> str:
+        return f"warning: {' '.join(str(message).split())}\n"
+
+    warnings.formatwarning = one_line
     try:
-        app([a for a in given if a != "--debug"], prog_name="latentsynth")
-    except LatentsynthError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last saved state", file=sys.stderr)
-        sys.exit(130)
+        yield
+    finally:
+        warnings.formatwarning = before

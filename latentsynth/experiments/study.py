@@ -71,7 +71,7 @@ class Study(ABC):
             TrainingError: Some cells failed.
         """
         if self.accelerator.is_main_process:
-            outputs.claim(self.folder, "study")
+            outputs.claim(self.folder, "study", alone=False)
         self.accelerator.wait_for_everyone()
         self.grid().run(self.accelerator)
         return self.summarise()

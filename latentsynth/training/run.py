@@ -56,7 +56,7 @@ class RunFolder:
         self.tensorboard: Any = None
         self._lock = FileLock(self.path / "run.lock")
         if accelerator.is_main_process:
-            claim(self.path, "run")
+            claim(self.path, "run", alone=False)
             self._lock_out_others()
             self._claim(config)
             write_json(self.path / "environment.json", environment(accelerator))

@@ -7,7 +7,9 @@ Resuming is starting from another position, exactly, without skipping through a 
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -59,7 +61,19 @@ def batches(items: Positions, slices: Slices, workers: int = 0) -> DataLoader[di
         items,
         batch_sampler=slices,
         num_workers=workers,
+        worker_init_fn=_silent_when_left,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),
     )
+
+
+def _silent_when_left(_: int) -> None:
+    """In a loader's process: a training that is stopped hangs up while it takes a batch, which is no news to anybody."""
+    shown = sys.excepthook
+
+    def show(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not issubclass(kind, EOFError | ConnectionError):
+            shown(kind, error, trace)
+
+    sys.excepthook = show
