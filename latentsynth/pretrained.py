@@ -18,10 +18,10 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch.utils.checkpoint import checkpoint
 
-from latentsynth import tensors
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.files import atomic_folder, read_json
 from latentsynth.provenance import file_fingerprint
+from latentsynth.tensors import check_finite, check_tensors, read_tensors
 
 __all__ = ["CONFIG", "Pretrained", "part_fingerprint", "pickles", "read_config", "recompute", "register_to_config"]
 
@@ -143,9 +143,9 @@ def _load_weights(model: torch.nn.Module, folder: Path) -> None:
         raise CheckpointError(f"{folder} holds {reason}: expected safetensors; save the part again with latentsynth")
     state: dict[str, torch.Tensor] = {}
     for file in files:
-        state |= tensors.load(file)
-    tensors.check(state, expected, folder)
-    tensors.check_finite(state, folder)
+        state |= read_tensors(file)
+    check_tensors(state, expected, folder)
+    check_finite(state, folder)
     model.load_state_dict(state, strict=True)
 
 

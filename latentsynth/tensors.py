@@ -6,6 +6,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -14,10 +15,12 @@ from torch import Tensor
 from latentsynth.errors import CheckpointError
 
 
-def save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor | np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
     """Writes a file with the mode that the umask asks for, where safetensors would make it private.
 
-    Tensors are moved to the CPU; those that share memory are written apart.
+    Tensors are moved to the CPU; those that share memory are written apart. Arrays of numpy come back as tensors.
     """
     path.touch()
     mode = stat.S_IMODE(path.stat().st_mode)
@@ -25,7 +28,7 @@ def save(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | N
     path.chmod(mode)
 
 
-def load(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
     """Reads a file whole, onto the CPU.
 
     Raises:
@@ -37,7 +40,7 @@ def load(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is damaged ({' '.join(str(error).split())}): copy it again") from error
 
 
-def check(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: Path | str) -> None:
+def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], name: Path | str) -> None:
     """Refuses tensors that are not, by name and shape, those that are needed.
 
     Args:
@@ -68,17 +71,17 @@ def check_finite(found: Mapping[str, Tensor], name: Path | str) -> None:
         CheckpointError: A tensor holds NaN or infinity.
     """
     for key, tensor in found.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not bool(torch.isfinite(tensor).all()):
             raise CheckpointError(
                 f"{name}: tensor {key} holds NaN or infinity: restore the checkpoint, or train it again"
             )
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _apart(tensors: Mapping[str, Tensor | np.ndarray]) -> dict[str, Tensor]:
     """The same, each in memory of its own, as safetensors asks for."""
     apart, taken = {}, set()
     for name, tensor in tensors.items():
-        own = tensor.detach().to("cpu").contiguous()
+        own = torch.as_tensor(tensor).detach().to("cpu").contiguous()
         memory = own.untyped_storage().data_ptr()
         apart[name] = own.clone() if memory in taken else own
         taken.add(memory)

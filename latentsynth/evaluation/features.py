@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from latentsynth import checkpoint
 from latentsynth.config import COPY_DETECTOR, AugmentConfig, ExtractorRun, build
@@ -24,6 +24,7 @@ from latentsynth.extractors.networks import Extractor, NetworkExtractor, extract
 from latentsynth.files import atomic_path
 from latentsynth.parallel import fill, over_cases
 from latentsynth.provenance import fingerprint
+from latentsynth.tensors import write_tensors
 from latentsynth.training.recipes.extractor import KIND, train_extractor
 from latentsynth.types import Framing, Grid, Labels, Window
 
@@ -120,7 +121,7 @@ def extract(
     for name, values in found.items():
         if accelerator.is_main_process:
             with atomic_path(files[name]) as temporary:
-                save_file({"features": values}, temporary)
+                write_tensors(temporary, {"features": values})
     accelerator.wait_for_everyone()
     rows = {
         one.name: found[one.name] if one.name in found else load_file(files[one.name])["features"] for one in extractors

@@ -17,13 +17,13 @@ from accelerate.utils import gather_object
 from pydantic import Field
 from torch import Tensor, nn
 
-from latentsynth import tensors
 from latentsynth.config import TrainConfig
 from latentsynth.data.cache.loading import Positions, Slices, batches
 from latentsynth.errors import CheckpointError, TrainingError
 from latentsynth.parallel import start
 from latentsynth.progress import bar
 from latentsynth.strict import Strict, build
+from latentsynth.tensors import check_tensors
 from latentsynth.training.optim import average, lr_factor
 from latentsynth.training.run import RunFolder
 from latentsynth.training.state import random_state, restore_random_state
@@ -167,7 +167,7 @@ class _Training:
     def _restore(self, folder: Path, sections: Mapping[str, Any]) -> None:
         self.counters = build(_Counters, sections["progress"], str(folder))
         for name, module in self.modules.items():
-            tensors.check(sections["modules"][name], module.state_dict(), f"{folder}, {name}")
+            check_tensors(sections["modules"][name], module.state_dict(), f"{folder}, {name}")
         for name, module in self.modules.items():
             module.load_state_dict(sections["modules"][name])
         for player in self.players:
@@ -175,7 +175,7 @@ class _Training:
             for n, kept in moments.items():
                 like = player.optimizer.param_groups[0]["params"][n]
                 expected = {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like}
-                tensors.check(kept, expected, f"{folder}, optimizer of {player.name}")
+                check_tensors(kept, expected, f"{folder}, optimizer of {player.name}")
             groups = player.optimizer.state_dict()["param_groups"]
             player.optimizer.load_state_dict({"state": moments, "param_groups": groups})
             player.state.update(sections["memories"][player.name])

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
@@ -23,6 +22,7 @@ from latentsynth.config import Run
 from latentsynth.errors import CheckpointError, TrainingError
 from latentsynth.files import clear_partial, write_json, write_text
 from latentsynth.outputs import claim
+from latentsynth.strict import read_yaml
 from latentsynth.training import state
 
 _KEPT_STATES = 2
@@ -48,6 +48,7 @@ class RunFolder:
 
     Raises:
         TrainingError: The folder holds a run with another configuration, or another process is training in it.
+        ConfigError: Its configuration is damaged.
     """
 
     def __init__(self, config: Run, accelerator: Accelerator):
@@ -87,10 +88,10 @@ class RunFolder:
         file = self.path / "config.yaml"
         wanted = config.model_dump(mode="json")
         if file.is_file():
-            found = yaml.safe_load(file.read_text())
+            found = read_yaml(file)
             before, now = (_without(values, config.may_change) for values in (found, wanted))
             differing = [key for key in sorted(set(now) | set(before)) if now.get(key) != before.get(key)]
-            if differing or wanted["train"]["batch"] != found["train"]["batch"]:
+            if differing or _at(found, "train.batch") != config.train.batch:
                 differing = differing or ["train.batch"]
                 raise TrainingError(
                     f"{self.path} holds a run with other settings (they differ in {', '.join(differing)}): "
@@ -201,6 +202,13 @@ def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
         elif not rest:
             kept.pop(first, None)
     return kept
+
+
+def _at(values: Any, key: str) -> Any:
+    """The nested value that ``section.key`` names; None where there is none."""
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:

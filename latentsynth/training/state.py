@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latentsynth import tensors
 from latentsynth.errors import CheckpointError, ConfigError, DataError
 from latentsynth.files import atomic_path, read_json, write_json
 from latentsynth.pretrained import pickles
 from latentsynth.provenance import file_fingerprint, fingerprint
 from latentsynth.strict import Strict, build
+from latentsynth.tensors import read_tensors, write_tensors
 
 FORMAT = "latentsynth-state/1"
 HEADER = "state.json"
@@ -52,7 +52,7 @@ def write(folder: Path, sections: Mapping[str, Any]) -> None:
             values[section] = _split(value, section, found)
             if found:
                 file = temporary / f"{section}.safetensors"
-                tensors.save(file, found)
+                write_tensors(file, found)
                 files[file.name] = file_fingerprint(file)
         header = {"format": FORMAT, "sections": values, "files": files}
         write_json(temporary / HEADER, {**header, "checksum": fingerprint(header)})
@@ -75,7 +75,7 @@ def read(folder: Path) -> dict[str, Any]:
         for name, saved in header.files.items():
             if file_fingerprint(folder / name) != saved:
                 raise CheckpointError(f"{folder / name} does not hold what was written")
-            found |= tensors.load(folder / name)
+            found |= read_tensors(folder / name)
     except (ConfigError, DataError, OSError) as error:
         raise CheckpointError(str(error)) from error
     return {section: _join(value, found, folder) for section, value in header.sections.items()}

@@ -44,9 +44,23 @@ def leave_digests(folder: Path) -> None:
     RunFolder.save_state = save_and_tell
 
 
+def damage_newest_state(run: Path, folder: Path) -> None:
+    """Makes the next training of a finished run go on from the state before, and keeps the digests of the first."""
+    accelerator = start()
+    if accelerator.is_main_process:
+        for file in folder.glob(f"{run.name}-32-rank*.json"):
+            file.rename(folder / file.name.replace(run.name, f"{run.name}-unbroken"))
+        newest = sorted((run / "state").iterdir())[-1]
+        (newest / "modules.safetensors").write_bytes(b"torn")
+    accelerator.wait_for_everyone()
+
+
 def main(folder: Path, autoencoder: Path, ldm: Path, masks: Path, samples: Path) -> None:
     leave_digests(folder)
-    train_autoencoder(load(AutoencoderRun, autoencoder))
+    config = load(AutoencoderRun, autoencoder)
+    train_autoencoder(config)
+    damage_newest_state(config.run, folder)
+    train_autoencoder(config)
     run = load(LdmRun, ldm)
     train_ldm(run)
     synthesize(load_synthesizer(run.run), requests(masks), samples, start(), per_mask=3)

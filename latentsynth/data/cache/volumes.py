@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from latentsynth.config import AugmentConfig
@@ -23,6 +22,7 @@ from latentsynth.errors import DataError
 from latentsynth.files import atomic_path, read_json, write_json
 from latentsynth.provenance import fingerprint
 from latentsynth.randomness import Stream, generator
+from latentsynth.tensors import write_tensors
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 
 _VERSION = 3  # raise it when preprocessing changes, so that old caches are not read
@@ -345,7 +345,7 @@ def _save(path: Path, volume: Volume) -> None:
         tensors["mask"] = torch.from_numpy(volume.mask).contiguous()
     facts = {"limits": json.dumps(volume.limits), "zoom": json.dumps(volume.zoom)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=facts)
+        write_tensors(temporary, tensors, facts)
 
 
 def _load(path: Path, name: str) -> Volume:
