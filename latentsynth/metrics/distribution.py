@@ -37,6 +37,37 @@ def frechet(real: np.ndarray, fake: np.ndarray) -> float:
     return max(0.0, float(shift @ shift + (a**2).sum() + (b**2).sum() - 2 * root))
 
 
+def frechet_without(
+    real: np.ndarray, fake: np.ndarray, between: np.ndarray, w: np.ndarray, v: np.ndarray
+) -> np.ndarray:
+    """:func:`frechet` of some of the rows, many times, by their inner products.
+
+    Args:
+        real: Products of real rows, shape ``(N, N)``.
+        fake: Of synthetic rows, ``(M, M)``.
+        between: Of real with synthetic rows, ``(N, M)``.
+        w: Which real rows are there, 1 or 0, ``(draws, N)``.
+        v: Which synthetic rows, ``(draws, M)``.
+
+    Returns:
+        Shape ``(draws,)``; not a number where fewer than 2 rows of a side are there.
+    """
+    n, m = w.sum(1), v.sum(1)
+    few = (n < 2) | (m < 2)
+    n, m = (np.where(few, 2.0, count) for count in (n, m))
+    shift, spread = np.zeros(len(w)), np.zeros(len(w))
+    for square, there, count in ((real, w, n), (fake, v, m)):
+        length = ((there @ square) * there).sum(1) / count**2  # of the mean, squared
+        shift += length
+        spread += (there @ np.diag(square) - count * length) / (count - 1)
+    to_fake, to_real = v @ between.T / m[:, None], w @ between / n[:, None]  # products with the other side's mean
+    means = (to_fake * w).sum(1) / n
+    centred = between - to_fake[:, :, None] - to_real[:, None] + means[:, None, None]
+    centred *= (w / np.sqrt(n - 1)[:, None])[:, :, None] * (v / np.sqrt(m - 1)[:, None])[:, None]
+    found = shift - 2 * means + spread - 2 * np.linalg.svd(centred, compute_uv=False).sum(1)
+    return np.where(few, np.nan, np.maximum(found, 0))
+
+
 def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The polynomial kernel ``(x . y / F + 1)^3`` (Binkowski et al. 2018, section 4).
 
@@ -133,25 +164,42 @@ def prdc(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
     if k < 1:
         raise DataError(f"neighbour {k} does not exist: give k of at least 1")
     real, fake = _features(real, fake, k + 1)
-    return closeness(cdist(real, real), cdist(fake, fake), cdist(real, fake), k)
+    ones = np.ones((1, len(real))), np.ones((1, len(fake)))
+    found = prdc_without(cdist(real, real), cdist(fake, fake), cdist(real, fake), k, *ones)
+    return {name: float(value[0]) for name, value in found.items()}
 
 
-def closeness(real: np.ndarray, fake: np.ndarray, between: np.ndarray, k: int) -> dict[str, float]:
-    """:func:`prdc` of known distances.
+def prdc_without(
+    real: np.ndarray, fake: np.ndarray, between: np.ndarray, k: int, w: np.ndarray, v: np.ndarray
+) -> dict[str, np.ndarray]:
+    """:func:`prdc` of some of the rows, many times, by their distances.
 
     Args:
-        real: Between real rows, shape ``(N, N)``, N above k.
-        fake: Between synthetic rows, ``(M, M)``, M above k.
+        real: Between real rows, shape ``(N, N)``.
+        fake: Between synthetic rows, ``(M, M)``.
         between: From real to synthetic rows, ``(N, M)``.
         k: Which neighbour, from 1.
+        w: Which real rows are there, 1 or 0, ``(draws, N)``.
+        v: Which synthetic rows, ``(draws, M)``.
+
+    Returns:
+        Shape ``(draws,)`` each; not a number where no more than ``k`` rows of a side are there.
     """
-    real_radii, fake_radii = (np.partition(x, k, axis=1)[:, k] for x in (real, fake))
-    inside = between < real_radii[:, None]
+    n, m = w.sum(1), v.sum(1)
+    few = (n <= k) | (m <= k)
+    # A row that is not there is nobody's neighbour, has no ball, and lies in none.
+    reach, other = (
+        np.where(there > 0, np.partition(np.where(there[:, None] > 0, square, np.inf), min(k, len(square) - 1), axis=2)[:, :, min(k, len(square) - 1)], 0)
+        for square, there in ((real, w), (fake, v))
+    )  # fmt: skip
+    inside = (between < reach[:, :, None]) & (v[:, None] > 0)
+    covered = (between < other[:, None]) & (w[:, :, None] > 0)
+    n, m = (np.where(few, np.nan, count) for count in (n, m))
     return {
-        "precision": float(inside.any(0).mean()),
-        "recall": float((between < fake_radii).any(1).mean()),
-        "density": float(inside.sum(0).mean() / k),
-        "coverage": float(inside.any(1).mean()),
+        "precision": inside.any(1).sum(1) / m,
+        "recall": covered.any(2).sum(1) / n,
+        "density": inside.sum((1, 2)) / (k * m),
+        "coverage": inside.any(2).sum(1) / n,
     }
 
 

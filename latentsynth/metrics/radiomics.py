@@ -44,8 +44,9 @@ def radiomics(image: np.ndarray, region: Mask, spacing_mm: Sequence[float], shap
     check_spacing(spacing_mm)
     if image.ndim != 4 or image.shape[1:] != region.shape:
         raise DataError(f"an image of shape {image.shape} and a region of shape {region.shape}: give (C, I, J, K) and (I, J, K)")  # fmt: skip
-    if np.count_nonzero(region) < FEWEST:
-        raise DataError(f"a region of {np.count_nonzero(region)} voxels has no texture: at least {FEWEST}")
+    voxels = int(np.count_nonzero(region))
+    if voxels < FEWEST:
+        raise DataError(f"a region of {voxels} voxels has no texture: at least {FEWEST}")
     box = ndimage.find_objects(region.astype(np.uint8))[0]
     inside = region[box]
     found = {f"shape {name}": value for name, value in morphology(inside, spacing_mm).items()} if shape else {}
@@ -55,8 +56,8 @@ def radiomics(image: np.ndarray, region: Mask, spacing_mm: Sequence[float], shap
             "": intensities(channel[inside]),
             "histogram ": histogram(levels[inside]),
             "glcm ": cooccurrence(cooccurrences(levels)),
-            "glrlm ": runs(run_lengths(levels), np.count_nonzero(inside)),
-            "glszm ": zones(zone_sizes(levels), np.count_nonzero(inside)),
+            "glrlm ": runs(run_lengths(levels), voxels),
+            "glszm ": zones(zone_sizes(levels), voxels),
         }
         found.update(
             (f"channel {c}, {kind}{name}", value) for kind, one in parts.items() for name, value in one.items()
@@ -163,11 +164,10 @@ def run_lengths(levels: np.ndarray) -> Matrix:
     for step in steps:
         # Every step-th voxel from each start, one after another: voxels of the frame end all runs.
         rows = -(-len(flat) // step)
-        line = np.pad(flat, (0, rows * step - len(flat))).reshape(rows, step).T
-        line = np.pad(line, ((0, 0), (0, 1))).ravel()
-        starts = np.flatnonzero(line[1:] != line[:-1]) + 1
-        starts = starts[line[starts] > 0]
-        ends = np.flatnonzero((line[1:] != line[:-1]) & (line[:-1] > 0)) + 1
+        apart = np.pad(flat, (0, rows * step - len(flat))).reshape(rows, step).T
+        line = np.pad(apart, ((0, 0), (0, 1))).ravel()
+        changes = np.flatnonzero(line[1:] != line[:-1]) + 1
+        starts, ends = changes[line[changes] > 0], changes[line[changes - 1] > 0]
         found += np.bincount(line[starts] * shape[1] + ends - starts, minlength=len(found))
     return found.reshape(shape)[1:, 1:-1]
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from monai.metrics import FIDMetric
+from scipy.spatial.distance import cdist
 from scipy.stats import norm, t
 
 from latentsynth.errors import DataError
-from latentsynth.metrics.distribution import frechet, kernel, kid, kid_interval, prdc
+from latentsynth.metrics.distribution import frechet, frechet_without, kernel, kid, kid_interval, prdc, prdc_without
 
 
 def normal(rows: int, features: int, seed: int = 0, shift: float = 0.0, scale: float = 1.0) -> np.ndarray:
@@ -234,6 +235,22 @@ def test_prdc_tells_collapse_from_spread() -> None:
     collapsed, spread = prdc(real, normal(60, 3, 1, 0, 0.05)), prdc(real, normal(60, 3, 1, 0, 4.0))
     assert collapsed["precision"] > 0.95 > 0.3 > collapsed["recall"]
     assert spread["recall"] > 0.8 > 0.4 > spread["precision"]
+
+
+def test_some_of_the_rows_by_their_products_and_distances() -> None:
+    real, fake = normal(14, 5), normal(12, 5, 1, 0.4)
+    rng = np.random.default_rng(4)
+    w, v = (rng.random((20, 14)) < 0.6).astype(float), (rng.random((20, 12)) < 0.6).astype(float)
+    w[0], v[1] = np.eye(14)[3], np.eye(12)[5]
+    far = frechet_without(real @ real.T, fake @ fake.T, real @ fake.T, w, v)
+    near = prdc_without(cdist(real, real), cdist(fake, fake), cdist(real, fake), 2, w, v)
+    assert np.isnan(far[:2]).all()
+    for n in range(20):
+        rows = real[w[n] > 0], fake[v[n] > 0]
+        if n > 1:
+            assert far[n] == pytest.approx(frechet(*rows))
+        expected = prdc(*rows, 2) if min(map(len, rows)) > 2 else dict.fromkeys(near, np.nan)
+        assert {name: value[n] for name, value in near.items()} == pytest.approx(expected, nan_ok=True)
 
 
 SCORES: dict[str, Callable[[np.ndarray, np.ndarray], object]] = {

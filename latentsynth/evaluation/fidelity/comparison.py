@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
@@ -12,13 +12,14 @@ from scipy.spatial.distance import cdist
 from latentsynth.evaluation.cohorts import rng
 from latentsynth.evaluation.features import Features
 from latentsynth.metrics.bootstrap import Bounds, jackknife_interval, samples_apart
-from latentsynth.metrics.distribution import closeness, frechet, kid_interval
+from latentsynth.metrics.distribution import frechet, frechet_without, kid_interval, prdc_without
 from latentsynth.results import Estimate, Table, TableCell
 
 FLOOR = "floor: other half of real"
 _SPLITS = 20  # random halves of the real patients that scores are averaged over
 _NEIGHBOURS = 5  # Naeem et al. 2020
 _PARTS = 50  # at most, that patients of a sample are left out in: one by one where there are no more patients
+_CELLS = 10_000_000  # of the arrays that are held at once
 _MEASURES = ("frechet", "precision", "recall", "density", "coverage")  # at equal numbers of cases
 _BOUNDS: dict[str, Bounds] = {"frechet": (0, np.inf), "density": (0, np.inf)}  # the others are shares
 
@@ -145,8 +146,9 @@ class FidelityScores:
 
 def csv_columns() -> tuple[str, ...]:
     """Names of the columns of :func:`csv_row`."""
-    named = ((field.name, "Estimate" in str(field.type)) for field in fields(SetScores))
-    return tuple(itertools.chain(*((name, f"{name}_low", f"{name}_high") if wide else (name,) for name, wide in named)))
+    named = [(field.name, "Estimate" in str(field.type)) for field in fields(SetScores)][1:]
+    wide = ((name, f"{name}_low", f"{name}_high") if estimate else (name,) for name, estimate in named)
+    return ("volumes", *itertools.chain(*wide))
 
 
 def csv_row(row: SetScores) -> tuple[TableCell, ...]:
@@ -167,19 +169,20 @@ class _Pair:
     def __init__(self, real: Features, other: Features, k: int):
         self.sides, self.k = (real, other), k
         x, y = (side.values.astype(np.float64) for side in self.sides)
-        self.values, self.between = (x, y), cdist(x, y)
-        self.within = cdist(x, x), cdist(y, y)
+        self.width = x.shape[1]
+        self.products = x @ x.T, y @ y.T, x @ y.T
+        self.distances = cdist(x, x), cdist(y, y), cdist(x, y)
+        self.patients = frozenset((*real.patients, *other.patients))
 
-    def measures(self, absent: frozenset[str] = frozenset()) -> np.ndarray:
-        """The numbers of :data:`_MEASURES` without the rows of some patients; not a number where too few are left."""
-        a, b = (np.array([n for n, who in enumerate(side.patients) if who not in absent], int) for side in self.sides)
-        found = np.full(len(_MEASURES), np.nan)
-        if min(len(a), len(b)) > 1:
-            found[0] = frechet(self.values[0][a], self.values[1][b]) / self.values[0].shape[1]
-        if min(len(a), len(b)) > self.k:
-            near = closeness(self.within[0][np.ix_(a, a)], self.within[1][np.ix_(b, b)], self.between[np.ix_(a, b)], self.k)  # fmt: skip
-            found[1:] = [near[name] for name in _MEASURES[1:]]
-        return found
+    def without(self, parts: Sequence[frozenset[str]]) -> np.ndarray:
+        """The numbers of :data:`_MEASURES` without the rows of each part of the patients, ``(parts, measures)``."""
+        most = max(1, _CELLS // self.distances[2].size)
+        if len(parts) > most:
+            return np.concatenate([self.without(parts[n : n + most]) for n in range(0, len(parts), most)])
+        w, v = (np.array([[float(who not in part) for who in side.patients] for part in parts]) for side in self.sides)
+        near = prdc_without(*self.distances, self.k, w, v)
+        far = frechet_without(*self.products, w, v) / self.width
+        return np.stack([far, *(near[name] for name in _MEASURES[1:])], 1)
 
 
 class _Resampled:
@@ -191,31 +194,42 @@ class _Resampled:
 
     def __init__(self, real: Features, pairs: Mapping[str, Sequence[_Pair]], sides: Sequence[Sequence[str]]):
         draws = rng()
-        self.samples = []
+        samples = []
         for names in samples_apart((real.patients, *sides)):
             order = draws.permutation(np.array(names))
-            self.samples.append([frozenset(part) for part in np.array_split(order, min(_PARTS, len(order)))])
-        self.whole = {name: np.mean([pair.measures() for pair in of], 0) for name, of in pairs.items()}
-        self.left_out = {name: [np.array(list(self._without(name, of, sample))) for sample in self.samples] for name, of in pairs.items()}  # fmt: skip
-
-    def _without(self, name: str, pairs: Sequence[_Pair], sample: Sequence[frozenset[str]]) -> Iterator[np.ndarray]:
-        people = [frozenset(side.patients) for pair in pairs for side in pair.sides]
-        for part in sample:
-            touched = any(part & side for side in people)
-            yield np.mean([pair.measures(part) for pair in pairs], 0) if touched else self.whole[name]
+            samples.append([frozenset(part) for part in np.array_split(order, min(_PARTS, len(order)))])
+        self.whole = {name: np.mean([pair.without([frozenset()])[0] for pair in of], 0) for name, of in pairs.items()}
+        self.left_out = {name: [_left_out(of, sample) for sample in samples] for name, of in pairs.items()}
+        people = {name: frozenset().union(*(pair.patients for pair in of)) for name, of in pairs.items()}
+        self.involved = {
+            name: {n for n, sample in enumerate(samples) if any(part & those for part in sample)}
+            for name, those in people.items()
+        }
 
     def estimates(self, name: str, other: str | None = None) -> dict[str, Estimate]:
         """By measure, the number of a set, or its difference from that of another one."""
-        value, left_out = self.whole[name], self.left_out[name]
+        value, involved, left_out = self.whole[name], self.involved[name], self.left_out[name]
         if other is not None:
-            value = value - self.whole[other]
+            value, involved = value - self.whole[other], involved | self.involved[other]
             left_out = [mine - theirs for mine, theirs in zip(left_out, self.left_out[other], strict=True)]
+        left_out = [one for n, one in enumerate(left_out) if n in involved]
         found = {}
         for n, measure in enumerate(_MEASURES):
             bounds = _BOUNDS.get(measure, (0, 1)) if other is None else (-np.inf, np.inf)
             ends = jackknife_interval(float(value[n]), [one[:, n] for one in left_out], bounds=bounds)
             found[measure] = Estimate(float(value[n]), *ends)
         return found
+
+
+def _left_out(pairs: Sequence[_Pair], parts: Sequence[frozenset[str]]) -> np.ndarray:
+    """Mean measures over the pairs without each part of the patients, ``(parts, measures)``."""
+    found = []
+    for pair in pairs:
+        touched = [bool(part & pair.patients) for part in parts]
+        changed = iter(pair.without([frozenset(), *(part for part, hit in zip(parts, touched, strict=True) if hit)]))
+        whole = next(changed)
+        found.append([next(changed) if hit else whole for hit in touched])
+    return np.mean(found, 0)
 
 
 def compare(real: Features, samples: Mapping[str, Features], each: bool = False) -> FidelityScores:

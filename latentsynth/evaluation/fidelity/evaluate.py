@@ -17,7 +17,8 @@ from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, rng
 from latentsynth.evaluation.features import extract
-from latentsynth.evaluation.fidelity.comparison import FidelityScores, compare, principal, spread
+from latentsynth.evaluation.fidelity.comparison import compare, csv_columns, csv_row, principal, spread
+from latentsynth.evaluation.fidelity.radiomics import UNIT, regions
 from latentsynth.extractors.networks import Extractor
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.metrics.bootstrap import ratio_interval
@@ -32,6 +33,7 @@ from latentsynth.types import Framing, Grid
 _LEAST = 8  # real patients; their halves hold the neighbourhoods of precision and recall
 _PAIRS = 60  # pairs of volumes whose similarity is averaged
 _SHOWN = 4
+_UNIT = "Features are centred and scaled by the real ones: a Frechet distance of 1 is all the variance of the real set."
 
 
 def evaluate_fidelity(
@@ -65,12 +67,23 @@ def evaluate_fidelity(
     features = {
         cohort.name: extract(extractors, cohort, caches[cohort.name], accelerator) for cohort in (real, *samples)
     }
-    tables, rows = [], []
+    tables: list[Table] = []
+    rows: list[tuple[TableCell, ...]] = []
     for one in extractors:
         of = {name: features[name][one.name] for name in names}
         scores = compare(of[real.name], {cohort.name: of[cohort.name] for cohort in samples})
-        tables += [scores.table(one), scores.bias(one)]
-        rows += [(one.name, *row) for row in scores.rows]
+        tables += [scores.table(one.name, one.fingerprint, _UNIT), scores.comparisons(one.name), scores.bias(one.name)]
+        rows += [(one.name, *csv_row(row)) for row in scores.rows]
+    textures = regions(caches[real.name].recipe.grid, caches[real.name].recipe.framing)
+    for texture in textures:
+        of = {cohort.name: texture.of(cohort, caches[cohort.name], accelerator) for cohort in (real, *samples)}
+        few = [name for name, one in of.items() if len(set(one.patients)) < (_LEAST if name == real.name else 2)]
+        if few:
+            notes.append(f"no {texture.name}: too few cases of {', '.join(few)} have one in the prepared volumes")
+            continue
+        scores = compare(of[real.name], {cohort.name: of[cohort.name] for cohort in samples}, each=True)
+        tables += [scores.table(texture.name, texture.fingerprint, UNIT), scores.comparisons(texture.name)]
+        rows += [(texture.name, *csv_row(row)) for row in scores.rows]
     tables.append(_diversity((real, *samples), caches, accelerator))
     tables.append(_sharpness((real, *samples), caches, accelerator))
     notes += [note for cohort in samples for note in (*_related(real, cohort), *generator_saw(real.cases, cohort))]
@@ -80,7 +93,7 @@ def evaluate_fidelity(
         "How close do synthetic volumes come to real ones?",
         {
             "cohorts": {c.name: {"manifest": c.manifest.fingerprint, "cases": len(c.cases)} for c in (real, *samples)},
-            "extractors": {one.name: {"fingerprint": one.fingerprint, "preprocessing": one.preprocessing} for one in extractors},
+            "extractors": {one.name: {"fingerprint": one.fingerprint, "preprocessing": one.preprocessing} for one in (*extractors, *textures)},
             "preprocessing": preprocessing(recipe.grid, recipe.framing),
         },
         tuple(tables),
@@ -92,7 +105,7 @@ def evaluate_fidelity(
     )  # fmt: skip
     if accelerator.is_main_process:
         result.save(out)  # first: a picture that fails must not cost the numbers
-        write_csv(out / "fidelity.csv", ("extractor", "volumes", *FidelityScores.columns), rows)
+        write_csv(out / "fidelity.csv", ("extractor", *csv_columns()), rows)
         _sheet(out / "fidelity_cases.png", (real, *samples), caches)
         panels = {one.name: {name: features[name][one.name].values for name in names} for one in extractors}
         scatters(out / "fidelity_features.png", {name: principal(sets) for name, sets in panels.items()})
