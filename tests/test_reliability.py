@@ -336,6 +336,11 @@ def _raises(_: list[str]) -> None:
     raise KeyError("x")
 
 
+def _gives_up(_: list[str]) -> None:
+    print("error: unexpected KeyError: 'x'; this is a fault of latentsynth")
+    sys.exit(70)
+
+
 def _leaves(arguments: list[str]) -> None:
     Path(arguments[0], "half.nii.gz").write_bytes(b"\x1f")
     print("error: no")
@@ -368,6 +373,7 @@ def _refuses(_: list[str]) -> None:
     [
         (_hangs, Expected.REFUSED, Fault.HANG),
         (_raises, Expected.EITHER, Fault.TRACEBACK),
+        (_gives_up, Expected.REFUSED, Fault.TRACEBACK),
         (_leaves, Expected.REFUSED, Fault.LEFT_BEHIND),
         (_leaves_partial, Expected.TAKEN, Fault.LEFT_BEHIND),
         (_changes, Expected.TAKEN, Fault.CHANGED),

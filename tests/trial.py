@@ -13,6 +13,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from latentsynth.cli import main
+from latentsynth.cli.refusals import FAULT
 
 LIMIT_S = 60.0  # generous: a busy machine is no hang
 
@@ -21,7 +22,7 @@ class Fault(StrEnum):
     """What no command may do, whatever it is given."""
 
     HANG = "hangs"
-    TRACEBACK = "ends in a traceback"
+    TRACEBACK = "ends in an error that nobody foresaw"
     SPEECHLESS = "refuses without its one line"
     LEFT_BEHIND = "leaves files behind although it refused"
     CHANGED = "changes what it was given"
@@ -77,7 +78,7 @@ class Outcome:
         """
         if self.hung:
             return Fault.HANG
-        if self.raised or "Traceback (most recent call last)" in self.said:
+        if self.raised or self.code == FAULT or "Traceback (most recent call last)" in self.said:
             return Fault.TRACEBACK
         if self.changed:
             return Fault.CHANGED
