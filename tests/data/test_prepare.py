@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from latentsynth.data import nifti
-from latentsynth.data.identity import turned_hash
+from latentsynth.data.identity import check_files, turned_hash
 from latentsynth.data.intake.checks import check_case, disagreement
 from latentsynth.data.intake.prepare import PrepareReport, prepare, write_report
 from latentsynth.data.intake.splits import read_split_file, split_patients
@@ -317,6 +317,45 @@ def test_what_a_header_leaves_open_is_said_with_all_its_forms(tmp_path: Path, ca
     assert len(said) == 1
     assert all(word in said[0] for word in ("a.nii and 1 files more", "sform", "qform", "pixdim"))
     assert report.facts["a"].remarks[0].doubt == doubt
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_spacing_in_the_table_goes_before_the_headers_in_every_later_reading(tmp_path: Path, kind: str) -> None:
+    mask = np.zeros((40, 40, 8), np.uint8)
+    mask[2:4, 2:4, 2:4] = 1
+    make = formed(cube(1, 1, 1), cube(0.5, 0.5, 5), (0.5, 0.5, 5))
+    for name in "ab":
+        scan = np.random.default_rng(ord(name)).integers(0, 99, (40, 40, 8)).astype(np.int16)
+        (tmp_path / f"{name}.nii").write_bytes(make(scan))
+        (tmp_path / f"{name}_m.nii").write_bytes(make(mask))
+    rows = [{"image": "a.nii", "mask": "a_m.nii", "spacing": [0.5, 0.5, 5]}, {"image": "b.nii", "mask": "b_m.nii"}]
+    (tmp_path / "t.csv").write_text("image;mask;spacing\na.nii;a_m.nii;0.5 x 0.5 x 5\n")
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows[:1])))
+    report = run(tmp_path / f"t.{kind}", tmp_path / "out" / "m.json", patient=None)
+    assert not any("header" in note for note in report.notes)
+    assert any("spacing of the table" in note for note in report.notes)
+    case = Manifest.load(tmp_path / "out" / "m.json").cases[0]
+    assert case.mask is not None
+    image, drawn = nifti.read(case.images[0]), nifti.read(case.mask)
+    check_files(case, [image], drawn)
+    for voxels, affine in (image, drawn):
+        assert nib.affines.voxel_sizes(affine).tolist() == [0.5, 0.5, 5]
+        assert voxels.shape == (40, 40, 8)
+    np.testing.assert_array_equal(image[0], nifti.read(tmp_path / "a.nii")[0])
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))  # one of two
+    other = run(tmp_path / "t.jsonl", tmp_path / "out" / "m.json", patient=None)
+    assert other.manifest
+    assert other.manifest.cases[1].images == (tmp_path / "b.nii",)
+    (tmp_path / "out" / "m_respaced" / "scans" / "b_0000.nii.gz").write_text("mine")
+    with pytest.raises(DataError, match="m_respaced"):
+        run(tmp_path / "t.jsonl", tmp_path / "out" / "m.json", patient=None)
+
+
+@pytest.mark.parametrize("spacing", ["1 x 1", "1 x 1 x 0", "a x b x c", "1 x 1 x inf", "-1 1 1"])
+def test_a_spacing_that_is_none_is_refused_with_its_line(tmp_path: Path, spacing: str) -> None:
+    (tmp_path / "t.csv").write_text(f"image,spacing\na.nii,{spacing}\n")
+    with pytest.raises(DataError, match=r"line 2 has spacing .* 0.5 x 0.5 x 5"):
+        run(tmp_path / "t.csv", patient=None)
 
 
 def test_forms_of_two_places_are_no_contradiction(source: Path) -> None:

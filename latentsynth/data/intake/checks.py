@@ -17,6 +17,7 @@ from latentsynth.data import nifti
 from latentsynth.data.identity import turned_hash, unfit_id, volume_hash
 from latentsynth.data.intake.headers import Remark, header_remarks
 from latentsynth.data.intake.layouts import RawCohort
+from latentsynth.data.intake.respacing import Spacing, respaced
 from latentsynth.errors import AxesError, VolumeError
 from latentsynth.metrics.lesions import components
 from latentsynth.progress import bar
@@ -81,7 +82,12 @@ class CaseFacts:
 
 
 def check_case(
-    case: Case, channels: Sequence[str], labels: Labels | None, *, allow_unlabelled: bool = False
+    case: Case,
+    channels: Sequence[str],
+    labels: Labels | None,
+    *,
+    allow_unlabelled: bool = False,
+    spacing_mm: Spacing | None = None,
 ) -> tuple[list[Problem], CaseFacts]:
     """Reads the files of one case and reports everything that is wrong with them.
 
@@ -90,6 +96,7 @@ def check_case(
         channels: Names of the images it must have.
         labels: Values its mask may hold; None allows any whole number from 0.
         allow_unlabelled: Accept a case without a mask. A mask that is named but missing stays a problem.
+        spacing_mm: Goes before that of the headers.
     """
     problems: list[Problem] = []
 
@@ -107,7 +114,7 @@ def check_case(
     grid: _VoxelGrid | None = None
     for number, path in enumerate(case.images):
         name = channels[number] if number < len(channels) else f"undeclared channel {number}"
-        read = _read(path, f"a readable 3D NIfTI file for {name}", case.case_id, problems)
+        read = _read(path, f"a readable 3D NIfTI file for {name}", case.case_id, problems, spacing_mm)
         if read is None:
             hashes.append("")
             placed.append("")
@@ -142,13 +149,14 @@ def check_case(
 
     mask = _MaskFacts()
     if case.mask is not None:
-        mask = _check_mask(case.mask, case, labels, grid, problems)
+        mask = _check_mask(case.mask, case, labels, grid, problems, spacing_mm)
         grid = grid or (None if case.images else mask.grid)
         remarks += header_remarks(case.mask) if mask.grid else []
     elif not allow_unlabelled:
         file = case.images[0] if case.images else case.case_id
         report(file, "no mask", "a mask for every case", "add the mask, or give --allow-unlabelled for autoencoders")
-    facts = CaseFacts(tuple(hashes), tuple(turned), label_voxels=mask.label_voxels, remarks=tuple(remarks))
+    facts = CaseFacts(tuple(hashes), tuple(turned), label_voxels=mask.label_voxels)
+    facts = replace(facts, remarks=tuple(r for r in remarks if spacing_mm is None or r.doubt == "no orientation"))
     if grid is None:
         return problems, facts
     (i, j, k), edges = grid[0], spacing(grid[1])
@@ -172,7 +180,9 @@ class _MaskFacts:
     grid: _VoxelGrid | None = None
 
 
-def _read(path: Path, expected: str, case_id: str, problems: list[Problem]) -> tuple[np.ndarray, np.ndarray] | None:
+def _read(
+    path: Path, expected: str, case_id: str, problems: list[Problem], spacing_mm: Spacing | None
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Voxels and affine; None, and a problem, where they are not finite numbers on a usable grid."""
     if not path.is_file():
         cure = "add the file, or remove the case with all its files"
@@ -180,6 +190,7 @@ def _read(path: Path, expected: str, case_id: str, problems: list[Problem]) -> t
         return None
     try:
         voxels, affine = nifti.read(path)
+        affine = respaced(affine, spacing_mm)
     except VolumeError as error:
         cure = error.cure
         if isinstance(error, AxesError):
@@ -206,13 +217,14 @@ def _check_mask(
     labels: Labels | None,
     grid: _VoxelGrid | None,
     problems: list[Problem],
+    spacing_mm: Spacing | None,
 ) -> _MaskFacts:
     """Reads the mask; adds a problem if it is no label map."""
 
     def report(found: str, expected: str, cure: str) -> None:
         problems.append(Problem(case.case_id, str(path), found, expected, cure))
 
-    read = _read(path, "a readable 3D NIfTI label map", case.case_id, problems)
+    read = _read(path, "a readable 3D NIfTI label map", case.case_id, problems, spacing_mm)
     if read is None:
         return _MaskFacts()
     voxels, affine = read
@@ -256,7 +268,10 @@ def check_cohort(
     facts = []
     with bar("checking scans", len(cohort.cases), "cases", show=progress) as done:
         for case in cohort.cases:
-            found, fact = check_case(case, cohort.channels, cohort.labels, allow_unlabelled=allow_unlabelled)
+            spacing_mm = cohort.spacings.get(case.case_id)
+            found, fact = check_case(
+                case, cohort.channels, cohort.labels, allow_unlabelled=allow_unlabelled, spacing_mm=spacing_mm
+            )
             problems += found
             facts.append(fact)
             done.advance()

@@ -9,7 +9,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class RawCohort:
         patients_declared: A column or an expression gave the patients; otherwise every case is its own patient.
         splits_declared: The cases carry the splits of the source.
         notes: What the user should hear about how the source was read.
+        spacings: By case id, voxel edges in mm along the file's axes that go before those of the headers.
     """
 
     name: str
@@ -46,6 +47,7 @@ class RawCohort:
     patients_declared: bool
     splits_declared: bool
     notes: tuple[str, ...] = ()
+    spacings: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
 def recognise(source: Path) -> str:
@@ -229,7 +231,7 @@ def _table(source: Path) -> RawCohort:
     channels = list(dict.fromkeys(name for _, row in rows for name in row["images"]))
     patients = any(row.get("patient") for _, row in rows)
     splits = any(row.get("split") for _, row in rows)
-    cases = []
+    cases, spacings = [], {}
     for line, row in rows:
         images = tuple(path.parent / row["images"][name] for name in channels if row["images"].get(name))
         case_id = row.get("case") or (stem(images[0]) if images else f"line {line}")
@@ -242,10 +244,12 @@ def _table(source: Path) -> RawCohort:
                 tables.as_split(row.get("split"), f"{path} line {line}") if splits else "train",
             )
         )
+        if row.get("spacing"):
+            spacings[case_id] = tables.as_spacing(row["spacing"], f"{path} line {line}")
     extra = sorted({key for _, row in rows for key in row if key not in tables.KEYS})
     notes = (f"columns that are not used: {', '.join(extra)}",) if extra else ()
     names = ("image",) if channels == ["image_0"] else tuple(channels)
-    return RawCohort(path.stem, names, None, tuple(cases), patients, splits, notes)
+    return RawCohort(path.stem, names, None, tuple(cases), patients, splits, notes, spacings)
 
 
 def _masks(source: Path) -> RawCohort:

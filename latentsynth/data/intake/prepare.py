@@ -16,6 +16,7 @@ from rich.text import Text
 from latentsynth.data.intake.checks import CaseFacts, Problem, check_cohort, twins
 from latentsynth.data.intake.headers import CURES
 from latentsynth.data.intake.layouts import RawCohort, few, read_cohort, recognise
+from latentsynth.data.intake.respacing import write_respaced
 from latentsynth.data.intake.splits import FRACTIONS, declared_splits, require_fractions, split_patients
 from latentsynth.data.manifest import KIND, SPLITS, Manifest
 from latentsynth.errors import DataError
@@ -134,6 +135,10 @@ def prepare(
         if empty:
             notes.append(f"no case is in split {' or '.join(empty)}")
         labels = cohort.labels or _found_labels(fact for _, fact in kept)
+        copies = out.with_name(f"{out.stem}_respaced")
+        cases = write_respaced(cases, cohort.spacings, copies)
+        if cohort.spacings:
+            notes.append(f"{len(cohort.spacings)} cases have the spacing of the table, in copies under {copies}")
         manifest = Manifest(cohort.name, cohort.channels, labels, tuple(cases))
         manifest.save(out)
     volumes = Counter(case.patient_id for case in cases).values()

@@ -13,7 +13,14 @@ from latentsynth.errors import DataError
 from latentsynth.types import Split
 
 SUFFIXES = (".csv", ".jsonl")
-KEYS = ("case", "patient", "images", "mask", "split")  # what a row may hold; CSV spells images as several columns
+KEYS = (
+    "case",
+    "patient",
+    "images",
+    "mask",
+    "split",
+    "spacing",
+)  # what a row may hold; CSV spells images as several columns
 
 
 def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -47,6 +54,22 @@ def as_split(value: object, place: str) -> Split:
         if value == split:
             return split
     raise DataError(f"{place} has split {value or ''!r}, expected {', '.join(SPLITS)}: correct it")
+
+
+def as_spacing(value: object, place: str) -> tuple[float, float, float]:
+    """Reads three edges of a voxel in mm along the file's axes: ``0.5 x 0.5 x 5``, or a list; ``place`` says where it stands.
+
+    Raises:
+        DataError: It is not three positive numbers.
+    """
+    texts = value if isinstance(value, list) else re.split(r"[\sx*;,]+", str(value).strip())
+    try:
+        i, j, k = (float(text) for text in texts)
+        if all(0 < edge < float("inf") for edge in (i, j, k)):
+            return i, j, k
+    except (TypeError, ValueError):
+        pass
+    raise DataError(f"{place} has spacing {value!r}, expected three lengths in mm such as 0.5 x 0.5 x 5: correct it")
 
 
 def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
