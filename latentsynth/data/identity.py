@@ -48,7 +48,7 @@ def turned_hash(voxels: np.ndarray) -> str:
         profile = array.sum(axis=others, dtype=np.float64)
         off.append(float(profile @ (np.arange(length) - (length - 1) / 2)))
     order = sorted(range(array.ndim), key=lambda axis: (array.shape[axis], abs(off[axis])))
-    return voxel_hash(np.flip(array, [axis for axis in range(array.ndim) if off[axis] > 0]).transpose(order))
+    return voxel_hash(np.flip(array, tuple(axis for axis in range(array.ndim) if off[axis] > 0)).transpose(order))
 
 
 def check_files(case: Case, images: Sequence[Native] = (), mask: Native | None = None) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import permutations, product
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
-from nibabel.affines import voxel_sizes
 
 from latentsynth.data import nifti
 from latentsynth.data.identity import identity, turned_hash, volume_hash
+from latentsynth.data.intake.checks import spacing
+from latentsynth.data.turns import UNTURNED, Turn, find_turn, turned
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.files import read_json, write_json
@@ -71,8 +70,8 @@ class Arrays:
             place = self._turn(case, twin) if twin is not None else None
             if place is not None:
                 exact.append(case.case_id)
-            elif known and not any(np.allclose(voxel_sizes(affine), voxel_sizes(one), rtol=_RTOL) for one, _ in known):
-                place = np.array([[0, 1], [1, 1], [2, 1]]), known[0][0]
+            elif known and not any(np.allclose(spacing(affine), spacing(one), rtol=_RTOL) for one, _ in known):
+                place = UNTURNED, known[0][0]
                 lost.append(case.case_id)
             cases.append(case if place is None else self._laid(case, *place))
         return replace(made, cases=tuple(cases)), self._notes(made, exact, lost)
@@ -107,27 +106,23 @@ class Arrays:
             write_json(file, turned_hash(nifti.read(case.images[0])[0]))
         return str(read_json(file))
 
-    def _turn(self, case: Case, twin: Case) -> tuple[np.ndarray, np.ndarray] | None:
-        """How to turn a volume into another of the same voxels (an orientation of nibabel), and the other's affine.
+    def _turn(self, case: Case, twin: Case) -> tuple[Turn, np.ndarray] | None:
+        """How to turn a volume into another of the same voxels, and the other's affine.
 
         None where it lies as the other does already, or no turn makes it the other.
         """
         (voxels, own), (wanted, affine) = nifti.read(case.images[0]), nifti.read(twin.images[0])
         if volume_hash(voxels, own) == volume_hash(wanted, affine):
             return None
-        voxels, wanted = (np.asarray(one, np.float32) - np.float32(one.min()) for one in (voxels, wanted))
-        for order, signs in product(permutations(range(3)), product((1, -1), repeat=3)):
-            turn = np.array(list(zip(order, signs, strict=True)))
-            if np.array_equal(nib.orientations.apply_orientation(voxels, turn), wanted):
-                return turn, affine
-        return None
+        turn = find_turn(voxels, wanted)
+        return None if turn is None else (turn, affine)
 
-    def _laid(self, case: Case, turn: np.ndarray, affine: np.ndarray) -> Case:
+    def _laid(self, case: Case, turn: Turn, affine: np.ndarray) -> Case:
         """The case with its files turned and under another affine."""
-        folder = self.folder / f"{identity(case)}-{fingerprint([turn.tolist(), affine.tolist()])}"
+        folder = self.folder / f"{identity(case)}-{fingerprint([turn, affine.tolist()])}"
 
         def moved(file: Path) -> tuple[Path, str]:
-            voxels = np.ascontiguousarray(nib.orientations.apply_orientation(nifti.read(file)[0], turn))
+            voxels = np.ascontiguousarray(turned(nifti.read(file)[0], turn))
             nifti.write(folder / file.name, voxels, affine)
             return folder / file.name, volume_hash(voxels, nifti.geometry(folder / file.name)[1])
 
@@ -143,7 +138,7 @@ class Arrays:
 
 
 def _spacing(affine: np.ndarray) -> str:
-    return " x ".join(f"{edge:.3g}" for edge in voxel_sizes(affine))
+    return " x ".join(f"{edge:.3g}" for edge in spacing(affine))
 
 
 def _few(names: Iterable[str]) -> str:
