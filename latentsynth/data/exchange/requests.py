@@ -61,7 +61,7 @@ class Placed:
         """The mask as the model gets it: label values on the mask's own grid, int16, 0 beyond the model's grid."""
         own = Frame(self.affine, self.values.shape)
         index = resample(self.index, self.frame.affine, own, 0, extend=True, smooth=False, order=0)
-        return np.array(labels.values, np.int16)[index.astype(np.uint8)]
+        return np.array(labels.values, np.int16)[index.astype(np.int16)]
 
 
 @dataclass(frozen=True)
