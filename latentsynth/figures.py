@@ -53,6 +53,7 @@ def contact_sheet(
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # names of cases may hold dollars
     from matplotlib.figure import Figure
 
     rows = [row for row in rows if row]

@@ -203,6 +203,7 @@ def _figure(size: tuple[float, float], title: str) -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False  # names of cases may hold dollars
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")

@@ -8,6 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
+from latentsynth.figures import Tile, contact_sheet
 from latentsynth.plots import COLOURS, critical_differences, curves, histograms, scatters, strips
 
 EDGES = np.linspace(-1, 1, 101)
@@ -122,3 +123,11 @@ def test_the_same_numbers_give_the_same_picture(tmp_path: Path) -> None:
     for name in "ab":
         strips(tmp_path / f"{name}.png", {"real": [0.5, 0.6]}, "y", "title")
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_names_are_shown_as_they_are_written(tmp_path: Path) -> None:
+    """Dollars are no formulas: most formulas that a name could be are faults of matplotlib's parser."""
+    name = "case_$x^$_{\\frac$"
+    assert strips(tmp_path / "a.png", {name: [1.0, 2.0]}, name, name).is_file()
+    tile = Tile(name, np.zeros((1, 4, 4, 4), np.float32))
+    assert contact_sheet(tmp_path / "b.png", [[tile]], (1.0, 1.0, 1.0), name).is_file()

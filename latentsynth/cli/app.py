@@ -17,7 +17,7 @@ __all__ = ["app"]
 @app.command(rich_help_panel=LOOK_AROUND)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes")] = Path("demo"),
-    cases: Annotated[int, typer.Option(help="Phantom patients", min=8)] = 60,
+    cases: Annotated[int, typer.Option(help="Phantom patients", min=8, max=100_000)] = 60,
     seed: Annotated[int, typer.Option(help="Seed of everything")] = 0,
 ) -> None:
     """The whole road on phantoms, in minutes: cohort, training, volumes from held-out masks, how good they are."""

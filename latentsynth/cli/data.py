@@ -8,16 +8,16 @@ from typing import Annotated, Optional
 import typer
 
 from latentsynth.cli.masks import between
-from latentsynth.cli.options import LOOK_AROUND, PREPARE, app, one_of
+from latentsynth.cli.options import LOOK_AROUND, PREPARE, app, expression, one_of
 
 
 @app.command(rich_help_panel=LOOK_AROUND)
 def phantom(
     out: Annotated[Path, typer.Option(help="Folder to write (nnU-Net raw layout)")],
-    cases: Annotated[int, typer.Option(help="Patients", min=1)] = 24,
+    cases: Annotated[int, typer.Option(help="Patients", min=1, max=100_000)] = 24,
     seed: Annotated[int, typer.Option(help="Which cohort")] = 0,
     channels: Annotated[int, typer.Option(help="1: CT; 2: CT and MR", min=1, max=2)] = 2,
-    size: Annotated[int, typer.Option(help="Voxels along each axis", min=24)] = 48,
+    size: Annotated[int, typer.Option(help="Voxels along each axis", min=24, max=512)] = 48,
     lesions: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -62,6 +62,7 @@ def prepare(
     ] = False,
 ) -> None:
     """Check a cohort and write its manifest, split by patient. Problems come as one table, and nothing is written."""
+    expression("--patient", patient)
     from rich.console import Console
 
     from latentsynth.data.intake.prepare import prepare as check_and_write
@@ -80,7 +81,9 @@ def prepare(
 def plan(
     manifest: Annotated[Path, typer.Argument(help="Manifest that `prepare` wrote")],
     out: Annotated[Path, typer.Option(help="Folder for the ready configurations")] = Path("configs/planned"),
-    hours: Annotated[float, typer.Option(help="Compute to plan for, hours on this machine", min=0.01)] = 1.0,
+    hours: Annotated[
+        float, typer.Option(help="Compute to plan for, hours on this machine", min=0.01, max=100_000)
+    ] = 1.0,
     crop: Annotated[
         str, typer.Option(help="whole or lesion; auto decides by the lesions' share of the scans")
     ] = "auto",

@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from latentsynth.cli.options import MAKE, SPLITS, app, one_of, say
+from latentsynth.cli.options import MAKE, MOST, SPLITS, app, between, expression, one_of, say
 
 Set = Annotated[
     Optional[list[str]],  # noqa: UP045
@@ -35,7 +35,7 @@ def masks(
     method: Annotated[
         str, typer.Option(help="With --real: deform (change them) or procedural (rough ellipsoids)")
     ] = "deform",
-    n: Annotated[int, typer.Option("--n", help="How many masks", min=1)] = 100,
+    n: Annotated[int, typer.Option("--n", help="How many masks", min=1, max=MOST)] = 100,
     volume_ml: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="LOW:HIGH, volume of the lesions together [default: whatever comes]"),
@@ -61,6 +61,7 @@ def masks(
     one_of("--method", method, ("deform", "procedural"))
     if (checkpoint is None) == (real is None):
         raise typer.BadParameter("give CHECKPOINT, a run of `train masks`, or --real, a manifest of real masks")
+    volume, count = between("--volume-ml", volume_ml), between("--lesions", lesions, whole=True)
     from latentsynth import strict
     from latentsynth.config import MaskSetConfig
     from latentsynth.data.manifest import Manifest
@@ -92,8 +93,7 @@ def masks(
             maker = put_into(
                 maker, hosts, subjects.labels, lesion_values(subjects, lesion_label, config.inside), config
             )
-    count = between("--lesions", lesions)
-    wanted = Wanted(between("--volume-ml", volume_ml), None if count is None else (int(count[0]), int(count[1])))
+    wanted = Wanted(volume, None if count is None else (int(count[0]), int(count[1])))
     made = make_masks(maker, n, out, wanted, seed, batch)
     say(
         f"{len(made.cases)} masks: {out / 'manifest.json'}\nrejected: {out / 'rejected.csv'}\npicture: {out / 'contact_sheet.png'}"
@@ -143,6 +143,7 @@ def balance(
     from latentsynth.synthesis import synthesize
     from latentsynth.synthesizers import load_synthesizer
 
+    expression("--site", site)
     config = strict.changed(MaskSetConfig, {"method": method, "inside": inside or ()}, settings or [])
     cohort = Manifest.load(manifest)
     lesions = lesion_values(cohort, lesion_label, config.inside)
@@ -163,14 +164,3 @@ def balance(
         say(
             f"{len(painted.cases)} volumes: {out / 'samples' / 'manifest.json'}\npicture: {out / 'samples' / 'contact_sheet.png'}"
         )
-
-
-def between(option: str, text: str | None) -> tuple[float, float] | None:
-    """Two numbers from ``LOW:HIGH``."""
-    if text is None:
-        return None
-    try:
-        low, high = (float(part) for part in text.split(":"))
-    except ValueError:
-        raise typer.BadParameter(f"{option} {text!r} is not LOW:HIGH, for example 5:50") from None
-    return low, high

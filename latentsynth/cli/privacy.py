@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from latentsynth.cli.evaluate import finish
-from latentsynth.cli.options import MEASURE, SHARE, Out, app, say
+from latentsynth.cli.options import MEASURE, SHARE, Out, app, plain_text, say
 
 
 @app.command(rich_help_panel=MEASURE)
@@ -114,6 +114,8 @@ def export(
     ] = None,
 ) -> None:
     """Pack a synthetic set for sharing: volumes, masks, data card. Refuses without a report on exactly these files."""
+    plain_text("--licence", licence)
+    plain_text("--without-privacy-report", without_privacy_report)
     from latentsynth.data.manifest import Manifest
     from latentsynth.sharing.export import export_set
 

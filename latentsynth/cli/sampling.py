@@ -7,7 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from latentsynth.cli.options import MAKE, SPLITS, app, one_of, say
+from latentsynth.cli.options import MAKE, MOST, SPLITS, app, one_of, say
 
 
 @app.command(rich_help_panel=MAKE)
@@ -16,8 +16,10 @@ def sample(
     masks: Annotated[Optional[Path], typer.Option(help="NIfTI mask, folder of masks, or manifest")] = None,  # noqa: UP045
     out: Annotated[Optional[Path], typer.Option(help="Output folder")] = None,  # noqa: UP045
     split: Annotated[Optional[str], typer.Option(help="Split of a manifest: train, val or test [default: val]")] = None,  # noqa: UP045
-    per_mask: Annotated[int, typer.Option(help="Volumes per mask", min=1)] = 1,
-    count: Annotated[Optional[int], typer.Option(help="Volumes of a model that makes its own masks", min=1)] = None,  # noqa: UP045
+    per_mask: Annotated[int, typer.Option(help="Volumes per mask", min=1, max=10_000)] = 1,
+    count: Annotated[
+        int | None, typer.Option(help="Volumes of a model that makes its own masks", min=1, max=MOST)
+    ] = None,
     mask_model: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Run or checkpoint folder of a model that makes the masks which CHECKPOINT paints"),

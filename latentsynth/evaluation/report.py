@@ -6,7 +6,7 @@ import base64
 import json
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ import jinja2
 
 from latentsynth import __version__
 from latentsynth.data.exchange.samples import KIND as VOLUMES
+from latentsynth.documents import read_fields, read_json, read_json_lines
 from latentsynth.errors import DataError
-from latentsynth.files import read_json
 from latentsynth.invocation import command_line
 from latentsynth.outputs import Record, claim_file, write_marked
 from latentsynth.plots import curves
 from latentsynth.results import Result, Table, is_result, text
-from latentsynth.training.run import read_metrics
 
 KIND = "report"
 _ORDER = (
@@ -46,6 +45,9 @@ _SKIPPED = (
     "sidecars",
     "tensorboard",
 )  # large, and nothing to show
+
+
+_LARGEST = 64 << 20  # bytes of a file that is embedded
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,16 @@ def write_report(source: Path, out: Path) -> Path:
     if not source.is_dir():
         raise DataError(f"{source} is not a folder: give a run folder, or a folder of runs and results")
     folders = _folders(source)
-    found = [(file, Result.load(file)) for folder in folders for file in sorted(folder.glob("*.json")) if _holds(file)]
+    found = [
+        (file, Result.load(file))
+        for folder in folders
+        for file in sorted(folder.glob("*.json"))
+        if _holds(file, source)
+    ]
     found.sort(key=lambda pair: (_ORDER.index(pair[1].kind) if pair[1].kind in _ORDER else len(_ORDER), str(pair[0])))
     sections = [_result(result, file, source) for file, result in found]  # conclusions first, then what led to them
     sections += [_cohort(folder, source) for folder in folders if _kind_of(folder) == VOLUMES]
-    sections += [_run(folder, source) for folder in folders if (folder / "metrics.jsonl").is_file()]
+    sections += [_run(folder, source) for folder in folders if _inside(folder / "metrics.jsonl", source)]
     if not sections:
         raise DataError(
             f"{source} holds no run (metrics.jsonl), no synthetic cohort (from `latentsynth sample`) and no result of "
@@ -109,18 +116,23 @@ def write_report(source: Path, out: Path) -> Path:
 
 
 def _folders(source: Path) -> list[Path]:
-    """The folder and those below it that may hold something to show."""
+    """The folder and those below it that may hold something to show; links to folders are not followed."""
     found = [source]
     for child in sorted(source.iterdir()):
-        if child.is_dir() and not child.name.startswith(".") and child.name not in _SKIPPED:
+        if child.is_dir() and not (child.is_symlink() or child.name.startswith(".") or child.name in _SKIPPED):
             found += _folders(child)
     return found
 
 
-def _holds(file: Path) -> bool:
+def _inside(file: Path, source: Path) -> bool:
+    """Whether a file may be embedded: a page that is passed on holds nothing from outside the folder it reports on."""
+    return file.is_file() and file.resolve().is_relative_to(source.resolve()) and file.stat().st_size <= _LARGEST
+
+
+def _holds(file: Path, source: Path) -> bool:
     """Whether a JSON file is a result; others (manifests, datasets) are none of our business."""
     try:
-        return is_result(read_json(file))
+        return _inside(file, source) and is_result(read_json(file))
     except DataError:
         return False
 
@@ -135,11 +147,12 @@ def _kind_of(folder: Path) -> str:
 
 
 def _run(folder: Path, source: Path) -> _Section:
-    lines = read_metrics(folder)
+    lines = [_numbers(line) for line in read_json_lines(folder / "metrics.jsonl")]
+    lines = [line for line in lines if "images_seen" in line]
     series: dict[str, tuple[list[float], list[float]]] = {}
     for line in lines:
         for key, value in line.items():
-            if key not in ("images_seen", "seconds", "lr") and value is not None:
+            if key not in ("images_seen", "seconds", "lr"):
                 x, y = series.setdefault(key, ([], []))
                 x.append(line["images_seen"])
                 y.append(value)
@@ -148,33 +161,39 @@ def _run(folder: Path, source: Path) -> _Section:
         with tempfile.TemporaryDirectory() as temporary:
             drawn = curves(Path(temporary) / "curves.png", series, "images seen")
             pictures.append(_image(drawn, "training and validation (val/) curves"))
-    sheets = sorted(path for path in (folder / "samples").glob("*.png") if path.stem.isdecimal())
+    sheets = sorted(p for p in (folder / "samples").glob("*.png") if p.stem.isdecimal() and _inside(p, source))
     if sheets:
         pictures.append(_image(sheets[-1], f"written while training, at {int(sheets[-1].stem)} images"))
-    details = [(name, (folder / name).read_text()) for name in ("config.yaml",) if (folder / name).is_file()]
+    settings = folder / "config.yaml"
+    details = [(settings.name, settings.read_text(errors="replace"))] if _inside(settings, source) else []
     environment = folder / "environment.json"
-    facts: dict[str, Any] = read_json(environment) if environment.is_file() else {}
+    facts = read_fields(environment, command=list, processes=int) if _inside(environment, source) else {}
     last = next((line for line in reversed(lines) if any(key.startswith("val/") for key in line)), {"images_seen": 0})
     seconds = [line["seconds"] for line in lines if line.get("seconds")]
-    scores = tuple((key, float(value)) for key, value in last.items() if key.startswith("val/") and value is not None)
+    scores = tuple((key, value) for key, value in last.items() if key.startswith("val/"))
     table = Table(
-        f"after {last['images_seen']} images" + (f" and {seconds[-1] / 60:.1f} minutes" if seconds else ""),
+        f"after {last['images_seen']:g} images" + (f" and {seconds[-1] / 60:.1f} minutes" if seconds else ""),
         ("score", "value"),
         scores,
     )
     tables = [table] if scores else []
     card = folder / "checkpoint" / "config.json"
-    if card.is_file():
-        kept = tuple((name, float(value)) for name, value in read_json(card).get("metrics", {}).items())
+    if _inside(card, source):
+        kept = tuple(_numbers(read_fields(card, metrics=dict)["metrics"]).items())
         tables.append(Table("of the checkpoint, on validation patients", ("score", "value"), kept))
-    arguments, processes = facts.pop("command", []), int(facts.get("processes", 1))
-    command = command_line(arguments, processes) if arguments else ""
+    arguments = [str(argument) for argument in facts.pop("command", [])]
+    command = command_line(arguments, facts.get("processes", 1)) if arguments else ""
     if facts:
         details.append(("environment.json", json.dumps(facts, indent=2)))
     return _Section(
         f"Run {folder.resolve().name}", "", _place(folder, source), command, (), tables,
         pictures, details,
     )  # fmt: skip
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Those values that are numbers; a line of metrics has null for what is none."""
+    return {key: value for key, value in values.items() if type(value) in (int, float)}
 
 
 def _cohort(folder: Path, source: Path) -> _Section:
@@ -184,9 +203,12 @@ def _cohort(folder: Path, source: Path) -> _Section:
     count = len(list((folder / "sidecars").glob("*.json")))
     sheet = folder / "contact_sheet.png"
     pictures = (
-        [_image(sheet, "real scan where there is one, then samples, the mask outlined")] if sheet.is_file() else []
+        [_image(sheet, "real scan where there is one, then samples, the mask outlined")]
+        if _inside(sheet, source)
+        else []
     )
-    settings = ", ".join(f"{key} {value}" for key, value in facts.get("settings", {}).items())
+    chosen = facts.get("settings")
+    settings = ", ".join(f"{key} {value}" for key, value in chosen.items()) if isinstance(chosen, dict) else ""
     return _Section(
         f"Synthetic cohort {folder.resolve().name}",
         "",
@@ -200,7 +222,7 @@ def _result(result: Result, file: Path, source: Path) -> _Section:
     pictures = [
         _image(file.parent / picture.file, picture.caption)
         for picture in result.pictures
-        if (file.parent / picture.file).is_file()
+        if _inside(file.parent / picture.file, source) and picture.file.endswith(".png")
     ]
     return _Section(
         f"{file.parent.resolve().name}: {result.title}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -254,3 +255,45 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert "holds no run" in line
     assert run(monkeypatch, "report", tmp_path / "runs", "--pages", "3") == 2
     assert "No such option" in capsys.readouterr().err
+
+
+def test_nothing_from_outside_the_folder_comes_onto_the_page(tmp_path: Path) -> None:
+    """A result from elsewhere may name any file; a page is passed on."""
+    folder, secret = tmp_path / "runs", tmp_path / "secret.png"
+    folder.mkdir()
+    secret.write_bytes(b"patient")
+    (tmp_path / "elsewhere").mkdir()
+    result(kind="fidelity", title="of elsewhere").save(tmp_path / "elsewhere")
+    (folder / "link.png").symlink_to(secret)
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "circle").symlink_to(folder)
+    (folder / "linked.json").symlink_to(tmp_path / "elsewhere" / "fidelity.json")
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "pipe.json")
+    (folder / "huge.png").touch()
+    os.truncate(folder / "huge.png", 1 << 33)
+    (folder / "notes.txt").write_text("private")
+    named = ("../secret.png", str(secret), "link.png", "pipe.png", "huge.png", "notes.txt", "none.png")
+    result(pictures=tuple(Picture(name, "taken from somewhere") for name in named)).save(folder)
+    page = write_report(folder, folder / "report.html").read_text()
+    assert base64.b64encode(b"patient").decode() not in page
+    assert "taken from somewhere" not in page
+    assert "of elsewhere" not in page
+    assert page.count("<img") == 0
+
+
+def test_torn_and_foreign_lines_of_a_run_cost_no_page(tmp_path: Path) -> None:
+    lines = (
+        '{"images_seen": 4, "loss": 1.0}',
+        '{"images_se',
+        "[]",
+        '{"loss": 3}',
+        '{"images_seen": 8, "loss": "x", "val/a": 2}',
+    )
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    with pytest.warns(UserWarning, match="line 2, 3 is damaged"):
+        page = write_report(tmp_path, tmp_path / "report.html").read_text()
+    assert "after 8 images" in page
+    (tmp_path / "environment.json").write_text('{"command": "latentsynth", "processes": 1}')
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(DataError, match=r"environment\.json: command is 'latentsynth'"):
+        write_report(tmp_path, tmp_path / "report.html")

@@ -8,6 +8,7 @@ Resuming is starting from another position, exactly, without skipping through a 
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
@@ -56,7 +57,16 @@ class Slices(Sampler[list[int]]):
 
 
 def batches(items: Positions, slices: Slices, workers: int = 0) -> DataLoader[dict[str, Any]]:
-    """The loader over ``slices``; its own generator keeps the global one untouched, which exact resume needs."""
+    """The loader over ``slices``; its own generator keeps the global one untouched, which exact resume needs.
+
+    Warns of a batch that shows every item several times over, which costs memory and time and teaches no more.
+    """
+    if slices.batch >= 2 * items.count:
+        warnings.warn(
+            f"train.batch {slices.batch} for {items.count} training items: each batch shows every one of them "
+            f"{slices.batch // items.count} times; lower train.batch",
+            stacklevel=2,
+        )
     return DataLoader(
         items,
         batch_sampler=slices,
