@@ -1,7 +1,7 @@
 """Intervals over patients: cases of one patient are left out or drawn together, since they are not independent.
 
 Every patient weighs alike, however many rows it has: rows of a patient are averaged first. From :data:`FEW` patients on,
-the interval is a bootstrap's percentile interval at a widened level (Hesterberg 2015, section 4.3); below, where a
+the interval is a bootstrap's percentile interval at a widened level (Hesterberg 2015); below, where a
 bootstrap is too narrow, it is Student's t with the jackknife's standard error (Efron and Tibshirani 1993, eq. 11.5),
 which for a mean is the ordinary t interval. Of nominal 95 %, six patients of skewed distributions (exponential,
 log-normal, Dice-like beta) get 87 to 92 %, by percentiles 79 to 83 %, by BCa 81 to 86 %.
@@ -44,7 +44,7 @@ def interval(replicates: np.ndarray, level: float = 0.95, patients: int | None =
         replicates: Shape ``(draws,)``.
         level: Share of the interval.
         patients: How many were resampled. Then the level is widened so that a mean of normal values gets Student's t
-            interval (Hesterberg 2015, section 4.3): quantiles at ``Phi(-sqrt(n / (n - 1)) t)`` in place of
+            interval (Hesterberg 2015): quantiles at ``Phi(-sqrt(n / (n - 1)) t)`` in place of
             ``(1 - level) / 2``. None widens nothing.
     """
     finite = replicates[np.isfinite(replicates)]

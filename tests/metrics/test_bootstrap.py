@@ -55,7 +55,7 @@ def test_the_interval_holds_the_middle_of_the_replicates() -> None:
 
 
 def widened(level: float, patients: int) -> float:
-    """The level at which percentiles of normal means give Student's t interval (Hesterberg 2015, section 4.3)."""
+    """The level at which percentiles of normal means give Student's t interval (Hesterberg 2015)."""
     quantile = stats.t.ppf((1 + level) / 2, patients - 1) * math.sqrt(patients / (patients - 1))
     return float(1 - 2 * stats.norm.sf(quantile))
 
