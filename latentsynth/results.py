@@ -21,7 +21,7 @@ from latentsynth.invocation import this_command
 if TYPE_CHECKING:
     from rich.console import Console
 
-FORMAT = "latentsynth-result/1"
+FORMAT = "latentsynth-result/2"
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class Result:
         pictures: Files that already stand in the folder.
         notes: Plain sentences: what is wrong, what cannot be concluded.
         command: What made it.
+        splits: Splits of the real cases that were measured: choices are made on ``val``, results told on ``test``, once.
     """
 
     kind: str
@@ -94,6 +95,7 @@ class Result:
     pictures: tuple[Picture, ...] = ()
     notes: tuple[str, ...] = ()
     command: str = field(default_factory=this_command)
+    splits: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -123,17 +125,20 @@ class Result:
             )
             pictures = tuple(Picture(**picture) for picture in value["pictures"])
             return cls(
-                value["kind"], value["title"], value["facts"], tables, pictures, tuple(value["notes"]), value["command"]
-            )
+                value["kind"], value["title"], value["facts"], tables, pictures, tuple(value["notes"]),
+                value["command"], tuple(value["splits"]),
+            )  # fmt: skip
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is a damaged result ({error!r}): make it again") from error
 
     def show(self, console: Console) -> None:
-        """Prints tables and notes."""
+        """Prints the split that was measured, tables and notes."""
         from rich.table import Column
         from rich.table import Table as Printed
         from rich.text import Text  # so that brackets in names are not taken for markup
 
+        if self.splits:
+            console.print(Text(f"split: {', '.join(self.splits)}", style="bold"))
         for table in self.tables:
             title, note = Text(table.title, style="bold"), Text(table.note, style="dim")
             printed = Printed(

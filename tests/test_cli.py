@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from safetensors.torch import load_file, save_file
 from tiny_runs import ldm_config
 
 import latentsynth
 from latentsynth.cli import main
+from latentsynth.cli.app import app
 from latentsynth.config import LatentDataConfig, LdmRun, load
 from latentsynth.data import nifti
 from latentsynth.errors import DataError
@@ -267,3 +269,11 @@ def test_python_dash_m_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: p
     with pytest.raises(SystemExit):
         main()
     assert "autoencoder" in capsys.readouterr().out
+
+
+def test_every_measure_of_real_cases_takes_one_split_validation_unless_told() -> None:
+    """Choices are made on validation patients; a command that would fall back to the test patients spoils them unseen."""
+    commands = typer.main.get_command(app).commands["evaluate"].commands  # type: ignore[attr-defined]
+    for name, one in commands.items():
+        (split,) = [option for option in one.params if option.name == "split"]
+        assert (split.default, split.multiple) == ("val", False), name

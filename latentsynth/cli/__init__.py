@@ -28,11 +28,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from latentsynth.cli.app import app
         from latentsynth.cli.refusals import explain
         from latentsynth.invocation import processes
+        from latentsynth.outputs import withdraw
 
         try:
             processes()
             app([a for a in given if a != "--debug"], prog_name="latentsynth")
         except Exception as error:
+            withdraw()
             if "--debug" in given:
                 raise
             line, code = explain(error)

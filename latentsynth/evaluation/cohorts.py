@@ -83,6 +83,11 @@ class Cohort:
         return Estimate(*mean_interval(values, self.patients, rng()))
 
     @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of its cases."""
+        return tuple(split for split in SPLITS if any(case.split == split for case in self.cases))
+
+    @property
     def real(self) -> bool:
         """Whether every case is a real one."""
         return all(case.source == "real" for case in self.cases)

@@ -72,6 +72,7 @@ def evaluate_edges(
         (_table(real, samples, profiles, step),),
         (Picture(_PICTURE, "mean size of the intensity's derivative across the lesion's border, by distance from it; negative is inside. Bars: 95 % intervals over patients"),),
         notes,
+        splits=real.splits,
     )  # fmt: skip
     if accelerator.is_main_process:
         open_results(out)

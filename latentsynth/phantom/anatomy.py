@@ -213,7 +213,8 @@ def many_lesions(
     room = ndimage.binary_erosion(liver[bounds])
     voxel_ml = float(np.prod(spacing_mm)) / 1000
     lesion, ring = np.zeros(room.shape, np.uint8), np.zeros(room.shape)
-    wanted_mm = np.exp(rng.uniform(*np.log(DIAMETERS_MM), rng.integers(count[0], count[1] + 1)))
+    lowest, highest = np.log(DIAMETERS_MM)
+    wanted_mm = np.exp(rng.uniform(lowest, highest, size=int(rng.integers(count[0], count[1] + 1))))
     for number, mm in enumerate(sorted(wanted_mm, reverse=True), start=1):  # small ones fit between large ones
         wanted = max(1, round(np.pi / 6 * mm**3 / 1000 / voxel_ml))
         free = room & ~ndimage.binary_dilation(lesion, _CORNERS)

@@ -247,18 +247,20 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, cpu: Accelerator, ma
 def test_the_command(
     tmp_path: Path, made: dict[str, Manifest], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made["real"].save(tmp_path / "real.json")
+    scans = tuple(replace(case, split="val" if n < 2 else "test") for n, case in enumerate(made["real"].cases))
+    replace(made["real"], cases=scans).save(tmp_path / "real.json")
     made["good"].save(tmp_path / "samples" / "manifest.json")
     out = tmp_path / "out"
     command = (
         "evaluate", "fidelity", "--real", tmp_path / "real.json", "--samples", tmp_path / "samples" / "manifest.json",
         "--cache", tmp_path / "cache",
     )  # fmt: skip
-    assert run(monkeypatch, *command, "--extractor", "random", "--out", out) == 0
+    assert run(monkeypatch, *command, "--split", "test", "--extractor", "random", "--out", out) == 0
     printed = capsys.readouterr().out
     value = json.loads((out / "fidelity.json").read_text())
     assert [row[0] for row in value["tables"][0]["rows"]] == ["floor: other half of real", "samples"]
-    assert value["tables"][0]["rows"][0][1] == 10  # val and test
+    assert value["facts"]["cohorts"]["real"]["cases"] == len(scans) - 2
+    assert value["splits"] == ["test"]
     for name in ("fidelity.json", *(picture["file"] for picture in value["pictures"])):
         assert (out / name).is_file()
         assert str(out / name) in printed.replace("\n", "")
@@ -271,9 +273,9 @@ def test_the_command(
         assert run(monkeypatch, *command, "--out", tmp_path / "wrong", *wrong) == 2
         assert words in " ".join(capsys.readouterr().err.replace("│", "").split())
     for wrong, words in (
-        (("--extractor", "inception"), "unknown extractor 'inception'"),
+        (("--split", "test", "--extractor", "inception"), "unknown extractor 'inception'"),
         (("--split", "train"), "no case in split train"),
-        (("--split", "val"), "too few for a floor"),
+        ((), "2 real patients are too few for a floor"),  # of the split val
     ):
         assert run(monkeypatch, *command, "--out", tmp_path / "wrong", "--extractor", "random", *wrong) == 1
         (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]

@@ -85,7 +85,7 @@ def misplaced(n: int) -> np.ndarray:
 
 def evaluated(model: Segmenter, manifest: Path, folder: Path, cpu: Accelerator, **settings: Any) -> Result:
     model.save(folder / "run" / "checkpoint", {"dice": 0.5})
-    return evaluate_segmenter(folder / "run", manifest, folder / "out", cpu, **settings)
+    return evaluate_segmenter(folder / "run", manifest, folder / "out", cpu, **{"split": "test", **settings})
 
 
 def command(*arguments: str | Path) -> int:
@@ -405,7 +405,11 @@ def test_the_commands_run_end_to_end(
     assert "2 label maps" in capsys.readouterr().out
     evaluate = ("evaluate", "segmenter", trained_segmenter)
     assert command(*evaluate, manifest, "--out", out) == 0
+    assert capsys.readouterr().out.splitlines()[0].strip() == "split: val"
+    assert Result.load(out / "segmenter.json").splits == ("val",)
+    assert command(*evaluate, manifest, "--out", out, "--split", "test") == 0
     said = capsys.readouterr().out
+    assert said.splitlines()[0].strip() == "split: test"
     assert str(out / "segmenter.json") in said
     assert "segmentation of 2 cases" in said
     assert Result.load(out / "segmenter.json").facts["cases"] == 2
@@ -422,7 +426,7 @@ def test_the_commands_run_end_to_end(
     cases = [replace(case, split="test") for case in Manifest.load(manifest).select("train")]
     replace(Manifest.load(manifest), cases=tuple(cases)).save(workplace / "leak.json")
     capsys.readouterr()
-    assert command(*evaluate, workplace / "leak.json", "--out", out) == 1
+    assert command(*evaluate, workplace / "leak.json", "--out", out, "--split", "test") == 1
     assert "error: the segmenter was trained on 4 of these 4 cases" in capsys.readouterr().err
 
 

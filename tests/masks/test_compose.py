@@ -204,9 +204,9 @@ def test_what_can_never_be_is_said_at_once() -> None:
         Composed(two, [anatomy(AFFINES["plain"])], LABELS, (1, 2, 4), (), ComposeConfig())
 
 
-def test_many_lesions_are_composed_one_by_one_or_together_and_counted_as_they_are(tmp_path: Path) -> None:
+def test_many_lesions_are_composed_one_by_one_or_together_and_counted_as_they_are() -> None:
     """Phantoms with up to 12 lesions: none is lost, merged or taken for another on the way into a liver without any."""
-    givers = []
+    givers, placed = [], 0
     for case in range(4):
         values = phantom(2, case, (32, 32, 32), (6.0, 6.0, 6.0), 1, (4, 12))[1].astype(np.int16)
         givers.append(LabelMap(f"giver {case}", values, np.diag([6.0, 6.0, 6.0, 1.0]), (f"p{case}",)))
@@ -221,14 +221,9 @@ def test_many_lesions_are_composed_one_by_one_or_together_and_counted_as_they_ar
         assert isinstance(made, LabelMap), made
         assert components(made.of([3]))[1] == count
         assert np.array_equal(made.values, giver.values)
-        beside = compose(
-            givers[0],
-            giver,
-            labels,
-            (3,),
-            (1,),
-            np.random.default_rng(0),
-            ComposeConfig(place="same", max_cut=0.9, replace_lesions=False),
-        )
-        if isinstance(beside, LabelMap):
-            assert (beside.of([3]) >= giver.of([3])).all()
+        apart = compose(giver, bare, labels, (3,), (1,), np.random.default_rng(0), ComposeConfig(attempts=400))
+        if isinstance(apart, LabelMap):  # a liver may have no room for the largest
+            placed += 1
+            assert components(apart.of([3]))[1] == count
+            assert not np.array_equal(apart.values, giver.values)
+    assert placed >= 2

@@ -102,6 +102,7 @@ def evaluate_fidelity(
             Picture("fidelity_features.png", "features on the first two principal components of the real ones"),
         ),
         (*notes, preprocessing(recipe.grid, recipe.framing)),
+        splits=real.splits,
     )  # fmt: skip
     if accelerator.is_main_process:
         result.save(out)  # first: a picture that fails must not cost the numbers
@@ -123,8 +124,8 @@ def check_cohorts(real: Cohort, samples: Sequence[Cohort]) -> None:
     patients = len(set(real.patients))
     if patients < _LEAST:
         raise DataError(
-            f"{patients} real patients are too few for a floor: give at least {_LEAST}, for example with "
-            "--split val --split test"
+            f"{patients} real patients are too few for a floor: give at least {_LEAST}, by another --split or "
+            "by larger --fractions of `prepare`"
         )
     check_names((real, *samples))
     for cohort in samples:

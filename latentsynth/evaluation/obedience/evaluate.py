@@ -221,7 +221,7 @@ def _result(
         pictures.insert(0, Picture("obedience_masks.png", "volumes of all cohorts for the same masks"))
     if reference is not None:
         pictures.append(Picture("obedience_intensities.png", "intensities inside and around the lesions"))
-    return Result("obedience", "Do volumes show the masks they were made for?", facts, tuple(tables), tuple(pictures), tuple(notes))  # fmt: skip
+    return Result("obedience", "Do volumes show the masks they were made for?", facts, tuple(tables), tuple(pictures), tuple(notes), splits=reference.splits if reference else ())  # fmt: skip
 
 
 def _by_label(model: Segmenter, cohorts: Sequence[Cohort], answers: dict[str, list[Answer]]) -> Table:

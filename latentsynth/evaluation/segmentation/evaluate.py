@@ -29,7 +29,7 @@ def evaluate_segmenter(
     manifest_path: Path,
     out: Path,
     accelerator: Accelerator,
-    split: Split = "test",
+    split: Split = "val",
     region: str = "auto",
     tolerance_mm: float | None = None,
 ) -> Result:
@@ -131,7 +131,15 @@ def _result(
         "tolerance_mm": tolerance,
     }
     picture = Picture("segmenter.png", "best, median and worst case: annotation, and what the segmenter found")
-    return Result("segmenter", "Segmentation of real patients", facts, tuple(tables), (picture,), tuple(notes))
+    return Result(
+        "segmenter",
+        "Segmentation of real patients",
+        facts,
+        tuple(tables),
+        (picture,),
+        tuple(notes),
+        splits=cohort.splits,
+    )
 
 
 def _matched(by_label: dict[str, list[SegmentationScores]]) -> Table:
