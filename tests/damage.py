@@ -150,15 +150,19 @@ def put(value: Any, place: tuple[Any, ...], new: Any) -> None:
 
 
 def _unknown_key(path: Path) -> None:
-    value = json.loads(path.read_text())
-    path.write_text(json.dumps({"no_such_key": 1, **value}))
+    text = path.read_text()
+    path.write_text(
+        f"no_such_key: 1\n{text}" if path.suffix == ".yaml" else json.dumps({"no_such_key": 1, **json.loads(text)})
+    )
 
 
-def _first_key_twice(raw: bytes) -> bytes:
-    text = raw.decode()
-    first = text.index('"')
-    key, _, rest = text[first:].partition(":")
-    return f'{text[:first]}{key}: "other", {key}:{rest}'.encode()
+def _key_twice(path: Path) -> None:
+    text = path.read_text()
+    if path.suffix == ".yaml":
+        path.write_text(f"run: elsewhere\n{text}")
+        return
+    key = next(iter(json.loads(text)))
+    path.write_text(f'{{"{key}": "other", {text.lstrip().removeprefix("{")}')
 
 
 TEXTS = (
@@ -169,7 +173,7 @@ TEXTS = (
     Kind("torn", _bytes(lambda raw: raw[: 2 * len(raw) // 3])),
     Kind("not UTF-8", _bytes(lambda raw: raw[:20] + b"\xff\xfe" + raw[20:])),
     Kind("deeply nested", _bytes(lambda raw: b"[" * 100_000)),
-    Kind("a key twice", _bytes(_first_key_twice)),
+    Kind("a key twice", _key_twice),
     Kind("an unknown key", _unknown_key),
 )
 

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from trial import Expected, Fault, Outcome, attempt
 
 Words = Sequence[str | Path]
-CASE = "phantom_001"
+CASE = "phantom_002"
 SCAN, MASK = f"cohort/imagesTr/{CASE}_0000.nii.gz", f"cohort/labelsTr/{CASE}.nii.gz"
 
 
@@ -63,17 +63,18 @@ def _plan(b: Path) -> Words:
 
 
 def _masks(b: Path) -> Words:
-    return ["masks", "--real", b / "manifest.json", "--n", "1", "--out", b / "out"]
+    return ["masks", "--real", b / "manifest.json", "--n", "5", "--set", "draw=turn", "--out", b / "out"]
 
 
 def _fidelity(b: Path) -> Words:
     samples = ["--samples", f"made={b / 'made/manifest.json'}", "--cache", b / "cache"]
-    return ["evaluate", "fidelity", "--real", b / "manifest.json", *samples, "--out", b / "out"]
+    splits = [word for split in ("train", "val", "test") for word in ("--split", split)]
+    return ["evaluate", "fidelity", "--real", b / "manifest.json", *splits, *samples, "--out", b / "out"]
 
 
 def _memorization(b: Path) -> Words:
     folders = ["--train", b / "cohort/imagesTr", "--heldout", b / "heldout", "--samples", f"made={b / 'made/imagesTr'}"]
-    return ["memorization", *folders, "--space", "voxels", "--cache", b / "cache", "--out", b / "out"]
+    return ["memorization", *folders, "--space", "voxels", "--level", "0.4", "--cache", b / "cache", "--out", b / "out"]
 
 
 def _filter(b: Path) -> Words:

@@ -127,14 +127,21 @@ def evaluate_fidelity(
     ] = None,
     cache: Annotated[Path, typer.Option(help="Where volumes and trained extractors are kept")] = Path("runs/cache"),
     extractor_images: Annotated[int, typer.Option(help="Images that a contrastive extractor trains on", min=16)] = 6000,
+    cell: Annotated[
+        Optional[tuple[int, int, int]],  # noqa: UP045
+        typer.Option(
+            help="Voxels of the grid per latent cell along each axis, whose traces are looked for [default: those of --like]"
+        ),
+    ] = None,
 ) -> None:
-    """How close do synthetic volumes come to real ones? Frechet, KID, precision, recall, diversity, beside the floor."""
+    """How close do synthetic volumes come to real ones? Frechet, KID, recall, diversity, sharpness, beside the floor."""
     one_of("--split", split, SPLITS)
     from latentsynth.data.manifest import Manifest
     from latentsynth.evaluation import features
     from latentsynth.evaluation.cohorts import Cohort, named
     from latentsynth.evaluation.fidelity.evaluate import check_cohorts
     from latentsynth.evaluation.fidelity.evaluate import evaluate_fidelity as evaluate
+    from latentsynth.evaluation.fidelity.sharpness import latent_cell
     from latentsynth.parallel import start
 
     accelerator = start()
@@ -151,7 +158,7 @@ def evaluate_fidelity(
         cohort.name: features.volumes(cohort, grid, framing, patients.manifest.labels, cache, accelerator)
         for cohort in (patients, *cohorts)
     }
-    finish(evaluate(patients, cohorts, caches, extractors, out, accelerator), out)
+    finish(evaluate(patients, cohorts, caches, extractors, out, accelerator, cell or latent_cell(like)), out)
 
 
 @evaluate_app.command("masks")
