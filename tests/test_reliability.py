@@ -20,9 +20,11 @@ from typing import Any
 import pytest
 import yaml
 from damage import MASKS, TEXTS, VOLUMES, WEIGHTS, Kind, leaves, put
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from trial import Expected, Fault, Outcome, attempt
+
+from latentsynth.data.intake.prepare import prepare
 
 Words = Sequence[str | Path]
 CASE = "phantom_002"
@@ -68,8 +70,7 @@ def _masks(b: Path) -> Words:
 
 def _fidelity(b: Path) -> Words:
     samples = ["--samples", f"made={b / 'made/manifest.json'}", "--cache", b / "cache"]
-    splits = [word for split in ("train", "val", "test") for word in ("--split", split)]
-    return ["evaluate", "fidelity", "--real", b / "manifest.json", *splits, *samples, "--out", b / "out"]
+    return ["evaluate", "fidelity", "--real", b / "all.json", *samples, "--out", b / "out"]
 
 
 def _memorization(b: Path) -> Words:
@@ -185,6 +186,7 @@ def bench(
     made = attempt(_words(_sample(top)), top)
     assert made.code == 0, made
     (top / "out").rename(top / "made")
+    prepare(top / "cohort", top / "all.json", fractions=(0.0, 1.0, 0.0), progress=False)
     (top / "heldout").mkdir()
     for file in sorted((top / "cohort/imagesTr").iterdir())[4:]:
         shutil.copy(file, top / "heldout")
@@ -245,8 +247,9 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=4,
 )
-_QUIET = settings(max_examples=12, suppress_health_check=list(HealthCheck))
-_LONG = settings(max_examples=150, suppress_health_check=list(HealthCheck))
+_UNSHRUNK = (Phase.explicit, Phase.generate)  # examples are small, and each takes a second
+_QUIET = settings(max_examples=12, suppress_health_check=list(HealthCheck), phases=_UNSHRUNK)
+_LONG = settings(max_examples=150, suppress_health_check=list(HealthCheck), phases=_UNSHRUNK)
 _EDITED = (*WRITTEN, *MODELS[:2])
 
 

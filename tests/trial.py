@@ -15,7 +15,7 @@ from pathlib import Path
 from latentsynth.cli import main
 from latentsynth.cli.refusals import FAULT
 
-LIMIT_S = 60.0  # generous: a busy machine is no hang
+LIMIT_S = 40.0  # generous: a busy machine is no hang
 
 
 class Fault(StrEnum):
