@@ -9,6 +9,7 @@ import pytest
 from scipy import ndimage
 
 from latentsynth.data.intake.intensities import Choice, intensities, propose_window
+from latentsynth.errors import DataError
 
 SHAPE = (24, 24, 24)
 
@@ -112,6 +113,19 @@ def test_percentiles_are_widened_for_small_bright_lesions_but_not_to_hot_voxels(
     squeezed = propose_window("T2", [intensities("a", s, m, rng) for s, m in zip(scans, small, strict=True)])
     assert squeezed.window["high"] < 100
     assert squeezed.cut is not None
+
+
+def test_a_case_whose_lesion_the_window_hides_is_named() -> None:
+    choice = proposed("CT", lambda n: ct(n, lesion=-800 if n == 7 else 60), 24)
+    assert any("warning" in reason and "c7" in reason for reason in choice.reasons)
+
+
+def test_channels_of_two_values_have_a_window_too_but_not_beside_others() -> None:
+    rng = np.random.default_rng(0)
+    organs = [intensities(f"c{n}", scene(n)[0].astype(np.uint8), scene(n)[1], rng) for n in range(3)]
+    assert propose_window("organ", organs).window == {"kind": "fixed", "low": 0, "high": 1}
+    with pytest.raises(DataError, match=r"channel organ .* c0, c1, c2"):
+        propose_window("organ", [*organs, intensities("d", mr(0), None, rng)])
 
 
 def test_without_annotations_nothing_is_said_of_lesions() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -245,6 +246,22 @@ def test_scan_of_two_patients_is_a_leak_without_its_header(source: Path, turn: s
     found = {problem.case_id: problem.found for problem in run(source).problems}
     assert set(found) == {NAME, "P03_a"}
     assert all("the same voxels" in text for text in found.values())
+
+
+def test_a_scan_whose_header_scaled_its_numbers_is_found_without_it(source: Path) -> None:
+    stored = np.random.default_rng(5).integers(0, 4000, SHAPE).astype(np.int16)
+    image = nib.Nifti1Image(stored, AFFINE)
+    image.header.set_slope_inter(0.0123, -3)
+    nib.save(image, image_of(source, NAME))
+    content = bytearray(gzip.decompress(image_of(source, NAME).read_bytes()))
+    content[112:120] = np.array([0.0123, -3], "<f4").tobytes()
+    content[352:] = stored.tobytes(order="F")
+    image_of(source, NAME).write_bytes(gzip.compress(bytes(content)))
+    assert nifti.read(image_of(source, NAME))[0].max() < 50
+    nifti.write(image_of(source, "P03_a"), stored, AFFINE)
+    problems = run(source).problems
+    assert sorted(problem.case_id for problem in problems) == [NAME, "P03_a"]
+    assert all("the same voxels" in problem.found for problem in problems)
 
 
 @settings(max_examples=30, deadline=None)

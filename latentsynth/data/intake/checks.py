@@ -5,11 +5,14 @@ Every file is opened once. A problem says which file, what was found, what was e
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 
@@ -55,7 +58,8 @@ class CaseFacts:
 
     Attributes:
         hashes: :func:`latentsynth.provenance.voxel_hash` of each image, "" where it could not be read.
-        turned: :func:`latentsynth.data.identity.turned_hash` of each, "" too where it holds one value throughout.
+        turned: :func:`latentsynth.data.identity.turned_hash` of each, also of the numbers in the file where its header
+            scales them; nothing where the image could not be read or holds one value throughout.
         shape: Voxels ``(I, J, K)`` in the file's own axis order, or None if no image could be read.
         spacing_mm: Voxel edges in mm along the same axes, or None.
         label_voxels: Voxels per label value in the mask, 0 included; empty without a valid mask.
@@ -66,7 +70,7 @@ class CaseFacts:
     """
 
     hashes: tuple[str, ...] = ()
-    turned: tuple[str, ...] = ()
+    turned: tuple[tuple[str, ...], ...] = ()
     shape: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
     label_voxels: dict[int, int] = field(default_factory=dict)
@@ -118,7 +122,7 @@ def check_case(
         if read is None:
             hashes.append("")
             placed.append("")
-            turned.append("")
+            turned.append(())
             continue
         remarks += header_remarks(path)
         voxels, affine = read
@@ -135,7 +139,7 @@ def check_case(
         hashes.append(nifti.canonical_hash(voxels, affine))
         placed.append(volume_hash(voxels, affine, hashes[-1]))
         low, high = float(voxels.min()), float(voxels.max())
-        turned.append(turned_hash(voxels) if low < high else "")
+        turned.append(_turned(path, voxels) if low < high else ())
         if low == high:
             cure = "name the right file, or leave the case out; a missing channel cannot be filled in"
             report(path, f"one value throughout ({low:g})", f"a scan for {name}", cure)
@@ -143,9 +147,9 @@ def check_case(
     if len(case.images) != len(channels) and not split_channels:
         file, expected = case.images[0] if case.images else case.case_id, f"{len(channels)} ({', '.join(channels)})"
         report(file, f"{len(case.images)} images", expected, "complete the case or remove it")
-    for repeat in [h for h, count in Counter(turned).items() if h and count > 1]:
-        twins = [image for image, h in zip(case.images, turned, strict=True) if h == repeat]
-        report(twins[1], f"the same voxels as {twins[0].name}", "another image per channel", "name the right file")
+    for (one, mine), (two, theirs) in itertools.combinations(zip(case.images, turned, strict=True), 2):
+        if set(mine) & set(theirs):
+            report(two, f"the same voxels as {one.name}", "another image per channel", "name the right file")
 
     mask = _MaskFacts()
     if case.mask is not None:
@@ -168,6 +172,13 @@ def check_case(
         mask_hash=mask.mask_hash,
         lesion_voxels=mask.lesion_voxels,
     )
+
+
+def _turned(path: Path, voxels: np.ndarray) -> tuple[str, ...]:
+    stored: Any = nib.load(path).dataobj  # type: ignore[attr-defined]
+    if stored.slope == 1:
+        return (turned_hash(voxels),)
+    return turned_hash(voxels), turned_hash(stored.get_unscaled().reshape(voxels.shape))
 
 
 @dataclass(frozen=True)
@@ -305,10 +316,12 @@ def twins(cases: Iterable[Case], facts: Iterable[CaseFacts]) -> list[list[tuple[
     """
     places: dict[str, list[tuple[Case, Path]]] = defaultdict(list)
     for case, fact in zip(cases, facts, strict=True):
-        for path, name in zip(case.images, fact.turned, strict=True):
-            if name and all(c is not case for c, _ in places[name]):
-                places[name].append((case, path))
-    return [group for group in places.values() if len(group) > 1]
+        for path, names in zip(case.images, fact.turned, strict=True):
+            for name in names:
+                if all(c is not case for c, _ in places[name]):
+                    places[name].append((case, path))
+    groups = {tuple(path for _, path in group): group for group in places.values() if len(group) > 1}
+    return list(groups.values())
 
 
 def spacing(affine: np.ndarray) -> tuple[float, float, float]:

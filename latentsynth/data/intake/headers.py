@@ -23,7 +23,7 @@ CURES: dict[Doubt, str] = {
     "other units": "the numbers are taken for mm: correct the header if they are none",
 }
 _RTOL = 0.01  # two spacings agree to this part
-_FLATTER = 4  # 1 x 1 x 1 mm is doubted where an axis has so many times fewer voxels than the next longer one
+_FLATTER = 2  # 1 x 1 x 1 mm is doubted where an axis has so many times fewer voxels than the next longer one
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from latentsynth.data.intake.layouts import few
 from latentsynth.data.windows import foreground
+from latentsynth.errors import DataError
 
 # Hounsfield units: air -1000, fat -100, water 0, soft tissue to 80, blood with contrast and spongy bone to 300.
-_AIR, _BODY, _SOFT = (-1100.0, -900.0), -500.0, (-200.0, 300.0)
+_AIR, _BODY, _SOFT = (-1050.0, -950.0), -500.0, (-200.0, 300.0)
 _OFFSET = 1024.0  # added by programs that store CT without sign
 _MOSTLY = 0.5  # this share of a body's voxels is soft tissue
 _SOME_AIR = 0.01  # a scan of an unnamed channel has at least this share of air if it is a CT
@@ -22,6 +24,7 @@ _LEAST_RANGE = 80.0  # Hounsfield units between the ends of any CT that was not 
 _CUT = 0.05  # a window is widened if more than this share of the lesions' voxels lies at its ends
 _WIDEST = 2.0  # times the usual range, at most
 _PERCENTILES = (0.0, 0.1, 0.5, 99.5, 99.9, 100.0)
+_USUAL = 2  # position of 0.5 among them
 _SAMPLE = 4000  # voxels kept per scan
 
 _CT = {"CT", "CTA", "CCTA", "CBCT", "NCCT", "CECT", "LDCT", "HRCT", "DECT", "HU"}
@@ -97,6 +100,9 @@ def propose_window(name: str, scans: Sequence[Intensities]) -> Choice:
     Args:
         name: Of the channel.
         scans: At least one.
+
+    Raises:
+        DataError: Some scans hold nothing but two values, so they have no percentiles.
     """
     units, reasons = decide_units(name, scans)
     if units in ("Hounsfield units", "Hounsfield units + 1024"):
@@ -108,7 +114,7 @@ def propose_window(name: str, scans: Sequence[Intensities]) -> Choice:
     if units == "uptake":
         high = float(f"{np.percentile(np.concatenate([scan.tissue for scan in scans]), 99.9):.2g}")
         return _around_lesions(0.0, high or 1.0, high / 100, units, reasons, scans)
-    return _percentile(reasons, scans)
+    return _percentile(name, reasons, scans)
 
 
 def decide_units(name: str, scans: Sequence[Intensities]) -> tuple[Units, tuple[str, ...]]:
@@ -132,7 +138,7 @@ def decide_units(name: str, scans: Sequence[Intensities]) -> tuple[Units, tuple[
         by = f"CT by its name {name!r}" if named else "CT by its values: whole numbers, air near -1000"
         reasons = [_WHY[units].format(name=repr(name), by=by, soft=f"{100 * soft:.0f} %")]
     if others:
-        reasons.append(f"warning: {len(others)} of {len(scans)} scans look otherwise: {', '.join(others[:4])}")
+        reasons.append(f"warning: {len(others)} of {len(scans)} scans look otherwise: {few(others)}")
     return units, tuple(reasons)
 
 
@@ -190,10 +196,10 @@ def _around_lesions(
     low: float, high: float, step: float, units: Units, reasons: tuple[str, ...], scans: Sequence[Intensities]
 ) -> Choice:
     """A fixed window, widened to ends that are multiples of ``step`` where it cuts the lesions."""
-    lesions = [scan.lesion for scan in scans if scan.lesion.size]
-    if not lesions:
+    marked = [scan for scan in scans if scan.lesion.size]
+    if not marked:
         return Choice({"kind": "fixed", "low": low, "high": high}, units, reasons, None)
-    values = np.concatenate(lesions)
+    values = np.concatenate([scan.lesion for scan in marked])
     first, last = (float(end) for end in np.percentile(values, (0.5, 99.5)))
     margin = (last - first) / 4
     before = low, high
@@ -204,23 +210,31 @@ def _around_lesions(
     if (low, high) != before:
         reasons += (f"widened from {before[0]:g} to {before[1]:g}, which cut the lesions off",)
     cut = float(((values <= low) | (values >= high)).mean())
+    hidden = [scan.case_id for scan in marked if ((scan.lesion <= low) | (scan.lesion >= high)).mean() > _MOSTLY]
+    if hidden:
+        reasons += (f"warning: most of the lesion lies at an end in {len(hidden)} cases: {few(hidden)}",)
     return Choice({"kind": "fixed", "low": low, "high": high}, units, reasons, cut)
 
 
-def _percentile(reasons: tuple[str, ...], scans: Sequence[Intensities]) -> Choice:
+def _percentile(name: str, reasons: tuple[str, ...], scans: Sequence[Intensities]) -> Choice:
     """Percentiles of each image, wider ones where the usual cut the lesions."""
+    flat = [scan.case_id for scan in scans if scan.ends[_USUAL] >= scan.ends[-1 - _USUAL]]
+    if len(flat) == len(scans):
+        low, high = min(scan.lowest for scan in scans), max(scan.highest for scan in scans)
+        return Choice({"kind": "fixed", "low": low, "high": high}, "none", ("each scan holds two values",), None)
+    if flat:
+        raise DataError(f"channel {name} has one intensity in the foreground of {few(flat)}: remove these cases")
     marked = [scan for scan in scans if scan.lesion.size]
     spans = [np.median([scan.ends[-1 - n] - scan.ends[n] for scan in scans]) for n in range(len(_PERCENTILES) // 2)]
-    usual = len(spans) - 1
     found: list[tuple[int, float]] = []
-    for n in range(usual, -1, -1):
+    for n in range(_USUAL, -1, -1):
         cut = np.mean([((s.lesion <= s.ends[n]) | (s.lesion >= s.ends[-1 - n])).mean() for s in marked] or [0.0])
-        if n == usual or spans[n] <= _WIDEST * spans[usual]:  # a few hot voxels must not squeeze all others together
+        if n == _USUAL or spans[n] <= _WIDEST * spans[_USUAL]:  # a few hot voxels must not squeeze all others together
             found.append((n, float(cut)))
         if found[-1][1] <= _CUT:
             break
     n, share = found[-1]
-    if n < usual:
+    if n < _USUAL:
         reasons += ("widened, because the usual 0.5 to 99.5 cut the lesions off",)
     return Choice(
         {"kind": "percentile", "low": _PERCENTILES[n], "high": _PERCENTILES[-1 - n]},
