@@ -8,14 +8,15 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentsynth import outputs
 from latentsynth.documents import cell as csv_cell
+from latentsynth.documents import read_fields, read_json
 from latentsynth.errors import DataError
-from latentsynth.files import atomic_path, make_folder, read_json, write_json
+from latentsynth.files import atomic_path, make_folder, write_json
 from latentsynth.invocation import this_command
 
 if TYPE_CHECKING:
@@ -118,16 +119,27 @@ class Result:
         value = read_json(path)
         if not is_result(value):
             raise DataError(f"{path} is not a result ({FORMAT}): make it again with `latentsynth evaluate`")
+        read_fields(path, kind=str, title=str, facts=dict, tables=list, pictures=list, notes=list, command=str)
         try:
             tables = tuple(
-                Table(t["title"], tuple(t["columns"]), tuple(tuple(map(_cell, row)) for row in t["rows"]), t["note"])
+                Table(
+                    _text(t["title"]), tuple(map(_text, t["columns"])), tuple(tuple(map(_cell, row)) for row in t["rows"]),
+                    _text(t["note"]),
+                )
                 for t in value["tables"]
+<<<<<<< HEAD
             )
             pictures = tuple(Picture(**picture) for picture in value["pictures"])
             return cls(
                 value["kind"], value["title"], value["facts"], tables, pictures, tuple(value["notes"]),
                 value["command"], tuple(value["splits"]),
             )  # fmt: skip
+=======
+            )  # fmt: skip
+            pictures = tuple(Picture(**{key: _text(text) for key, text in one.items()}) for one in value["pictures"])
+            notes = tuple(map(_text, value["notes"]))
+            return cls(value["kind"], value["title"], value["facts"], tables, pictures, notes, value["command"])
+>>>>>>> h-c
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is a damaged result ({error!r}): make it again") from error
 
@@ -211,4 +223,14 @@ def _finite(value: Any) -> Any:
 
 
 def _cell(value: Any) -> TableCell:
-    return Estimate.of(value) if isinstance(value, dict) else value
+    if isinstance(value, dict):
+        return Estimate(*(float(end) for end in astuple(Estimate.of(value))))
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise TypeError(f"{value!r} is no cell")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import copy
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -12,8 +14,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import latentsynth
+from latentsynth import outputs
+from latentsynth.data.manifest import Manifest
 from latentsynth.documents import (
     cell,
     finite_number,
@@ -24,8 +29,10 @@ from latentsynth.documents import (
     read_json_lines,
     read_yaml,
 )
-from latentsynth.errors import DataError
-from latentsynth.results import write_csv
+from latentsynth.errors import DataError, LatentsynthError
+from latentsynth.provenance import Ledger
+from latentsynth.results import Estimate, Picture, Result, Table, write_csv
+from latentsynth.types import Case, Labels
 
 PACKAGE = Path(latentsynth.__file__).parent
 # Who else parses these formats, and why.
@@ -183,3 +190,68 @@ def test_nothing_else_parses_what_people_edit(tmp_path: Path) -> None:
     } == {}
     (tmp_path / "new.py").write_text("import json, yaml\njson.loads(x)\nyaml.safe_load(x)\njson.loads(json.dumps(x))\n")
     assert list(parsers(tmp_path / "new.py")) == ["json.loads", "yaml.safe_load"]
+
+
+BAD = (None, [], {}, "", -1, 1.5, True, ["a"], {"a": 1}, [[1]], 10**30)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The path to everything in a JSON value."""
+    if path:
+        yield path
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in inner:
+        yield from places(part, (*path, key))
+
+
+def edited(value: Any) -> Iterator[Any]:
+    """The value with one thing in it replaced by something of another type, or removed."""
+    for path in places(value):
+        for bad in (*BAD, KeyError):
+            changed = copy.deepcopy(value)
+            holder = changed
+            for key in path[:-1]:
+                holder = holder[key]
+            if bad is KeyError:
+                del holder[path[-1]]
+            else:
+                holder[path[-1]] = bad
+            yield changed
+
+
+def shown(file: Path) -> None:
+    Result.load(file).show(Console(file=io.StringIO()))
+
+
+def claimed(file: Path) -> None:
+    outputs.claim(file.parent, "volumes", {"steps": 1}, ("x",))
+
+
+@pytest.mark.parametrize("kind", ["result", "record", "ledger", "manifest"])
+def test_an_edited_file_is_understood_or_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+    if kind == "result":
+        tables = (Table("t", ("a", "b"), ((1, Estimate(1, 2, 3)), ("x", None)), "n"),)
+        file, read = Result("edges", "t", {"a": 1}, tables, (Picture("a.png", "c"),), ("n",), "c").save(tmp_path), shown
+    elif kind == "record":
+        file, read = tmp_path / "out" / outputs.RECORD, claimed
+        claimed(file)
+        (file.parent / "x" / "f").write_text("1")
+        outputs.finish(file.parent, ["x/f"])
+    elif kind == "ledger":
+        file, read = tmp_path / "ledger.json", Ledger.load
+        Ledger(frozenset(["a"]), frozenset(["b"])).save(file)
+    else:
+        file, read = tmp_path / "manifest.json", Manifest.load
+        labels = Labels((0, 1), ("background", "lesion"))
+        Manifest("m", ("CT",), labels, (Case("a", "p", (Path("a.nii.gz"),), Path("b.nii.gz"), "train"),)).save(file)
+    good = json.loads(file.read_text())
+    read(file)
+    said = []
+    for value in edited(good):
+        file.write_text(json.dumps(value))
+        try:
+            read(file)
+        except LatentsynthError as error:
+            said.append(str(error))
+    assert said
+    assert not [text for text in said if "\n" in text]

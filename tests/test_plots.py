@@ -127,7 +127,7 @@ def test_the_same_numbers_give_the_same_picture(tmp_path: Path) -> None:
 
 def test_names_are_shown_as_they_are_written(tmp_path: Path) -> None:
     """Dollars are no formulas: most formulas that a name could be are faults of matplotlib's parser."""
-    name = "case_$x^$_{\\frac$"
+    name = "case_$x^$_and_$\\frac$"
     assert strips(tmp_path / "a.png", {name: [1.0, 2.0]}, name, name).is_file()
     tile = Tile(name, np.zeros((1, 4, 4, 4), np.float32))
     assert contact_sheet(tmp_path / "b.png", [[tile]], (1.0, 1.0, 1.0), name).is_file()

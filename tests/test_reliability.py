@@ -65,7 +65,7 @@ def _plan(b: Path) -> Words:
 
 
 def _masks(b: Path) -> Words:
-    return ["masks", "--real", b / "manifest.json", "--n", "5", "--set", "draw=turn", "--out", b / "out"]
+    return ["masks", "--real", b / "manifest.json", "--n", "5", "--set", "deform.draw=turn", "--out", b / "out"]
 
 
 def _fidelity(b: Path) -> Words:
@@ -74,7 +74,7 @@ def _fidelity(b: Path) -> Words:
 
 
 def _memorization(b: Path) -> Words:
-    folders = ["--train", b / "cohort/imagesTr", "--heldout", b / "heldout", "--samples", f"made={b / 'made/imagesTr'}"]
+    folders = ["--train", b / "learnt", "--heldout", b / "heldout", "--samples", f"made={b / 'made/imagesTr'}"]
     return ["memorization", *folders, "--space", "voxels", "--level", "0.4", "--cache", b / "cache", "--out", b / "out"]
 
 
@@ -115,7 +115,7 @@ def _train(b: Path) -> Words:
 SCANS = (
     Target("prepare", SCAN, _prepare, VOLUMES),
     Target("segment", SCAN, _segment, VOLUMES),
-    Target("memorization", SCAN, _memorization, VOLUMES),
+    Target("memorization", f"learnt/{CASE}_0000.nii.gz", _memorization, VOLUMES),
     Target("prepare, a mask", MASK, _prepare, MASKS),
     Target("sample", MASK, _sample, VOLUMES[4:] + MASKS),
     Target("masks", MASK, _masks, VOLUMES[4:] + MASKS),
@@ -126,7 +126,7 @@ WRITTEN = (
     Target("plan", "manifest.json", _plan, TEXTS),
     Target("masks", "manifest.json", _masks, TEXTS),
     Target("fidelity", "made/manifest.json", _fidelity, TEXTS),
-    Target("filter", "made/manifest.json", _filter, TEXTS),
+    Target("filter", "synthetic.json", _filter, TEXTS),
     Target("export", "made/manifest.json", _export, TEXTS),
     Target("train", "train.yaml", _train, TEXTS),
     Target("report", "ldm/config.yaml", _report, TEXTS),
@@ -183,13 +183,16 @@ def bench(
     for run in (trained_ldm, trained_segmenter):
         shutil.copytree(run, top / run.name, ignore=shutil.ignore_patterns("state", "latents"))
     shutil.copy(workplace / "segmenter.yaml", top / "train.yaml")
-    made = attempt(_words(_sample(top)), top)
+    masks = ["--masks", top / "manifest.json", "--split", "train"]
+    made = attempt(_words(["sample", top / "ldm", *masks, "--out", top / "out", "--steps", "1"]), top)
     assert made.code == 0, made
     (top / "out").rename(top / "made")
     prepare(top / "cohort", top / "all.json", fractions=(0.0, 1.0, 0.0), progress=False)
-    (top / "heldout").mkdir()
-    for file in sorted((top / "cohort/imagesTr").iterdir())[4:]:
-        shutil.copy(file, top / "heldout")
+    prepare(top / "cohort", top / "synthetic.json", fractions=(1.0, 0.0, 0.0), synthetic=True, progress=False)
+    for number, file in enumerate(sorted((top / "cohort/imagesTr").iterdir())):
+        folder = top / ("learnt" if number < 4 else "heldout")
+        folder.mkdir(exist_ok=True)
+        shutil.copy(file, folder)
     return top
 
 

@@ -101,7 +101,7 @@ def test_a_damaged_result_is_refused(tmp_path: Path, lost: str) -> None:
     assert is_result(value)
     del value[lost]
     write_json(path, value)
-    with pytest.raises(DataError, match="damaged result"):
+    with pytest.raises(DataError, match=f"{lost} is nothing, expected"):
         Result.load(path)
 
 

@@ -85,7 +85,9 @@ class Outcome:
         if any(".partial" in name for name in self.left):
             return Fault.LEFT_BEHIND
         if self.refused:
-            if not self.errors and not any(word in self.said for word in ("Usage:", "problem", "error")):
+            if not self.errors and not any(
+                word in self.said for word in ("Usage:", "Invalid value", "problem", "error")
+            ):
                 return Fault.SPEECHLESS
             if self.left:
                 return Fault.LEFT_BEHIND
