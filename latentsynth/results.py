@@ -127,19 +127,10 @@ class Result:
                     _text(t["note"]),
                 )
                 for t in value["tables"]
-<<<<<<< HEAD
-            )
-            pictures = tuple(Picture(**picture) for picture in value["pictures"])
-            return cls(
-                value["kind"], value["title"], value["facts"], tables, pictures, tuple(value["notes"]),
-                value["command"], tuple(value["splits"]),
-            )  # fmt: skip
-=======
             )  # fmt: skip
             pictures = tuple(Picture(**{key: _text(text) for key, text in one.items()}) for one in value["pictures"])
-            notes = tuple(map(_text, value["notes"]))
-            return cls(value["kind"], value["title"], value["facts"], tables, pictures, notes, value["command"])
->>>>>>> h-c
+            notes, splits = tuple(map(_text, value["notes"])), tuple(map(_text, value["splits"]))
+            return cls(value["kind"], value["title"], value["facts"], tables, pictures, notes, value["command"], splits)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is a damaged result ({error!r}): make it again") from error
 
