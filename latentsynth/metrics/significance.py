@@ -8,6 +8,7 @@ from enum import StrEnum
 from functools import cache
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.special import stdtrit
 from scipy.stats import friedmanchisquare, rankdata, studentized_range, wilcoxon
 
@@ -15,6 +16,7 @@ from latentsynth.errors import DataError
 
 FEWEST_DATASETS = 5
 FEWEST_SEEDS = 3  # fewer cannot show how much trainings vary
+_SMALLEST_P = 1e-12  # that is told apart from 0
 _EXACT = 50  # patients up to which the null distribution is enumerated
 
 
@@ -40,6 +42,7 @@ class Paired:
         low: Of its 95 % interval over patients and seeds (:func:`crossed_interval`).
         high: Of the same.
         p: Two-sided Wilcoxon signed-rank test over patients, seeds averaged first.
+        p_mean: Two-sided test of the mean over patients and seeds (:func:`crossed_p`).
         smallest_p: What ``p`` would be if every patient had changed in one direction: no smaller one can be attained.
         effect: Matched-pairs rank-biserial correlation, from -1 to 1 (Kerby 2014): share of the rank sum of patients
             whose score rose minus that of patients whose score fell.
@@ -52,6 +55,7 @@ class Paired:
     low: float
     high: float
     p: float
+    p_mean: float
     smallest_p: float
     effect: float
     equivalent: bool
@@ -89,7 +93,7 @@ def paired(arm: np.ndarray, reference: np.ndarray, margin: float) -> Paired:
     changed = of_patients[of_patients != 0]
     patients = len(of_patients)
     return Paired(
-        patients, float(difference.mean()), low, high, _wilcoxon(changed), _smallest_p(patients),
+        patients, float(difference.mean()), low, high, _wilcoxon(changed), crossed_p(difference), _smallest_p(patients),
         _rank_biserial(changed), -margin < inner_low and inner_high < margin, tuple(difference.mean(1).tolist()),
     )  # fmt: skip
 
@@ -109,16 +113,35 @@ def crossed_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, fl
         values: Shape ``(S, N)``.
         level: Share of studies whose interval holds the true mean.
     """
+    half, mean = _half_width(*_mean_squares(values), (1 - level) / 2), values.mean()
+    return float(mean - half), float(mean + half)
+
+
+def crossed_p(values: np.ndarray) -> float:
+    """Two-sided p of a mean of 0: one minus the level at which :func:`crossed_interval` of ``(S, N)`` ends at 0."""
+    mean, variances = abs(values.mean()), _mean_squares(values)
+    if not mean:
+        return 1.0
+    if mean >= _half_width(*variances, _SMALLEST_P / 2):
+        return _SMALLEST_P
+    return float(brentq(lambda p: _half_width(*variances, p / 2) - mean, _SMALLEST_P, 1.0, xtol=1e-15, rtol=1e-10))
+
+
+def _mean_squares(values: np.ndarray) -> tuple[tuple[float, int], tuple[float, int]]:
+    """Of seeds with what is left, and of patients without it: their parts of the variance of the mean, degrees of freedom."""
     seeds, patients = values.shape
     mean, by_patient, by_seed = values.mean(), values.mean(0), values.mean(1)
-    square, of_patients = 0.0, seeds * by_patient.var(ddof=1)
-    if seeds > 1:
-        rest = values - by_patient - by_seed[:, None] + mean
-        of_patients = max(of_patients - (rest**2).sum() / ((seeds - 1) * (patients - 1)), 0.0)
-        square = patients * by_seed.var(ddof=1) * stdtrit(seeds - 1, (1 + level) / 2) ** 2
-    square += of_patients * stdtrit(patients - 1, (1 + level) / 2) ** 2
-    half = np.sqrt(square / values.size)
-    return float(mean - half), float(mean + half)
+    of_patients = seeds * by_patient.var(ddof=1)
+    if seeds == 1:
+        return (0.0, 1), (of_patients / values.size, patients - 1)
+    rest = values - by_patient - by_seed[:, None] + mean
+    of_patients -= (rest**2).sum() / ((seeds - 1) * (patients - 1))
+    of_seeds = patients * by_seed.var(ddof=1)
+    return (of_seeds / values.size, seeds - 1), (max(of_patients, 0.0) / values.size, patients - 1)
+
+
+def _half_width(seeds: tuple[float, int], patients: tuple[float, int], tail: float) -> float:
+    return float(np.sqrt(sum(variance * stdtrit(degrees, tail) ** 2 for variance, degrees in (seeds, patients))))
 
 
 def holm(p: Sequence[float]) -> np.ndarray:
@@ -131,28 +154,28 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def verdict(found: Paired, adjusted: float, higher_is_better: bool = True, level: float = 0.05) -> Verdict:
+def verdict(found: Paired, ranks: float, mean: float, higher_is_better: bool = True, level: float = 0.05) -> Verdict:
     """What the ranks of patients, the mean and its interval say together.
 
-    A direction is named where all three name it: significant ranks, and an interval without 0 on the same side as the
-    mean and the effect. Within the margin it is no gain or harm, and there the interval suffices, since no more is
-    claimed than a small difference. Ranks and interval that contradict each other, or significant ranks beside an
-    interval that holds 0, are mixed: many patients fell a little and a few rose much, or seeds disagree.
+    A gain or harm is named where all name it: both tests are significant, the interval leaves out 0, and mean and effect
+    have its sign. Within the margin it is neither, and there the interval suffices, since no more is claimed than a small
+    difference. Ranks and interval that contradict each other, or significant ranks beside an interval that holds 0, are
+    mixed: many patients fell a little and a few rose much, or seeds disagree.
 
     Args:
         found: The comparison.
-        adjusted: Its p, corrected for the number of comparisons.
+        ranks: Its ``p``, corrected for the number of comparisons (:func:`holm`).
+        mean: Its ``p_mean``, corrected likewise.
         higher_is_better: Of the score.
         level: Of significance.
     """
     by_interval = 1 if found.low > 0 else -1 if found.high < 0 else 0
-    significant = adjusted <= level
     agreed = by_interval and np.sign(found.effect) == np.sign(found.difference) == by_interval
     if agreed and found.equivalent:
         return Verdict.HIGHER if by_interval > 0 else Verdict.LOWER
-    if agreed and significant:
+    if agreed and max(ranks, mean) <= level:
         return Verdict.GAIN if (by_interval > 0) == higher_is_better else Verdict.HARM
-    if significant or (by_interval and not agreed):
+    if not agreed and (by_interval or ranks <= level):
         return Verdict.MIXED
     return Verdict.EQUIVALENT if found.equivalent else Verdict.NO_EVIDENCE
 

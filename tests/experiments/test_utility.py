@@ -286,7 +286,8 @@ def test_planted_effects_get_their_verdict_by_every_measure(tmp_path: Path, over
     assert one.found.patients == 40  # patients, not patients times seeds
     assert one.found.difference == pytest.approx(0.05, abs=0.005)
     assert one.found.signs == "+++"
-    assert one.found.p <= one.adjusted <= len(found) * one.found.p + 1e-12
+    assert one.found.p <= one.ranks <= len(found) * one.found.p + 1e-12
+    assert one.found.p_mean <= one.mean <= one.adjusted == max(one.ranks, one.mean)
     assert {one.found.patients for one in found if one.measure == "lesions_found"} == {39}
     said = sentences(study, found)
     assert len(said) == 4 + 1  # the debug study has one seed

@@ -48,7 +48,8 @@ class Comparison:
         reference: What it is compared with: the baseline, or the other arm of a declared contrast.
         measure: One of :data:`TESTED`.
         found: Differences, arm minus reference, and their tests.
-        adjusted: p by Holm over all comparisons of the study.
+        ranks: p of the ranks, by Holm over all comparisons of the study.
+        mean: p of the mean, likewise.
         verdict: What may be said.
     """
 
@@ -58,8 +59,14 @@ class Comparison:
     reference: str
     measure: str
     found: Paired
-    adjusted: float
+    ranks: float
+    mean: float
     verdict: Verdict
+
+    @property
+    def adjusted(self) -> float:
+        """The larger of both, since a gain or harm needs both."""
+        return max(self.ranks, self.mean)
 
 
 def summarise(config: UtilityStudy, finished: FinishedStudy, accelerator: Accelerator) -> Result:
@@ -164,10 +171,12 @@ def comparisons(config: UtilityStudy, scores: SeedScores) -> list[Comparison]:
                 if scored.sum() > 1:
                     found = paired(one[:, scored], other[:, scored], getattr(config.margins, measure))
                     made.append(((segmenter, size, arm, reference, measure), found))
-    adjusted = [float(p) for p in holm([found.p for _, found in made])]
+    ranks, means = (holm([getattr(found, p) for _, found in made]).tolist() for p in ("p", "p_mean"))
     return [
-        Comparison(*names, found, p, verdict(found, p, names[-1] not in _LOWER_IS_BETTER))
-        for (names, found), p in zip(made, adjusted, strict=True)
+        Comparison(
+            *names, found, of_ranks, of_mean, verdict(found, of_ranks, of_mean, names[-1] not in _LOWER_IS_BETTER)
+        )
+        for (names, found), of_ranks, of_mean in zip(made, ranks, means, strict=True)
     ]
 
 
@@ -257,17 +266,18 @@ def _comparisons(config: UtilityStudy, found: Sequence[Comparison]) -> Table:
     titles = dict(zip(MEASURES, _TITLES, strict=True))
     rows: list[tuple[TableCell, ...]] = [
         (c.segmenter, c.size, c.arm, c.reference, titles[c.measure], c.found.patients,
-         Estimate(c.found.difference, c.found.low, c.found.high), c.found.signs, c.found.p, c.adjusted, c.found.smallest_p,
+         Estimate(c.found.difference, c.found.low, c.found.high), c.found.signs, c.found.p, c.found.p_mean, c.adjusted, c.found.smallest_p,
          c.found.effect, c.verdict.value)
         for c in found
     ]  # fmt: skip
     margins = ", ".join(f"{titles[name]} {value:g}" for name, value in config.margins.model_dump().items())
     return Table(
         "arms compared",
-        ("segmenter", "patients", "arm", "against", "by", "n", "difference", "seeds", "p", "p, Holm", "smallest p", "effect", "verdict"),
+        ("segmenter", "patients", "arm", "against", "by", "n", "difference", "seeds", "p", "p, mean", "p, Holm", "smallest p", "effect", "verdict"),
         tuple(rows),
         "difference: arm minus reference with its 95 % interval over seeds and patients; seeds: its sign in each; p: Wilcoxon "
-        "signed-rank test over test patients, Holm over all rows; smallest p: if every patient changed in one direction; effect: "
-        "rank-biserial correlation; gain and harm need mean, effect and interval to agree, else mixed; within the margin: by the "
+        "signed-rank test over test patients; p, mean: of the mean over seeds and patients; p, Holm: the larger of both, adjusted "
+        "over all rows; smallest p: if every patient changed in one direction; effect: rank-biserial correlation; gain and harm "
+        "need all of them to agree, else mixed; within the margin: by the "
         f"90 % interval ({margins})",
     )  # fmt: skip
