@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 
 from latentsynth import config as configuration
 from latentsynth.config import Run
+from latentsynth.documents import read_json_lines
 from latentsynth.errors import CheckpointError, TrainingError
 from latentsynth.files import clear_partial, write_json, write_text
 from latentsynth.outputs import claim
@@ -236,4 +237,4 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl``."""
     file = run / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return read_json_lines(file) if file.is_file() else []
