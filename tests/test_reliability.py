@@ -69,7 +69,7 @@ def _masks(b: Path) -> Words:
 
 
 def _fidelity(b: Path) -> Words:
-    samples = ["--samples", f"made={b / 'made/manifest.json'}", "--cache", b / "cache"]
+    samples = ["--samples", f"made={b / 'made/manifest.json'}", "--extractor", "random", "--cache", b / "cache"]
     return ["evaluate", "fidelity", "--real", b / "all.json", *samples, "--out", b / "out"]
 
 
@@ -79,16 +79,7 @@ def _memorization(b: Path) -> Words:
 
 
 def _filter(b: Path) -> Words:
-    return [
-        "filter",
-        b / "made/manifest.json",
-        "--segmenter",
-        b / "segmenter",
-        "--cache",
-        b / "cache",
-        "--out",
-        b / "f.json",
-    ]
+    return ["filter", b / "synthetic.json", "--segmenter", b / "segmenter", "--cache", b / "cache", "--out", b / "f.json"]
 
 
 def _export(b: Path) -> Words:

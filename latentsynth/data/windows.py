@@ -59,7 +59,9 @@ def foreground(image: np.ndarray) -> np.ndarray:
     below = [fill for fill in fills if values.size and fill < np.median(values)]
     if below:
         above, under = values[values > max(below)], values[values < max(below)]
-        small = under.size and max(below) - np.median(under) < _OVERSHOOT * (np.percentile(above, 99) - max(below))
+        small = under.size and max(below) - np.percentile(under, 10) < _OVERSHOOT * (
+            np.percentile(above, 99) - max(below)
+        )
         if small or under.size <= (_FEW if len(below) == 1 else _BETWEEN) * values.size:
             inside &= image > max(below)
     return inside

@@ -14,7 +14,7 @@ from latentsynth.masks.deform import Deformed
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.masks.procedural import Procedural
 from latentsynth.provenance import Ledger
-from latentsynth.types import Case, Labels
+from latentsynth.types import Case, Framing, Labels
 
 
 def annotated(cases: Sequence[Case], labels: Labels) -> list[LabelMap]:
@@ -64,12 +64,12 @@ def into(
 
 
 def lesion_values(manifest: Manifest, given: Sequence[int] | None, inside: Sequence[int]) -> tuple[int, ...]:
-    """Which labels count as lesion: those given, else every label but the organ's.
+    """Which labels count as lesion: those given, else every label but the organ's and ignored ones.
 
     Raises:
         DataError: A label that the cohort does not have, or none is left.
     """
-    known = manifest.labels.values[1:]
+    known = manifest.labels.lesions(Framing())
     chosen = tuple(given) if given else tuple(value for value in known if value not in inside)
     unknown = sorted({*chosen, *inside} - set(known))
     if unknown or not chosen:

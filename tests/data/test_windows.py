@@ -124,6 +124,15 @@ def test_the_window_is_the_tissues_own_whatever_lies_around_it(filled: str) -> N
     assert (foreground(scan) == brain).mean() > 0.99
 
 
+def test_resampling_leaves_both_halves_of_a_brain_of_mean_0() -> None:
+    brain = head()[1]
+    tissue = ndimage.gaussian_filter(np.random.default_rng(4).normal(size=brain.shape), 1.0)
+    scan = standardised(tissue, brain)
+    low, high = np.percentile(scan[brain], (1, 99))
+    finer = ndimage.zoom(scan, 1.3, order=3).astype(np.float32)  # rings below 0 and above it, in vanishing traces too
+    np.testing.assert_allclose(limits(MR, finer), (low, high), atol=0.1 * (high - low))
+
+
 def test_all_of_a_scan_without_air_is_foreground() -> None:
     rng = np.random.default_rng(3)
     for scan in (rng.normal(300, 40, (30, 30, 30)), rng.integers(0, 12, (30, 30, 30), dtype=np.uint8)):
