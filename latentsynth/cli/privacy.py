@@ -114,7 +114,11 @@ def export(
     ] = None,
 ) -> None:
     """Pack a synthetic set for sharing: volumes, masks, data card. Refuses without a report on exactly these files."""
+    from latentsynth.data.manifest import Manifest
     from latentsynth.sharing.export import export_set
 
-    card, renumbered = export_set(samples, out, licence, report, mask_copies, without_privacy_report)
-    say(f"{card}{': label values were made consecutive, as nnU-Net asks' if renumbered else ''}")
+    card = export_set(samples, out, licence, report, mask_copies, without_privacy_report)
+    values = Manifest.load(samples).labels.values
+    if values != tuple(range(len(values))):
+        say("labels were renumbered to be consecutive, as nnU-Net asks: the card says which")
+    say(str(card))

@@ -31,7 +31,7 @@ def export_set(
     report: Path | None = None,
     publish_mask_copies: bool = False,
     without_report: str | None = None,
-) -> tuple[Path, bool]:
+) -> Path:
     """Writes ``imagesTr``, ``labelsTr``, ``dataset.json`` and the card ``README.md`` (nnU-Net raw layout).
 
     Labels are renumbered where they are not consecutive, which nnU-Net asks for; the card says which.
@@ -47,7 +47,7 @@ def export_set(
         without_report: Why there is no report, or why one that refuses is overruled; printed in the card.
 
     Returns:
-        The card, and whether labels were renumbered.
+        The card.
 
     Raises:
         DataError: Real cases; no report and no reason; a report of other files or another training set, or that cannot
@@ -79,7 +79,7 @@ def export_set(
             temporary / "README.md",
             _card(manifest, out.name, licence, result, verdicts, without_report, publish_mask_copies),
         )
-    return out / "README.md", packed.labels != manifest.labels
+    return out / "README.md"
 
 
 def _check(

@@ -29,7 +29,7 @@ LICENCE = "CC-BY-4.0"
 
 def export(samples: Path, out: Path, report: Path | None, **options: Any) -> str:
     """The card of an exported set."""
-    return export_set(samples, out, LICENCE, report, **options)[0].read_text()
+    return export_set(samples, out, LICENCE, report, **options).read_text()
 
 
 def refuses(words: str, samples: Path, out: Path, report: Path | None, **options: Any) -> None:
