@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from latentsynth.data import nifti
+from latentsynth.data.intake.checks import spacing
 from latentsynth.data.manifest import SPLITS, Manifest
 from latentsynth.errors import DataError
 from latentsynth.metrics.bootstrap import mean_interval
@@ -131,6 +133,25 @@ def generator_saw(real: Sequence[Case], cohort: Cohort) -> list[str]:
         f"{cohort.name}: the generator was trained on {seen} of the {len(real)} real cases it is compared with; copies of "
         "them would score best"
     ]
+
+
+def other_spacing(real: Sequence[Case], cohort: Cohort) -> list[str]:
+    """A note where no volume of a synthetic cohort has the voxel spacing of any real case it is compared with.
+
+    Volumes are compared where their headers put them, so that a header that was lost on the way would make them strangers.
+    """
+    found, theirs = ({_spacing(case) for case in cases if case.images} for cases in (cohort.cases, real))
+    if not found or found & theirs:
+        return []
+    here, there = (", ".join(sorted(spacings)[:3]) for spacings in (found, theirs))
+    return [
+        f"{cohort.name}: voxel spacing {here} mm, and the real cases have {there} mm: compared where the headers put them, so "
+        "that a lost header would hide what is alike"
+    ]
+
+
+def _spacing(case: Case) -> str:
+    return " x ".join(f"{edge:.3g}" for edge in spacing(nifti.geometry(case.images[0])[1]))
 
 
 def chosen_on(cases: Sequence[Case]) -> list[str]:

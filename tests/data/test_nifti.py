@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 
 from latentsynth.data import nifti
+from latentsynth.data.exchange.requests import requests
+from latentsynth.data.intake.scans import scans
 from latentsynth.errors import AxesError, DataError, VolumeError
 
 SHAPE = (4, 5, 6)
@@ -224,6 +226,9 @@ def test_hidden_files_are_no_scans(tmp_path: Path) -> None:
     for name in ("b.nii", "a.nii.gz", "._a.nii.gz", ".b.nii", "a.json"):
         (tmp_path / name).write_bytes(b"")
     assert [path.name for path in nifti.files(tmp_path)] == ["a.nii.gz", "b.nii"]
+    assert (
+        [request.name for request in requests(tmp_path)] == [case.case_id for case in scans(tmp_path, 1)] == ["a", "b"]
+    )
 
 
 def test_a_trailing_axis_of_one_is_dropped(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_copies_are_found_whatever_became_of_their_headers(place: Path, measure:
         assert [one["nearest"]["ssim"] for one in facts.values()] == [f"train_{n}" for n in range(6)]
         assert facts[f"{name}_0"]["files"] == file_fingerprint(place / name / f"{name}_0.nii.gz")  # filter goes by them
     assert any(
-        note.startswith("cut: voxel spacing 1 x 1 x 1 mm, and the training scans have 4 x 4") for note in result.notes
+        note.startswith("cut: voxel spacing 1 x 1 x 1 mm, and the real cases have 4 x 4") for note in result.notes
     )
     assert not any(note.startswith("strangers: ") and "header" in note for note in result.notes)
 

@@ -13,7 +13,7 @@ from latentsynth.data.identity import identity, turned_hash, volume_hash
 from latentsynth.data.intake.checks import spacing
 from latentsynth.data.turns import UNTURNED, Turn, find_turn, turned
 from latentsynth.errors import DataError
-from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.evaluation.cohorts import Cohort, other_spacing
 from latentsynth.files import read_json, write_json
 from latentsynth.provenance import fingerprint
 from latentsynth.results import Note
@@ -88,23 +88,17 @@ class Arrays:
                 f"{len(lost)} of {count} volumes have the shape of training scans and another voxel spacing ({_few(lost)}): "
                 "taken for scans whose header was lost, and compared voxel by voxel"
             )
-        theirs = {_spacing(affine) for known in self.by_shape.values() for affine, _ in known}
         named = {*exact, *lost}
-        others = [c for c in made.cases if c.case_id not in named]
-        found = {_spacing(nifti.geometry(case.images[0])[1]) for case in others}
-        if found and not found & theirs:
-            texts.append(
-                f"voxel spacing {_few(sorted(found))} mm, and the training scans have {_few(sorted(theirs))} mm: compared where "
-                "the headers put them, so that a lost header would hide copies"
-            )
-        return [Note(f"{made.name}: {text}", made.name) for text in texts]
+        rest = replace(made, cases=tuple(case for case in made.cases if case.case_id not in named))
+        others = other_spacing([case for known in self.by_shape.values() for _, case in known], rest)
+        return [Note(text, made.name) for text in (*(f"{made.name}: {text}" for text in texts), *others)]
 
     def _hash(self, case: Case) -> str:
         """Of the first image; kept by what the case's files hold."""
         file = self.folder / f"{identity(case)}.json"
         if not file.is_file():
-            write_json(file, turned_hash(nifti.read(case.images[0])[0]))
-        return str(read_json(file))
+            write_json(file, {"voxels": turned_hash(nifti.read(case.images[0])[0])})
+        return str(read_json(file)["voxels"])
 
     def _turn(self, case: Case, twin: Case) -> tuple[Turn, np.ndarray] | None:
         """How to turn a volume into another of the same voxels, and the other's affine.
@@ -135,10 +129,6 @@ class Arrays:
             mask=mask[0],
             mask_hash=mask[1],
         )
-
-
-def _spacing(affine: np.ndarray) -> str:
-    return " x ".join(f"{edge:.3g}" for edge in spacing(affine))
 
 
 def _few(names: Iterable[str]) -> str:
