@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from latentsynth.invocation import processes
 
         try:
+            for word in given:
+                word.encode()  # names go into JSON, which holds UTF-8 alone
             processes()
             app([a for a in given if a != "--debug"], prog_name="latentsynth")
         except Exception as error:
