@@ -1,6 +1,7 @@
 """Checkpoint folders: what is shared. One ``config.json``, a model card, a patient ledger, one folder per part.
 
-The header binds its parts by fingerprint, so an autoencoder of one run cannot be put under the denoiser of another.
+The header binds parts and ledger by the hashes of their files, so an autoencoder of one run cannot be put under the
+denoiser of another, and itself by a checksum, so that nobody edits it unnoticed.
 """
 
 from __future__ import annotations
@@ -8,43 +9,56 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
 
 from latentsynth.errors import CheckpointError, ConfigError, DataError
 from latentsynth.files import atomic_folder, read_json, write_json, write_text
-from latentsynth.pretrained import Pretrained, part_fingerprint, read_config
-from latentsynth.provenance import LEDGER, Ledger, fingerprint
-from latentsynth.strict import ConfigT, build
+from latentsynth.pretrained import CONFIG, Pretrained, part_fingerprint, read_config
+from latentsynth.provenance import LEDGER, Ledger, file_fingerprint, fingerprint
+from latentsynth.strict import ConfigT, Strict, build
 from latentsynth.types import Domain
 
-FORMAT = "latentsynth-checkpoint/2"
-_FIELDS = {"format", "kind", "domain", "settings", "parts", "metrics"}
+FORMAT = "latentsynth-checkpoint/3"
+_SHOWN = 60  # characters of a wrong value
+_Part = Annotated[str, Field(pattern=r"^[a-z_]+$")]  # a folder inside the checkpoint
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(Strict):
     """The ``config.json`` of a checkpoint.
 
     Attributes:
+        format: Which version.
         kind: What it holds, for example ``"autoencoder"`` or ``"latent_diffusion"``.
         domain: The volumes it works on.
         settings: Whatever else its kind needs to work as trained.
-        parts: Fingerprint of the weights of each part.
+        parts: Hash of the files of each part, weights included.
+        ledger: Hash of the patient ledger.
         metrics: Scores on validation patients, for the card and for warnings.
+        checksum: Of everything above.
     """
 
+    format: Literal["latentsynth-checkpoint/3"]
     kind: str
     domain: Domain
-    settings: Mapping[str, Any]
-    parts: Mapping[str, str]
-    metrics: Mapping[str, float]
+    settings: dict[str, Any]
+    parts: dict[_Part, str]
+    ledger: str
+    metrics: dict[str, float]
+    checksum: str
 
     @property
     def fingerprint(self) -> str:
-        """Names the checkpoint in sidecars and caches."""
-        return fingerprint([self.kind, asdict(self.domain), dict(self.settings), dict(self.parts)])
+        """Names the model in sidecars and caches; its scores and whose key its ledger has do not matter."""
+        return fingerprint([self.kind, asdict(self.domain), self.settings, self.parts])
+
+
+def checksum(header: Mapping[str, Any]) -> str:
+    """Of a header as it stands in the file."""
+    return fingerprint({key: value for key, value in header.items() if key != "checksum"})
 
 
 def locate(path: Path | str) -> Path:
@@ -66,7 +80,7 @@ def locate(path: Path | str) -> Path:
 def is_checkpoint(folder: Path) -> bool:
     """Whether a folder is a checkpoint, of whatever version."""
     try:
-        return str(read_json(folder / "config.json")["format"]).startswith(FORMAT.partition("/")[0])
+        return str(read_json(folder / CONFIG)["format"]).startswith(FORMAT.partition("/")[0])
     except (DataError, KeyError, TypeError):
         return False
 
@@ -86,59 +100,95 @@ def write(
         temporary.mkdir()
         for name, part in parts.items():
             part.save(temporary / name)
-        prints = {name: part_fingerprint(temporary / name) for name in parts}
-        header = Header(kind, domain, settings, prints, metrics)
-        write_json(
-            temporary / "config.json",
-            {
-                "format": FORMAT,
-                "kind": kind,
-                "domain": asdict(domain),
-                "settings": dict(settings),
-                "parts": prints,
-                "metrics": dict(metrics),
-            },
-        )
         ledger.save(temporary / LEDGER)
+        values = {
+            "format": FORMAT,
+            "kind": kind,
+            "domain": asdict(domain),
+            "settings": dict(settings),
+            "parts": {name: part_fingerprint(temporary / name) for name in parts},
+            "ledger": file_fingerprint(temporary / LEDGER),
+            "metrics": metrics,
+        }
+        values["checksum"] = checksum(values)
+        header = _validated(values, folder)
+        write_json(temporary / CONFIG, values)
         write_text(temporary / "README.md", _card(header, parts, ledger))
     return header
 
 
 def read_header(folder: Path, kind: str | None = None) -> Header:
-    """Reads and verifies the header: every part must be the one that was saved with it.
+    """Reads and verifies the header: every part and the ledger must be those that were saved with it.
 
     Args:
         folder: Checkpoint folder.
         kind: The kind that is wanted; None accepts any.
 
     Raises:
-        CheckpointError: Not a checkpoint, of another kind, damaged, or with a part exchanged.
+        CheckpointError: Not a checkpoint, of another kind, damaged, edited, or with a part exchanged or added.
     """
     value = read_config(folder)
     if value.get("format") != FORMAT:
         raise CheckpointError(
             f"{folder} is a checkpoint of {value.get('format') or 'no known version'}, expected {FORMAT}: train it again"
         )
-    if set(value) != _FIELDS:
-        raise CheckpointError(f"{folder}/config.json: keys {sorted(set(value) ^ _FIELDS)} are unknown or missing")
-    if kind is not None and value["kind"] != kind:
+    header = _validated(value, folder)
+    if checksum(value) != header.checksum:
         raise CheckpointError(
-            f"{folder} holds a checkpoint of kind {value['kind']}, expected {kind}: give another folder"
+            f"{folder / CONFIG} was edited since it was written: restore it, or train again with other settings"
         )
-    try:
-        domain = Domain.from_json(value["domain"])
-    except (KeyError, TypeError, ValueError) as error:
+    if kind is not None and header.kind != kind:
         raise CheckpointError(
-            f"{folder}/config.json: the domain is damaged ({error}): restore the checkpoint"
-        ) from error
-    for name, saved in value["parts"].items():
-        found = part_fingerprint(folder / name) if (folder / name).is_dir() else "nothing"
+            f"{folder} holds a checkpoint of kind {header.kind}, expected {kind}: give another folder"
+        )
+    unbound = sorted({file.parent.name for file in folder.glob(f"*/{CONFIG}")} - set(header.parts))
+    if unbound:
+        raise CheckpointError(
+            f"{folder} holds part {unbound[0]}, which was not saved with it: restore the whole folder"
+        )
+    bound = {f"part {name}": (saved, _hash_of(folder / name)) for name, saved in header.parts.items()}
+    bound[LEDGER] = (header.ledger, _hash_of(folder / LEDGER))
+    for name, (saved, found) in bound.items():
         if found != saved:
             raise CheckpointError(
-                f"{folder}: part {name} has fingerprint {found}, the checkpoint was saved with {saved}: "
+                f"{folder}: {name} has fingerprint {found}, the checkpoint was saved with {saved}: "
                 "parts of different checkpoints do not fit together; restore the whole folder"
             )
-    return Header(value["kind"], domain, value["settings"], value["parts"], value["metrics"])
+    return header
+
+
+def _hash_of(path: Path) -> str:
+    if path.is_dir():
+        return part_fingerprint(path)
+    return file_fingerprint(path) if path.is_file() else "nothing"
+
+
+def _validated(value: Mapping[str, Any], folder: Path) -> Header:
+    """A header from plain values.
+
+    Raises:
+        CheckpointError: A key is unknown or missing, a value is of another type, impossible or not finite, or what it
+            says of channels contradicts itself.
+    """
+    try:
+        header = Header.model_validate_json(json.dumps(value), strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where, found = ".".join(map(str, problem["loc"])), repr(problem.get("input"))
+        raise CheckpointError(
+            f"{folder / CONFIG}: {where}: {problem['msg'].removeprefix('Value error, ')} (found {found[:_SHOWN]}): "
+            "restore the checkpoint"
+        ) from None
+    domain = header.domain
+    if json.loads(json.dumps(asdict(domain))) != json.loads(json.dumps(value["domain"])):  # defaults filled a gap
+        raise CheckpointError(f"{folder / CONFIG}: the domain is incomplete: restore the checkpoint")
+    counts = (domain.grid.channels, len(domain.channels), len(domain.limits))
+    if len(set(counts)) > 1 or any(low > high for low, high in domain.limits):
+        raise CheckpointError(
+            f"{folder / CONFIG}: {counts[0]} windows, channels {domain.channels} and limits {domain.limits}, expected one ascending "
+            "pair of limits and one window per channel: restore the checkpoint"
+        )
+    return header
 
 
 def check_keys(folder: Path, header: Header, parts: set[str], settings: set[str]) -> None:
@@ -191,7 +241,7 @@ def _card(header: Header, parts: Mapping[str, Pretrained], ledger: Ledger) -> st
     domain = header.domain
     scores = "".join(f"| {name} | {value:.4g} |\n" for name, value in sorted(header.metrics.items()))
     weights = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f} M" for n, m in parts.items())
-    settings = json.dumps(dict(header.settings), indent=2)
+    settings = json.dumps(header.settings, indent=2)
     return f"""# {header.kind} ({header.fingerprint})
 
 Made by latentsynth. Learned from {len(ledger.patients)} patients; `ledger.json` lists them as keyed hashes.

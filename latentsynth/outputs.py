@@ -33,6 +33,7 @@ _LOCK = ".lock"
 
 opened: dict[Path, str] = {}  # folders that this process works in, and their kinds, in the order of their claims
 _locks: dict[Path, FileLock] = {}
+_first: dict[Path, bool] = {}  # folders whose first claim is this process's: whether they were there, empty, before
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,12 @@ def claim(
     found = _obstacle(path, kind, wanted, parts)
     if found:
         raise DataError(f"{path} {found}: nothing was written; give another name, for example {free_name(path)}")
+    was_there = path.is_dir()
     make_folder(path)
     if alone:
         _lock(path)
+        if not (path / RECORD).is_file():
+            _first[path] = was_there
     before = Record.read(path) or Record(kind, wanted)
     for part in parts:
         make_folder(path / part)
@@ -141,6 +145,30 @@ def finish(path: Path, files: Iterable[Path | str]) -> None:
     kept = {name: stamp for name, stamp in stamps.items() if (path / name).is_file()}
     Record(record.kind, record.recipe, record.command, record.notes, True, kept).save(path)
     opened.pop(path, None)
+    _first.pop(path, None)
+    _unlock(path)
+
+
+def withdraw() -> None:
+    """Undoes this process's claims of folders in which nothing was made, so that a refusal leaves nothing behind."""
+    for path in list(opened):
+        if path not in _first:
+            continue
+        left = [file for file in path.rglob("*") if not file.is_dir() and file not in (path / RECORD, path / _LOCK)]
+        if left:
+            continue
+        _unlock(path)
+        was_there = _first.pop(path)
+        del opened[path]
+        for file in (path / RECORD, path / _LOCK):
+            file.unlink(missing_ok=True)
+        for folder in sorted((f for f in path.rglob("*") if f.is_dir()), reverse=True):
+            folder.rmdir()
+        if not was_there:
+            path.rmdir()
+
+
+def _unlock(path: Path) -> None:
     if lock := _locks.pop(path.resolve(), None):
         lock.release()
 

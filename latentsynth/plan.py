@@ -6,9 +6,10 @@ networks that the configurations name. The rest are rules, each stated where it 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,8 +22,12 @@ from torch import nn
 from latentsynth import config as configuration
 from latentsynth.autoencoders import build_autoencoder
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun
-from latentsynth.data.intake.survey import choose_grid, propose_window, survey
+from latentsynth.data.intake.intensities import Choice, propose_window
+from latentsynth.data.intake.layouts import few
+from latentsynth.data.intake.lesions import Count, count_held
+from latentsynth.data.intake.survey import Survey, choose_grid, survey
 from latentsynth.data.manifest import Manifest
+from latentsynth.errors import ConfigError, DataError
 from latentsynth.outputs import claim_file, write_marked
 from latentsynth.segmentation import build_network
 from latentsynth.training.memory import MemoryEstimate, estimate_autoencoder, estimate_ldm, estimate_segmenter
@@ -34,6 +39,7 @@ _MARGIN_MM = 15.0  # anatomy shown around the largest lesion of a lesion crop
 _LESION_SHARE = 0.4  # crop on the lesion if it needs less than this share of the scan's volume
 _SHARES = (0.4, 0.5, 0.1)  # of the hours, for autoencoder, denoiser and segmenter
 _SEGMENTER_UNIT = 8  # voxels that the axes of a segmenter of four levels are multiples of
+_NEARLY_ALL = 0.95  # of the lesions, which a finer grid is looked for to hold
 _READ_CASES = 40  # scans read to learn extents and intensities
 
 
@@ -62,6 +68,8 @@ class Plan:
         segmenter: Ready run of the segmenter that judges the volumes.
         speeds: Measured images per second of the three, on this machine.
         memory: Estimates for the three.
+        windows: Per channel, the window and why.
+        kept: The lesions of the cases that were read, and how many of them the grid holds.
     """
 
     machine: Machine
@@ -71,6 +79,8 @@ class Plan:
     segmenter: SegmenterRun
     speeds: tuple[float, float, float]
     memory: tuple[MemoryEstimate, MemoryEstimate, MemoryEstimate]
+    windows: tuple[Choice, ...]
+    kept: Count
 
 
 def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", "lesion"] = "auto") -> Plan:
@@ -79,22 +89,24 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
     Args:
         manifest_path: Manifest that ``prepare`` wrote.
         hours: Compute for all runs together.
-        crop: Where to lay the grid; ``"auto"`` crops on the lesion if it needs less than 40 % of the scan.
+        crop: Where to lay the grid; ``"auto"`` crops on the lesion if it needs less than 40 % of the scan, or if that
+            loses fewer lesions.
 
     Raises:
-        DataError: The manifest or one of its scans is unreadable.
+        DataError: The manifest or one of its scans is unreadable, or it lists no scans.
+        ConfigError: ``hours`` is no length of time.
     """
+    if not 0 < hours < math.inf:
+        raise ConfigError(f"hours {hours:g} is no length of time: give the hours of all runs together, above 0")
     manifest = Manifest.load(manifest_path)
+    if not manifest.channels:
+        raise DataError(f"{manifest_path} lists masks without images: plan runs for a cohort of scans")
     machine = this_machine()
-    scans = survey(manifest.select("train")[:_READ_CASES], len(manifest.channels))
-    lesion_extent = scans.lesions.max(axis=0) + 2 * _MARGIN_MM if len(scans.lesions) else scans.scans.max(axis=0)
-    scan_extent = scans.scans.max(axis=0)
-    if crop == "auto":
-        share = float(np.prod(np.minimum(lesion_extent, scan_extent)) / np.prod(scan_extent))
-        crop = "lesion" if share < _LESION_SHARE else "whole"
-    extent = lesion_extent if crop == "lesion" else scan_extent
-    shape, spacing, factors = choose_grid(extent, scans.spacing, machine.voxels, len(machine.denoiser) - 1)
-    windows = [propose_window(name, values) for name, values in zip(manifest.channels, scans.intensities, strict=True)]
+    scans = survey(manifest.select("train")[:_READ_CASES], len(manifest.channels), manifest.labels)
+    layout = _lay_out(scans, machine, crop)
+    shape, spacing, factors = layout.shape, layout.spacing, layout.factors
+    choices = [propose_window(name, seen) for name, seen in zip(manifest.channels, scans.intensities, strict=True)]
+    windows = [choice.window for choice in choices]
     name = manifest_path.stem
     halvings = max(factors).bit_length() - 1
     batch = machine.batch
@@ -104,7 +116,7 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
         "data": {
             "manifest": str(manifest_path),
             "grid": {"shape": shape, "spacing_mm": spacing, "windows": windows},
-            "framing": {"crop": crop, "fit": "scale" if crop == "lesion" else "error"},
+            "framing": {"crop": layout.crop, "fit": layout.fit},
             "augment": augment,
         },
         "autoencoder": {
@@ -150,15 +162,6 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
             "sample_every_images": often,
         }
     first, second, third = _built(*planned)
-    facts = [
-        (
-            "training cases",
-            f"{len(manifest.select('train'))}, {min(len(manifest.select('train')), _READ_CASES)} of them read",
-        ),
-        ("scan extent", _mm(scan_extent)),
-        ("lesion extent", _mm(scans.lesions.max(axis=0)) if len(scans.lesions) else "no masks"),
-        ("scan spacing", _mm(scans.spacing)),
-    ]
     model = build_autoencoder(first.autoencoder, first.data.grid.channels)
     domain = Domain(first.data.grid, first.data.framing, manifest.labels, manifest.channels, ())
     memory = (
@@ -166,7 +169,84 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
         estimate_ldm(second, model, domain),
         estimate_segmenter(third, len(manifest.labels)),
     )
-    return Plan(machine, facts, first, second, third, speeds, memory)
+    facts = _facts(manifest, scans, layout, machine)
+    return Plan(machine, facts, first, second, third, speeds, memory, tuple(choices), layout.kept)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """A grid, where it is laid, and which lesions it holds."""
+
+    crop: Literal["whole", "lesion"]
+    shape: list[int]
+    spacing: list[float]
+    factors: tuple[int, int, int]
+    kept: Count
+
+    @property
+    def fit(self) -> Literal["error", "scale"]:
+        return "scale" if self.crop == "lesion" else "error"
+
+
+def _lay_out(scans: Survey, machine: Machine, crop: Literal["auto", "whole", "lesion"]) -> _Layout:
+    """The grid; where the crop is left open, of both the one that loses fewer lesions."""
+    scan_extent = scans.scans.max(axis=0)
+    lesion_extent = scans.extents.max(axis=0) + 2 * _MARGIN_MM if len(scans.extents) else scan_extent
+    share = float(np.prod(np.minimum(lesion_extent, scan_extent)) / np.prod(scan_extent))
+    order: tuple[Literal["whole", "lesion"], ...] = (
+        ("lesion", "whole") if share < _LESION_SHARE else ("whole", "lesion")
+    )
+    found = []
+    for where in order if crop == "auto" else (crop,):
+        extent = lesion_extent if where == "lesion" else scan_extent
+        shape, spacing, factors = choose_grid(extent, scans.spacing, machine.voxels, len(machine.denoiser) - 1)
+        layout = _Layout(where, shape, spacing, factors, Count(0, 0, ()))
+        found.append(replace(layout, kept=_kept(scans, layout)))
+        if not found[-1].kept.lost:
+            break
+    return min(found, key=lambda layout: layout.kept.lost)  # the first of equals
+
+
+def _kept(scans: Survey, layout: _Layout, finer: float = 1.0) -> Count:
+    """The lesions that a layout holds, or would hold at a finer spacing over the same extent."""
+    i, j, k = (math.ceil(n * finer) for n in layout.shape)
+    a, b, c = (edge / finer for edge in layout.spacing)
+    return count_held(scans.lesions, Grid((i, j, k), (a, b, c)), Framing(layout.crop, layout.fit))
+
+
+def _facts(manifest: Manifest, scans: Survey, layout: _Layout, machine: Machine) -> list[tuple[str, str]]:
+    """What the table of a plan says about the cohort."""
+    cases, kept = len(manifest.select("train")), layout.kept
+    facts = [
+        ("training cases", f"{cases}, {min(cases, _READ_CASES)} of them read"),
+        ("scan extent", _mm(scans.scans.max(axis=0))),
+        ("lesion extent", _mm(scans.extents.max(axis=0)) if len(scans.extents) else "no masks"),
+        ("scan spacing", _mm(scans.spacing)),
+    ]
+    for value in manifest.labels.ignored:
+        name = manifest.labels.names[manifest.labels.values.index(value)]
+        facts.append(("note", f"label {value} ({name}) marks voxels that nobody annotated: no lesion"))
+    if kept.lesions:
+        facts.append(("lesions", f"{kept.lesions}, of which the grid holds {kept.held}"))
+    if kept.lost:
+        lost = f"{kept.lost} lesions ({100 * kept.lost / kept.lesions:.2g} %) are too small for the grid and vanish"
+        where = f"in {len(kept.cases)} cases ({few(kept.cases)})"
+        facts.append(("warning", f"{lost}, {where}: {_cure(scans, layout, machine)}"))
+    return facts
+
+
+def _cure(scans: Survey, layout: _Layout, machine: Machine) -> str:
+    """The coarsest spacing, in steps of a tenth, over the same extent that holds nearly all lesions."""
+    finer = 1.1
+    while layout.spacing[0] / finer > 0.9 * scans.spacing.min():
+        if _kept(scans, layout, finer).held >= _NEARLY_ALL * layout.kept.lesions:
+            voxels = math.prod(layout.shape) * finer**3 / 1e6
+            return (
+                f"{_mm(np.array(layout.spacing) / finer)} would hold {100 * _NEARLY_ALL:.0f} % of all, with {voxels:.2g} "
+                f"million voxels; this machine trains {machine.voxels / 1e6:.2g}"
+            )
+        finer *= 1.1
+    return "no grid over this extent holds nearly all; crop the scans, or leave these lesions out of the masks"
 
 
 def _built(
@@ -248,8 +328,10 @@ def write_plan(plan: Plan, out: Path, console: Console) -> None:
     for what, value in plan.facts:
         table.add_row(what, value)
     table.add_row("grid", f"{' x '.join(map(str, grid.shape))} at {_mm(np.array(grid.spacing_mm))}, {_where(framing)}")
-    for channel, window in enumerate(grid.windows):
-        table.add_row(f"window {channel}", f"{window.kind} {window.low:g} to {window.high:g}")
+    for channel, (window, choice) in enumerate(zip(grid.windows, plan.windows, strict=True)):
+        cut = "" if choice.cut is None else f"; {100 * choice.cut:.2g} % of the lesions' voxels at an end"
+        why = "; ".join(choice.reasons)
+        table.add_row(f"window {channel}", f"{window.kind} {window.low:g} to {window.high:g}{cut} ({why})")
     table.add_row("downsampling", " x ".join(map(str, plan.autoencoder.autoencoder.factors)))
     for what, run, speed, memory in zip(
         ("autoencoder", "diffusion", "segmenter"), runs, plan.speeds, plan.memory, strict=True

@@ -8,6 +8,7 @@ of a hub repository; ours raises.
 from __future__ import annotations
 
 import inspect
+import stat
 from pathlib import Path
 from types import MethodType
 from typing import Any, Self
@@ -15,18 +16,19 @@ from typing import Any, Self
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch.utils.checkpoint import checkpoint
 
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.files import atomic_folder, read_json
 from latentsynth.provenance import file_fingerprint
+from latentsynth.tensors import check_finite, check_tensors, read_tensors
 
-__all__ = ["CONFIG", "Pretrained", "part_fingerprint", "read_config", "recompute", "register_to_config"]
+__all__ = ["CONFIG", "Pretrained", "part_fingerprint", "pickles", "read_config", "recompute", "register_to_config"]
 
 CONFIG = "config.json"
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle")
+# What constructors raise for settings that no network can have; some are torch's own.
+_IMPOSSIBLE = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 class Pretrained(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is not typed
@@ -46,6 +48,8 @@ class Pretrained(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is
 
         with atomic_folder(folder, older) as temporary:
             self.save_pretrained(temporary, safe_serialization=True)
+            for weights in temporary.glob("*.safetensors"):  # private, as safetensors makes them
+                weights.chmod(stat.S_IMODE((temporary / CONFIG).stat().st_mode))
 
     @classmethod
     def from_pretrained(cls, folder: Path | str, **unsupported: Any) -> Self:
@@ -56,7 +60,7 @@ class Pretrained(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is
 
         Raises:
             CheckpointError: No such folder; the class is foreign; a key is unknown or missing; the weights are a
-                pickle; a tensor is missing, unexpected, or has another shape.
+                pickle; a tensor is missing, unexpected, not finite, or has another shape.
         """
         if unsupported:
             raise CheckpointError(f"from_pretrained takes a folder alone, got also {sorted(unsupported)}")
@@ -71,7 +75,13 @@ class Pretrained(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is
                 f"{folder / CONFIG}: keys {sorted(wrong)} are {'unknown' if wrong - accepted else 'missing'} for "
                 f"{kind.__name__}: the checkpoint was altered, or made by another version of latentsynth"
             )
-        model = kind(**arguments)
+        try:
+            model = kind(**arguments)
+        except _IMPOSSIBLE as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(
+                f"{folder / CONFIG}: no {kind.__name__} can be made of it ({reason}): restore the checkpoint"
+            ) from error
         _load_weights(model, folder)
         return model.eval()
 
@@ -119,30 +129,23 @@ def part_fingerprint(folder: Path) -> str:
     return file_fingerprint(*sorted([*folder.glob("*.safetensors"), *folder.glob(CONFIG)]))
 
 
+def pickles(folder: Path) -> list[Path]:
+    """The files of a folder that are pickles by their name, which can run code when they are read."""
+    return sorted(path for pattern in _PICKLES for path in folder.glob(pattern))
+
+
 def _load_weights(model: torch.nn.Module, folder: Path) -> None:
     files = sorted(folder.glob("*.safetensors"))
     expected = model.state_dict()
     if not files and expected:  # a part may have settings and no weights
-        pickles = [path.name for pattern in _PICKLES for path in folder.glob(pattern)]
-        reason = f"only {pickles[0]}, a pickle, which can run code" if pickles else "no weights"
+        found = pickles(folder)
+        reason = f"only {found[0].name}, a pickle, which can run code" if found else "no weights"
         raise CheckpointError(f"{folder} holds {reason}: expected safetensors; save the part again with latentsynth")
     state: dict[str, torch.Tensor] = {}
-    try:
-        for file in files:
-            state |= load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(f"{folder}: weights are damaged ({error}): copy the checkpoint again") from error
-    missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
-    if missing or extra:
-        words = [f"{kind} tensor {names[0]} (and {len(names) - 1} more)" for kind, names in
-                 (("missing", missing), ("unexpected", extra)) if names]  # fmt: skip
-        raise CheckpointError(f"{folder}: {'; '.join(words)}: the checkpoint is incomplete or was altered")
-    for name, tensor in expected.items():
-        if tensor.shape != state[name].shape:
-            raise CheckpointError(
-                f"{folder}: tensor {name} has shape {tuple(state[name].shape)}, {CONFIG} asks for {tuple(tensor.shape)}: "
-                "weights and config belong to different checkpoints"
-            )
+    for file in files:
+        state |= read_tensors(file)
+    check_tensors(state, expected, folder)
+    check_finite(state, folder)
     model.load_state_dict(state, strict=True)
 
 

@@ -1,15 +1,17 @@
 """Every random number of the library: who draws, and from which stream.
 
-Randomness is an argument. Training noise is a function of (seed, position, stream), so one process and many draw the same
-numbers, and resuming is starting from another position. Whatever noise a network takes in comes from :class:`Draws`, a
-generator per row, so a volume depends on its own seed and on nothing else in its batch.
+Randomness is an argument. A number is a function of (seed, stream, position), mixed by NumPy's seed sequence (O'Neill's
+``seed_seq`` with a spawn key per use), every bit of which counts. Training noise is keyed by the image's position, so one
+process and many draw the same numbers, and resuming is starting from another position. Whatever noise a network takes in
+comes from :class:`Draws`, a generator per row, so a volume depends on its own seed and on nothing else in its batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import IntEnum
+from enum import IntEnum, auto
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,86 +19,112 @@ VALIDATION = 1 << 40  # validation positions start here, far from every training
 
 
 class Stream(IntEnum):
-    """What a number at a position is for. No two uses of one run share a stream; two recipes may."""
+    """What a number is for: no two uses share a stream. The order is part of every seed's meaning, so add at the end."""
 
-    PATIENTS = 0  # which ones a subset takes
-    ORDER = 1  # of cases within an epoch
-    NOISE = 2  # of the diffusion process; of an autoencoder's latents
-    TIME = 3
-    LATENT = 4  # draw from cached moments
-    DROP_CONDITION = 5
-    DROP_CONTEXT = 6
-    FIRST_VIEW = 6  # of a contrastive pair
-    SECOND_VIEW = 7
-    SLICE = 10
-    GAN_LATENT = 11
-    POOL_SWAP = 12
-    POOL_PLACE = 13
-    MAKE = 14
-    MAKE_AGAIN = 15
-    DISCRIMINATOR_NOISE = 16
-    PATH = 17
-    MIX = 18
-    MOVE_FAKE = 19
-    MOVE_ALL = 20
-    TRANSLATE = 21
-    MASK_LATENT = 30
-    MASK_SLICE = 31
-    MASK_TIME = 32
-    MASK_NOISE = 33
-    MASK_DROP = 34
-    MASK_FORGET_VOLUME = 35
-    MASK_FORGET_COUNT = 36
+    WEIGHTS = 0  # a new network's
+    PATIENTS = auto()  # which ones a subset takes
+    ORDER = auto()  # of cases within an epoch
+    AUGMENT = auto()  # changes of a cached copy; its position is the copy, its part the case
+    RECONSTRUCTION = auto()  # an autoencoder's latents while it is trained
+    NOISE = auto()  # of the diffusion process
+    TIME = auto()
+    LATENT = auto()  # draw from cached moments
+    DROP_CONDITION = auto()
+    DROP_CONTEXT = auto()
+    FIRST_VIEW = auto()  # of a contrastive pair
+    SECOND_VIEW = auto()
+    SLICE = auto()
+    GAN_LATENT = auto()  # draw from cached moments
+    POOL_SWAP = auto()
+    POOL_PLACE = auto()
+    MAKE = auto()
+    MAKE_AGAIN = auto()
+    DISCRIMINATOR_NOISE = auto()
+    PATH = auto()
+    MIX = auto()
+    MOVE_FAKE = auto()
+    MOVE_ALL = auto()
+    TRANSLATE = auto()
+    MASK_LATENT = auto()  # the next seven: training generators of masks
+    MASK_SLICE = auto()
+    MASK_TIME = auto()
+    MASK_NOISE = auto()
+    MASK_DROP = auto()
+    MASK_FORGET_VOLUME = auto()
+    MASK_FORGET_COUNT = auto()
+    SAMPLE = auto()  # a volume
+    MASK_SAMPLE = auto()  # the next seven: making masks
+    RULE = auto()
+    DEFORMED = auto()
+    PROCEDURAL = auto()
+    COMPOSED = auto()
+    ATTRIBUTES = auto()
+    ANATOMY = auto()
 
 
-def keyed_generator(seed: int, position: int, stream: int) -> torch.Generator:
-    """A CPU generator for one image at one position; ``stream`` separates independent uses."""
-    # Any fixed injective-enough mixing serves; these are the odd constants of splitmix64.
-    key = (seed * 0x9E3779B97F4A7C15 + position * 0xBF58476D1CE4E5B9 + stream * 0x94D049BB133111EB) % (1 << 63)
-    return torch.Generator().manual_seed(key)
+def generator(seed: int, stream: Stream, position: int = 0, part: int = 0) -> np.random.Generator:
+    """The numbers of one use at one position.
+
+    Args:
+        seed: From 0; of any size, every bit counts.
+        stream: What the numbers are for.
+        position: Of the image or case; from 0.
+        part: Tells apart what one use draws several times at one position; from 0.
+
+    Raises:
+        ValueError: One of them is negative.
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(stream), position, part)))
 
 
-def keyed_noise(seed: int, positions: Tensor, shape: tuple[int, ...], stream: int) -> Tensor:
+def seed_weights(seed: int) -> None:
+    """Sets torch's global generator, from which layers take their first weights; every bit of ``seed`` counts."""
+    torch.manual_seed(int(generator(seed, Stream.WEIGHTS).integers(1 << 32)))  # of a longer seed the CPU takes 32 bits
+
+
+def keyed_noise(seed: int, positions: Tensor, shape: tuple[int, ...], stream: Stream) -> Tensor:
     """Standard normal noise ``(B, *shape)`` whose row b depends on ``(seed, positions[b], stream)`` alone."""
-    rows = [torch.randn(shape, generator=keyed_generator(seed, int(p), stream)) for p in positions]
-    return torch.stack(rows)
+    return Draws.keyed(seed, positions, stream).normal(*shape)
 
 
-def keyed_uniform(seed: int, positions: Tensor, stream: int) -> Tensor:
+def keyed_uniform(seed: int, positions: Tensor, stream: Stream) -> Tensor:
     """Uniform numbers in [0, 1), shape ``(B,)``, keyed as :func:`keyed_noise`."""
-    rows = [torch.rand((), generator=keyed_generator(seed, int(p), stream)) for p in positions]
-    return torch.stack(rows)
+    return Draws.keyed(seed, positions, stream).uniform()
 
 
 class Draws:
     """Numbers that networks may use, in the order in which they ask.
 
     Args:
-        generators: One CPU generator per row of the batch: the same numbers on every device.
+        generators: One per row of the batch; on the CPU, so the same numbers on every device.
         device: Where the numbers are wanted.
     """
 
-    def __init__(self, generators: Sequence[torch.Generator], device: torch.device | str = "cpu"):
+    def __init__(self, generators: Sequence[np.random.Generator], device: torch.device | str = "cpu"):
         self.generators = list(generators)
         self.device = torch.device(device)
 
     @classmethod
-    def seeded(cls, seeds: Sequence[int], device: torch.device | str = "cpu") -> Draws:
+    def seeded(cls, seeds: Sequence[int], device: torch.device | str = "cpu", stream: Stream = Stream.SAMPLE) -> Draws:
         """One new generator per seed."""
-        return cls([torch.Generator().manual_seed(int(seed) % (1 << 63)) for seed in seeds], device)
+        return cls([generator(int(seed), stream) for seed in seeds], device)
 
     @classmethod
-    def keyed(cls, seed: int, positions: Tensor, stream: int, device: torch.device | str = "cpu") -> Draws:
-        """One generator per position, the same on any number of processes; see :func:`keyed_generator`."""
-        return cls([keyed_generator(seed, int(p), stream) for p in positions], device)
+    def keyed(
+        cls, seed: int, positions: Tensor, stream: Stream, device: torch.device | str = "cpu", part: int = 0
+    ) -> Draws:
+        """One generator per position, the same on any number of processes; see :func:`generator`."""
+        return cls([generator(seed, stream, int(position), part) for position in positions], device)
 
     def __len__(self) -> int:
         return len(self.generators)
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal numbers, ``(B, *shape)``."""
-        return torch.stack([torch.randn(shape, generator=g) for g in self.generators]).to(self.device)
+        rows = [torch.from_numpy(np.asarray(g.standard_normal(shape, dtype=np.float32))) for g in self.generators]
+        return torch.stack(rows).to(self.device)
 
     def uniform(self, *shape: int) -> Tensor:
         """Uniform numbers in [0, 1), ``(B, *shape)``."""
-        return torch.stack([torch.rand(shape, generator=g) for g in self.generators]).to(self.device)
+        rows = [torch.from_numpy(np.asarray(g.random(shape, dtype=np.float32))) for g in self.generators]
+        return torch.stack(rows).to(self.device)

@@ -22,7 +22,7 @@ from latentsynth.invocation import this_command
 if TYPE_CHECKING:
     from rich.console import Console
 
-FORMAT = "latentsynth-result/1"
+FORMAT = "latentsynth-result/2"
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,7 @@ class Result:
         pictures: Files that already stand in the folder.
         notes: Plain sentences: what is wrong, what cannot be concluded.
         command: What made it.
+        splits: Splits of the real cases that were measured: choices are made on ``val``, results told on ``test``, once.
     """
 
     kind: str
@@ -95,6 +96,7 @@ class Result:
     pictures: tuple[Picture, ...] = ()
     notes: tuple[str, ...] = ()
     command: str = field(default_factory=this_command)
+    splits: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -127,17 +129,19 @@ class Result:
                 for t in value["tables"]
             )  # fmt: skip
             pictures = tuple(Picture(**{key: _text(text) for key, text in one.items()}) for one in value["pictures"])
-            notes = tuple(map(_text, value["notes"]))
-            return cls(value["kind"], value["title"], value["facts"], tables, pictures, notes, value["command"])
+            notes, splits = tuple(map(_text, value["notes"])), tuple(map(_text, value["splits"]))
+            return cls(value["kind"], value["title"], value["facts"], tables, pictures, notes, value["command"], splits)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is a damaged result ({error!r}): make it again") from error
 
     def show(self, console: Console) -> None:
-        """Prints tables and notes."""
+        """Prints the split that was measured, tables and notes."""
         from rich.table import Column
         from rich.table import Table as Printed
         from rich.text import Text  # so that brackets in names are not taken for markup
 
+        if self.splits:
+            console.print(Text(f"split: {', '.join(self.splits)}", style="bold"))
         for table in self.tables:
             title, note = Text(table.title, style="bold"), Text(table.note, style="dim")
             printed = Printed(

@@ -189,7 +189,7 @@ def _check_asked(model: Synthesizer, masks: Sequence[Request], styles: Sequence[
 
 def _own_mask(placed: Placed, mask: Tensor, domain: Domain) -> Placed:
     """The place of a volume whose mask the model made: one-hot ``(L, I, J, K)``."""
-    index = mask.argmax(0).numpy().astype(np.uint8)
+    index = mask.argmax(0).numpy().astype(np.int16)
     return replace(placed, index=index, values=np.array(domain.labels.values, np.int16)[index])
 
 

@@ -18,10 +18,11 @@ Units stand in names: ``spacing_mm``, ``images_seen``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from latentsynth.errors import ConfigError
 
@@ -32,7 +33,9 @@ Crop = Literal["whole", "lesion"]
 Fit = Literal["error", "scale"]
 Split = Literal["train", "val", "test"]
 
-_STRICT = {"extra": "forbid"}  # read by pydantic when the class appears in a configuration
+MAX_VOXELS = 1024**3  # of a scan or a grid: 4 GiB as float32, and work needs several copies
+
+_STRICT = {"extra": "forbid", "allow_inf_nan": False}  # read by pydantic, in configurations and checkpoints
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Window:
     ``percentile`` takes them in per cent of each image's own foreground, for scanners without units (MR).
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
 
     kind: Literal["fixed", "percentile"] = "percentile"
     low: float = 0.5
@@ -106,7 +109,7 @@ class Grid:
         windows: One intensity window per channel, so its length is the number of channels; none for masks alone.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
 
     shape: tuple[int, int, int]
     spacing_mm: tuple[float, float, float]
@@ -118,6 +121,11 @@ class Grid:
         object.__setattr__(self, "windows", tuple(self.windows))
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise ConfigError(f"grid shape {self.shape} must be three positive voxel counts")
+        if math.prod(self.shape) > MAX_VOXELS:
+            raise ConfigError(
+                f"grid shape {self.shape} holds {math.prod(self.shape):,} voxels, more than the limit, {MAX_VOXELS:,}: give "
+                "fewer voxels, or coarser ones"
+            )
         if len(self.spacing_mm) != 3 or not all(0 < s < float("inf") for s in self.spacing_mm):
             raise ConfigError(f"grid spacing_mm {self.spacing_mm} must be three positive lengths in mm")
         if len(self.windows) > 4:
@@ -145,7 +153,7 @@ class Framing:
         lesion_labels: Label values that count as lesion; empty means every label but background.
     """
 
-    __pydantic_config__: ClassVar[dict[str, str]] = _STRICT
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
 
     crop: Crop = "whole"
     fit: Fit = "error"
@@ -231,6 +239,8 @@ class Labels:
         ConfigError: Values do not ascend from 0, or names and values do not pair up one to one.
     """
 
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
     values: tuple[int, ...]
     names: tuple[str, ...] = field(default=())
 
@@ -249,18 +259,25 @@ class Labels:
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """Values of voxels that nobody annotated: labels called "ignore", as nnU-Net does, or "unannotated"."""
+        named = zip(self.values, self.names, strict=True)
+        return tuple(v for v, name in named if v and name.strip().casefold().startswith(("ignore", "unannotated")))
+
     def lesions(self, framing: Framing) -> tuple[int, ...]:
-        """Label values that count as lesion under ``framing``.
+        """Label values that count as lesion under ``framing``; what nobody annotated never does.
 
         Raises:
-            ConfigError: ``framing.lesion_labels`` holds a value that the cohort does not have.
+            ConfigError: ``framing.lesion_labels`` holds a value that the cohort does not have, or an ignored one.
         """
-        unknown = set(framing.lesion_labels) - set(self.values[1:])
+        known = tuple(value for value in self.values[1:] if value not in self.ignored)
+        unknown = set(framing.lesion_labels) - set(known)
         if unknown:
             raise ConfigError(
-                f"lesion_labels {sorted(unknown)} are not labels of this cohort: choose from {self.values[1:]}"
+                f"lesion_labels {sorted(unknown)} are not labels of this cohort that can be lesions: choose from {known}"
             )
-        return framing.lesion_labels or self.values[1:]
+        return framing.lesion_labels or known
 
 
 @dataclass(frozen=True)
@@ -276,6 +293,8 @@ class Domain:
             image as the median over the training images.
     """
 
+    __pydantic_config__: ClassVar[dict[str, object]] = _STRICT
+
     grid: Grid
     framing: Framing
     labels: Labels
@@ -287,23 +306,3 @@ class Domain:
         """One-hot indices of the labels that count as lesion."""
         values = self.labels.lesions(self.framing)
         return [index for index, value in enumerate(self.labels.values) if value in values]
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Domain:
-        """Inverse of :func:`dataclasses.asdict` followed by JSON.
-
-        Raises:
-            KeyError, TypeError: A field is missing or unknown.
-        """
-        if set(value) != {field.name for field in fields(cls)}:
-            raise KeyError(f"keys {sorted(value)}")
-        grid = dict(value["grid"])
-        grid["windows"] = tuple(Window(**window) for window in grid["windows"])
-        framing = {**value["framing"], "lesion_labels": tuple(value["framing"]["lesion_labels"])}
-        return cls(
-            Grid(**grid),
-            Framing(**framing),
-            Labels(**value["labels"]),
-            tuple(value["channels"]),
-            tuple((float(low), float(high)) for low, high in value["limits"]),
-        )

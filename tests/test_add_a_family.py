@@ -11,16 +11,16 @@ import pytest
 import torch
 from pydantic import Field
 from tiny_runs import GRID, SCHEDULE
-from torch import Tensor, nn
+from torch import nn
 
 import latentsynth
 from latentsynth.config import GanRun, MaskRun, Pix2PixConfig, Strict, build
 from latentsynth.config.generators import Painter, Published
 from latentsynth.errors import ConfigError
 from latentsynth.gans import Generator, Painted, builds
+from latentsynth.gans.base import Inputs
 from latentsynth.gans.build import networks_of, settings_of
 from latentsynth.pretrained import register_to_config
-from latentsynth.randomness import Draws
 from latentsynth.strict import Positive, members
 from latentsynth.synthesizers import GAN, load_synthesizer
 from latentsynth.training.recipes.gan import train_gan
@@ -60,17 +60,9 @@ class ToyGenerator(Generator):
         self.first = nn.Conv3d(labels + 1, width, 3, padding=1)
         self.last = nn.Conv3d(width, out_channels, 3, padding=1)
 
-    def forward(
-        self,
-        draws: Draws,
-        mask: Tensor | None = None,
-        style: Tensor | None = None,
-        place: Tensor | None = None,
-        truncation: float = 1.0,
-        mixing: float = 0.0,
-    ) -> Painted:
-        noise = draws.normal(1, *self.shape) * truncation
-        mask = noise.new_zeros(len(noise), self.labels, *self.shape) if mask is None else mask
+    def forward(self, inputs: Inputs) -> Painted:
+        noise = inputs.draws.normal(1, *self.shape) * inputs.truncation
+        mask = noise.new_zeros(len(noise), self.labels, *self.shape) if inputs.mask is None else inputs.mask
         return Painted(self.last(self.first(torch.cat([mask, noise], 1)).relu()).tanh())
 
 

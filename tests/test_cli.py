@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from safetensors.torch import load_file, save_file
 from tiny_runs import ldm_config
 
 import latentsynth
 from latentsynth.cli import main
+from latentsynth.cli.app import app
 from latentsynth.config import LatentDataConfig, LdmRun, load
 from latentsynth.data import nifti
 from latentsynth.errors import DataError
@@ -220,11 +222,12 @@ def test_damaged_checkpoints_are_refused(
 
 def _bind(folder: Path) -> None:
     """Renews the fingerprints of a checkpoint, as somebody who alters it on purpose would."""
-    from latentsynth.pretrained import part_fingerprint
+    from latentsynth.checkpoint import checksum, part_fingerprint
 
     file = folder / "config.json"
     header = json.loads(file.read_text())
     header["parts"] = {name: part_fingerprint(folder / name) for name in header["parts"]}
+    header["checksum"] = checksum(header)
     file.write_text(json.dumps(header))
 
 
@@ -266,3 +269,11 @@ def test_python_dash_m_is_the_command(monkeypatch: pytest.MonkeyPatch, capsys: p
     with pytest.raises(SystemExit):
         main()
     assert "autoencoder" in capsys.readouterr().out
+
+
+def test_every_measure_of_real_cases_takes_one_split_validation_unless_told() -> None:
+    """Choices are made on validation patients; a command that would fall back to the test patients spoils them unseen."""
+    commands = typer.main.get_command(app).commands["evaluate"].commands  # type: ignore[attr-defined]
+    for name, one in commands.items():
+        (split,) = [option for option in one.params if option.name == "split"]
+        assert (split.default, split.multiple) == ("val", False), name

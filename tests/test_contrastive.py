@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from latentsynth.config import ViewsConfig
 from latentsynth.extractors.contrastive import ContrastiveEncoder, contrastive_loss, views
+from latentsynth.randomness import Draws
 
 SHAPE = (20, 16, 12)  # different edges, so that an exchanged axis shows
 STILL = {"rotate_deg": 0.0, "scale": 0.0, "shift": 0.0, "flip_axes": (), "gamma": 0.0, "brightness": 0.0, "noise": 0.0}
@@ -25,8 +26,8 @@ def config(**changes: object) -> ViewsConfig:
     return ViewsConfig.model_validate({**STILL, **changes})
 
 
-def generators(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+def generators(*seeds: int) -> Draws:
+    return Draws.seeded(seeds)
 
 
 def smooth(rows: int, channels: int = 1, shape: Sequence[int] = SHAPE, seed: int = 0) -> Tensor:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from helpers import lesion_mask, tiny_domain, tiny_model, turned, write_mask
+from helpers import WINDOW, lesion_mask, tiny_domain, tiny_model, turned, write_mask
 from tiny_runs import ldm_config
 
 from latentsynth.conditioning import ContextConditioner, MaskConditioner
 from latentsynth.config import LdmRun, load
 from latentsynth.data import nifti
 from latentsynth.data.cache.cutting import MIDDLE, Cut, distance_to
-from latentsynth.data.exchange.hosts import paired
-from latentsynth.data.exchange.requests import Request
+from latentsynth.data.exchange.hosts import Host, paired
+from latentsynth.data.exchange.requests import Request, place
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.files import read_json
@@ -27,7 +28,7 @@ from latentsynth.synthesizers import LatentDiffusion
 from latentsynth.synthesizers.rules import RuleBased
 from latentsynth.training.recipes.encode import encoded_cohort
 from latentsynth.training.recipes.ldm import DenoiserLoss, build_conditioner, initial, train_ldm, widen
-from latentsynth.types import Case, Condition
+from latentsynth.types import Case, Condition, Domain
 
 SPACING, SHAPE = (1.5, 1.0, 3.0), (24, 30, 14)
 
@@ -50,6 +51,18 @@ def mask(folder: Path, name: str = "new", radius_mm: float = 6.0, **facts: objec
     return write_mask(folder / f"{name}.nii.gz", lesion_mask(affine, SHAPE, radius_mm), affine, **facts)
 
 
+def two_channels() -> Domain:
+    domain = tiny_domain()
+    grid = replace(domain.grid, windows=domain.grid.windows * 2)
+    return replace(domain, grid=grid, channels=("CT", "PET"), limits=domain.limits * 2)
+
+
+def moved(affine: np.ndarray, shift_mm: float) -> np.ndarray:
+    other = affine.copy()
+    other[0, 3] += shift_mm
+    return other
+
+
 @pytest.mark.parametrize("dtype", [np.int16, np.float32])
 def test_the_scan_is_the_hosts_own_outside_the_margin(tmp_path: Path, dtype: type) -> None:
     host, request = scan(tmp_path, "host", 0, dtype), mask(tmp_path)
@@ -68,6 +81,50 @@ def test_the_scan_is_the_hosts_own_outside_the_margin(tmp_path: Path, dtype: typ
     assert facts["host"] == "host"
     assert "host" in facts["parents"]
     assert made.cases[0].parents == (*request.parents, "host")
+
+
+@pytest.mark.parametrize("darkest", [True, False])
+@pytest.mark.parametrize(
+    ("dtype", "offset"), [(np.uint8, 0), (np.uint16, 0), (np.uint16, 1024), (np.uint32, 0), (np.int16, 0)]
+)
+def test_what_is_painted_does_not_depend_on_how_the_scan_is_stored(
+    tmp_path: Path, dtype: type, offset: int, darkest: bool
+) -> None:
+    """The window goes below what an unsigned scan can hold, and above what eight bits can."""
+    domain, request = tiny_domain(), mask(tmp_path)
+    whole = np.random.default_rng(0).integers(0, 200, SHAPE) + offset
+    image = np.full((1, *domain.grid.shape), -1 if darkest else 1, np.float32)
+
+    def painted(stored: type) -> np.ndarray:
+        path = tmp_path / f"{np.dtype(stored).name}.nii.gz"
+        nib.save(nib.Nifti1Image(whole.astype(stored), turned(SPACING, 20)), path)
+        host = Host.read(Case("host", "host", (path,), None), domain)
+        (made,) = host.painted(image, place(request, domain), 4.0)
+        nifti.write(tmp_path / "made.nii.gz", made, turned(SPACING, 20))
+        return nifti.read(tmp_path / "made.nii.gz")[0]
+
+    made = painted(dtype)
+    assert made.dtype.kind in "iu"
+    np.testing.assert_array_equal(made, np.rint(painted(np.float64)))
+    assert made.min() == WINDOW[0] if darkest else made.max() == max(WINDOW[1], whole.max())
+    away = distance_to(nifti.read_labels(request.mask)[0] > 0, SPACING) >= 4.0  # type: ignore[arg-type]
+    assert np.array_equal(made[away], whole[away])
+
+
+def test_a_scaled_scan_is_painted_in_its_own_units(tmp_path: Path) -> None:
+    """Stored whole numbers times a slope: outside the margin every voxel reads as it did."""
+    header = nib.Nifti1Header()
+    header.set_data_dtype(np.uint8)
+    image = nib.Nifti1Image(np.random.default_rng(0).uniform(-90, 250, SHAPE), turned(SPACING, 20), header)
+    nib.save(image, tmp_path / "host.nii.gz")
+    host, request = Case("host", "host", (tmp_path / "host.nii.gz",), None), mask(tmp_path)
+    assert nib.load(host.images[0]).dataobj.slope not in (0, 1)
+    made = synthesize(rules(), [request], tmp_path / "out", Accelerator(cpu=True), hosts=[host], margin_mm=4.0)
+    before, after = nifti.read(host.images[0])[0], nifti.read(made.cases[0].images[0])[0]
+    away = distance_to(nifti.read_labels(request.mask)[0] > 0, SPACING) >= 4.0  # type: ignore[arg-type]
+    assert np.array_equal(after[away], before[away])
+    assert (WINDOW[0] <= after).all()
+    assert (after <= WINDOW[1]).all()
 
 
 class Unchanged(RuleBased):
@@ -154,6 +211,19 @@ def test_what_cannot_be_painted_into_is_refused_before_anything_is_made(tmp_path
         synthesize(rules(), [elsewhere], out, accelerator, hosts=[host])
     with pytest.raises(DataError, match="host host has 2 channels, the model makes 1"):
         synthesize(rules(), [request], out, accelerator, hosts=[replace(host, images=host.images * 2)])
+    two = RuleBased(two_channels(), np.full((3, 2), 0.8), np.full((3, 2), 0.05))
+    voxels, affine = nifti.read(host.images[0])
+    for name, channel, where, words in (
+        ("coarse", voxels[::2, ::2, ::2], affine @ np.diag([2, 2, 2, 1]), r"shape \(12, 15, 7\) beside \(24, 30, 14\)"),
+        ("away", voxels, moved(affine, 5000), "corners 5e.03 mm away"),
+        ("lost", voxels, np.eye(4), "corners"),
+    ):
+        nifti.write(tmp_path / f"{name}.nii.gz", channel, where)
+        apart = replace(host, images=(*host.images, tmp_path / f"{name}.nii.gz"))
+        with pytest.raises(
+            DataError, match=rf"{name}\.nii\.gz does not lie on the grid of host\.nii\.gz \({words}.*resample"
+        ):
+            synthesize(two, [request], out, accelerator, hosts=[apart])
     with pytest.raises(DataError, match="painted into scans"):
         synthesize(rules(), [request], out, accelerator)
     with pytest.raises(ConfigError, match="means nothing to lesions by rule"):

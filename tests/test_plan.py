@@ -1,7 +1,8 @@
-"""The plan: grids that cover, divide and fit; windows by unit; configurations that run as they are."""
+"""The plan: grids that cover, divide and fit; lesions counted; configurations that run as they are."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 
@@ -12,11 +13,16 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, load
-from latentsynth.data.intake.survey import choose_grid, propose_window
+from latentsynth.data import nifti
+from latentsynth.data.intake.survey import choose_grid, survey
+from latentsynth.data.manifest import Manifest
+from latentsynth.errors import ConfigError, DataError
+from latentsynth.metrics.lesions import components
 from latentsynth.plan import plan_runs, write_plan
 from latentsynth.training.recipes.autoencoder import train_autoencoder
 from latentsynth.training.recipes.ldm import train_ldm
 from latentsynth.training.recipes.segmenter import train_segmenter
+from latentsynth.types import Case, Labels, Split
 
 lengths = st.floats(20, 600)
 spacings = st.floats(0.4, 6)
@@ -46,22 +52,6 @@ def test_thick_slices_stay_thick() -> None:
     assert factors == (4, 4, 2)
 
 
-@pytest.mark.parametrize(
-    ("name", "values", "kind"),
-    [
-        ("CT", [-1000, -100, 0, 40, 300], "fixed"),
-        ("unnamed", [-1000, -100, 0, 40, 300], "fixed"),
-        ("PET", [1, 5, 20, 900], "fixed"),
-        ("T1", [10, 200, 900], "percentile"),
-    ],
-)
-def test_windows_are_fixed_where_units_mean_the_same_in_every_scan(name: str, values: list[float], kind: str) -> None:
-    window = propose_window(name, np.array(values, dtype=np.float32))
-    assert window["kind"] == kind
-    assert window["low"] < window["high"]
-    assert name != "PET" or window["low"] == 0
-
-
 def test_a_planned_folder_trains_from_the_files_as_written(
     workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -83,3 +73,77 @@ def test_a_planned_folder_trains_from_the_files_as_written(
     assert third.data.grid.spacing_mm == first.data.grid.spacing_mm
     assert train_segmenter(third)["dice"] >= 0
     assert all(estimate.gib < 4 for estimate in plan.memory)
+
+
+def cohort(folder: Path, mask: np.ndarray, spacing: float, labels: tuple[int, ...] = (0, 1)) -> Path:
+    """Three patients with one mask, each scan its own noise."""
+    affine = np.diag([spacing, spacing, spacing, 1.0])
+    cases: list[Case] = []
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    for number, split in enumerate(splits):
+        image, drawn = folder / f"{number}.nii.gz", folder / f"{number}_mask.nii.gz"
+        nifti.write(image, np.random.default_rng(number).normal(300, 40, mask.shape).astype(np.float32), affine)
+        nifti.write(drawn, mask, affine)
+        cases.append(Case(f"c{number}", f"p{number}", (image,), drawn, split))
+    Manifest("many", ("T1",), Labels(labels), tuple(cases)).save(folder / "manifest.json")
+    return folder / "manifest.json"
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No speed is measured."""
+    monkeypatch.setattr("latentsynth.plan._speeds", lambda *_: (1.0, 1.0, 1.0))
+
+
+def scattered(size: int, edge: int, low: int, high: int) -> np.ndarray:
+    """Cubes far apart, between two planes of every axis, and one large one in the middle."""
+    mask = np.zeros((size,) * 3, np.uint8)
+    for corner in itertools.product(range(low, high - edge, 3 * edge), repeat=3):
+        mask[tuple(slice(c, c + edge) for c in corner)] = 1
+    mask[size // 2 - 6 : size // 2 + 6, size // 2 - 6 : size // 2 + 6, size // 2 - 6 : size // 2 + 6] = 1
+    return mask
+
+
+@pytest.mark.usefixtures("quick")
+def test_lesions_that_the_grid_loses_are_counted_and_a_spacing_that_holds_them_is_named(tmp_path: Path) -> None:
+    mask = scattered(128, 2, 4, 124)
+    plan = plan_runs(cohort(tmp_path, mask, 1.0), 0.01)
+    total = components(mask > 0)[1]
+    assert plan.kept.lesions == total
+    assert plan.kept.lost > 0.9 * total
+    assert plan.kept.cases == ("c0",)
+    said = dict(plan.facts)
+    assert f"{plan.kept.lost} lesions" in said["warning"]
+    assert "would hold 95 %" in said["warning"]
+    assert "c0" in said["warning"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_crop_that_holds_more_lesions_is_chosen(tmp_path: Path) -> None:
+    mask = scattered(96, 2, 6, 90)
+    mask[:, :, :20] = mask[:, :, -20:] = 0
+    manifest = cohort(tmp_path, mask, 2.0)
+    kept = {crop: plan_runs(manifest, 0.01, crop).kept for crop in ("whole", "lesion", "auto")}  # type: ignore[arg-type]
+    assert kept["whole"].lost != kept["lesion"].lost
+    assert kept["auto"].lost == min(kept["whole"].lost, kept["lesion"].lost)
+
+
+@pytest.mark.usefixtures("quick")
+def test_nothing_is_planned_for_masks_alone_or_without_time(tmp_path: Path) -> None:
+    manifest = cohort(tmp_path, scattered(32, 2, 4, 28), 1.0)
+    for hours in (math.inf, 0.0, -1.0, math.nan):
+        with pytest.raises(ConfigError, match="no length of time"):
+            plan_runs(manifest, hours)
+    Manifest.load(manifest).masks_alone().save(tmp_path / "masks.json")
+    with pytest.raises(DataError, match="masks without images"):
+        plan_runs(tmp_path / "masks.json", 1.0)
+
+
+def test_what_nobody_annotated_adds_nothing_to_the_extent_of_lesions(tmp_path: Path) -> None:
+    mask = scattered(32, 2, 4, 28)
+    mask[:3] = 2
+    manifest = Manifest.load(cohort(tmp_path, mask, 1.0, (0, 1, 2)))
+    named = Labels((0, 1, 2), ("background", "tumour", "ignore"))
+    for labels, extent in ((named, 20), (manifest.labels, 24)):
+        found = survey(manifest.select("train"), 1, labels)
+        assert found.extents[0].tolist() == [extent, *(20 if labels is named else 32,) * 2]

@@ -32,6 +32,7 @@ def result(*rows: tuple[TableCell, ...], **changes: Any) -> Result:
         "pictures": (Picture("a.png", "a picture"),),
         "notes": ("first", "second"),
         "command": "latentsynth evaluate obedience",
+        "splits": ("val",),
     }
     return Result(**{**values, **changes})
 
@@ -93,7 +94,7 @@ def test_a_missing_file_and_one_that_is_no_json(tmp_path: Path) -> None:
         Result.load(tmp_path / "a.json")
 
 
-@pytest.mark.parametrize("lost", ["kind", "title", "facts", "tables", "pictures", "notes", "command"])
+@pytest.mark.parametrize("lost", ["kind", "title", "facts", "tables", "pictures", "notes", "command", "splits"])
 def test_a_damaged_result_is_refused(tmp_path: Path, lost: str) -> None:
     path = result(("real", 0.5)).save(tmp_path)
     value = json.loads(path.read_text())
@@ -140,6 +141,7 @@ def test_everything_is_printed() -> None:
     stream = io.StringIO()
     result(("real", 0.125), ("samples", Estimate(0.5, NAN, 12.0))).show(Console(file=stream, width=120))
     printed = stream.getvalue()
+    assert printed.splitlines()[0].strip() == "split: val"
     for word in ("scores", "volumes", "real", "0.125", "0.500 [-, 12.0]", "what it is", "- first", "- second"):
         assert word in printed
 

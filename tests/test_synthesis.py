@@ -29,10 +29,14 @@ from helpers import (
     write_mask,
 )
 
+from latentsynth.data import nifti
 from latentsynth.data.cache.volumes import one_hot
 from latentsynth.data.exchange.requests import Request
+from latentsynth.data.exchange.samples import LostLesions
+from latentsynth.data.identity import check_files
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
+from latentsynth.metrics.lesions import components
 from latentsynth.provenance import Ledger, voxel_hash
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import GAN, Chained, LatentDiffusion, Synthesizer
@@ -224,7 +228,7 @@ def test_a_second_run_makes_what_is_missing(
     np.testing.assert_allclose(image_of(out, "LPS", 1), image, atol=1e-3)
     remade = [path for path in before if (out / path).stat().st_mtime_ns != written[path]]
     volumes = sorted(path for path in remade if "/" in path)
-    assert volumes == sorted([*lost, "labelsTr/LPS-s0001.nii.gz"])
+    assert volumes == sorted([*lost, "labelsTr/LPS-s0001.nii.gz", "masks_given/LPS-s0001.nii.gz"])
     again = {path: (out / path).read_bytes() for path in before if path.endswith(".json")}
     assert again == {path: text for path, text in before.items() if path.endswith(".json")}
 
@@ -688,3 +692,54 @@ def test_the_command_refuses_what_does_not_go_together(
         said = " ".join(capsys.readouterr().err.replace("│", " ").split())
         assert words in said, (arguments, said)
         assert not (tmp_path / "out").exists(), arguments
+
+
+# --- lesions that the model's grid cannot hold
+
+
+def many_lesions(folder: Path) -> tuple[Request, np.ndarray]:
+    """On voxels of 1 mm: one lesion of 12 mm, one of 4 mm, and five of a voxel."""
+    values = np.zeros((64, 64, 64), np.int16)
+    values[26:38, 26:38, 26:38] = 4
+    for at in ((20, 20, 20), (20, 44, 20), (44, 20, 44), (44, 44, 20), (20, 32, 44)):
+        values[at] = 1
+    values[:4, :4, :4] = 4
+    return write_mask(folder / "many.nii.gz", values, np.eye(4)), values
+
+
+def test_no_label_map_claims_a_lesion_that_the_model_never_got(tmp_path: Path, cpu: Accelerator) -> None:
+    request, asked = many_lesions(tmp_path)
+    domain = tiny_domain((16, 16, 16), (4.0, 4.0, 4.0), Framing("whole"))
+    out = tmp_path / "out"
+    made = synthesize(Echo(domain), [request], out, cpu, per_mask=2)
+    pieces = components(asked > 0)[0]
+    alone = np.isin(pieces, np.flatnonzero(np.bincount(pieces.ravel()) == 1))
+    for seed in (0, 1):
+        written, given = (load(out / folder / f"many-s{seed:04d}.nii.gz")[0] for folder in ("labelsTr", "masks_given"))
+        painted = image_of(out, "many", seed) > np.mean(WINDOW)
+        for part in (painted, given > 0):
+            assert set(np.unique(components(written > 0)[0][part])) == {0, 1, 2}
+        assert np.array_equal(written > 0, (asked > 0) & ~alone)
+        assert dice(given == 4, asked == 4) > 0.6  # in steps of 4 mm
+        facts = json.loads((out / "sidecars" / f"many-s{seed:04d}.json").read_text())
+        assert (facts["lesions"], facts["lesions_lost"]) == (7, 5)
+    assert LostLesions.of(out) == LostLesions(2, 2, 14, 10)
+    assert [case.mask for case in made.cases] == [out / "labelsTr" / f"many-s{seed:04d}.nii.gz" for seed in (0, 1)]
+    for case in made.cases:
+        check_files(case, mask=nifti.read_labels(case.mask))  # type: ignore[arg-type]
+
+
+def test_what_is_written_is_a_cohort_for_nnunet(tmp_path: Path, cpu: Accelerator, masks: list[Request]) -> None:
+    """What its verifier asks of dataset.json and of the files, label values aside, which are the masks' own."""
+    out, domain = tmp_path / "out", tiny_domain()
+    labels = replace(domain.labels, names=("air", "a", "b"))
+    synthesize(Echo(replace(domain, labels=labels)), masks, out, cpu, per_mask=2)
+    dataset = json.loads((out / "dataset.json").read_text())
+    assert dataset["labels"] == {"background": 0, "a": 1, "b": 4}
+    images, maps = (sorted(p.name for p in (out / folder).iterdir()) for folder in ("imagesTr", "labelsTr"))
+    assert dataset["numTraining"] == len(images) == len(maps) == 2 * len(masks)
+    ending = dataset["file_ending"]
+    assert images == [name.removesuffix(ending) + "_0000" + ending for name in maps]
+    for name in (*images, *maps):
+        file = out / ("imagesTr" if name in images else "labelsTr") / name
+        assert nib.load(file).header["qform_code"] == 1

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
 
 from latentsynth.errors import ConfigError, LatentsynthError, UnknownNameError
-from latentsynth.types import Condition, Domain, Framing, Grid, Labels, Window
+from latentsynth.types import Condition, Framing, Grid, Labels, Window
 
 WINDOWS = (Window("fixed", -160, 240), Window())
 
@@ -83,33 +81,6 @@ def test_lesion_labels_are_checked_against_the_cohort() -> None:
     for wrong in ((4,), (0,), (5, 9)):
         with pytest.raises(ConfigError, match=r"lesion_labels .*choose from \(1, 2, 5\)"):
             labels.lesions(Framing(lesion_labels=wrong))
-
-
-def test_domain_survives_json() -> None:
-    domain = Domain(
-        Grid((8, 16, 4), (1.5, 2.0, 3.0), WINDOWS),
-        Framing("lesion", "scale", (2,)),
-        Labels((0, 1, 2), ("background", "liver", "lesion")),
-        ("CT", "MR"),
-        ((-160.0, 240.0), (0.0, 713.25)),
-    )
-    back = Domain.from_json(json.loads(json.dumps(asdict(domain))))
-    assert back == domain
-    assert hash(back) == hash(domain)
-
-
-@pytest.mark.parametrize("change", ["missing", "unknown"])
-@pytest.mark.parametrize("section", ["", "grid", "framing", "labels"])
-def test_altered_domain_is_refused(section: str, change: str) -> None:
-    domain = Domain(Grid((8, 8, 8), (1, 1, 1), WINDOWS), Framing(), Labels((0, 1)), ("CT", "MR"), ((0, 1), (0, 1)))
-    value = json.loads(json.dumps(asdict(domain)))
-    target = value[section] if section else value
-    if change == "missing":
-        del target[{"": "limits", "grid": "shape", "framing": "lesion_labels", "labels": "values"}[section]]
-    else:
-        target["colour"] = "red"
-    with pytest.raises((KeyError, TypeError)):
-        Domain.from_json(value)
 
 
 def test_rows_of_a_condition_stay_together() -> None:

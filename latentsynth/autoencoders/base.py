@@ -133,7 +133,7 @@ class Autoencoder(Pretrained, ABC):
         return (raw - _channelwise(self.latent_mean)) / _channelwise(self.latent_std)
 
     def _require_scale(self) -> None:
-        if not bool(torch.isfinite(self.latent_std).all()):
+        if not bool((torch.isfinite(self.latent_std) & (self.latent_std > 0)).all()):
             raise CheckpointError("the latent scale of this autoencoder was never fitted: finish its training first")
 
     @torch.no_grad()

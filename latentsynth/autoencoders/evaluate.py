@@ -82,9 +82,15 @@ def evaluate(path: Path, manifest_path: Path, split: Split, out: Path) -> Result
     unverified = "cannot verify that these patients are new to the autoencoder by id: the project key is missing"
     notes = [*([warning] if warning else []), *([] if verified else [unverified])]
     picture = Picture("reconstruction.png", "best, median and worst case: original with mask, original, reconstruction")
-    facts = {"autoencoder": header.fingerprint, "cohort": manifest.fingerprint, "split": split, "means": means}
+    facts = {"autoencoder": header.fingerprint, "cohort": manifest.fingerprint, "means": means}
     result = Result(
-        "reconstruction", "Reconstruction by the autoencoder", facts, (_table(rows, means),), (picture,), tuple(notes)
+        "reconstruction",
+        "Reconstruction by the autoencoder",
+        facts,
+        (_table(rows, means),),
+        (picture,),
+        tuple(notes),
+        splits=(split,),
     )
     result.save(out)
     close_results(out, result)

@@ -13,8 +13,8 @@ from torch import Tensor
 from latentsynth.autoencoders.base import Autoencoder
 from latentsynth.data.cache.volumes import Volume
 from latentsynth.figures import Tile, contact_sheet
+from latentsynth.metrics.band_power import detail_slope
 from latentsynth.metrics.reconstruction import contrast_kept, lesion_contrast, lesion_error, psnr, ssim
-from latentsynth.metrics.sharpness import detail
 from latentsynth.parallel import at_least_two
 from latentsynth.types import Domain
 
@@ -40,7 +40,8 @@ class CaseScores:
         psnr: In dB.
         ssim: Structural similarity.
         lesion_error: Mean absolute error inside the lesion, in units of [-1, 1]; not a number without a lesion.
-        detail_kept: Finest detail of the reconstruction over that of the original (1 is as sharp, 0 all blurred).
+        detail_kept: Slope of the reconstruction's finest octave on the original's: 1 keeps it, 0 loses it, and noise does
+            not raise it; not a number where the original has none.
         contrast: Lesion contrast per channel, in units of [-1, 1], of the original.
         contrast_after: Of the reconstruction.
     """
@@ -61,7 +62,7 @@ def scores(volume: Volume, reconstruction: Tensor, domain: Domain) -> CaseScores
         float(psnr(a, b)),
         float(ssim(a, b)),
         float(lesion_error(a, b, lesion)),
-        detail(reconstruction.numpy()) / max(detail(volume.image), 1e-12),
+        detail_slope(volume.image, reconstruction.numpy(), domain.grid.spacing_mm),
         tuple(lesion_contrast(a, lesion)[0].tolist()),
         tuple(lesion_contrast(b, lesion)[0].tolist()),
     )
@@ -70,6 +71,7 @@ def scores(volume: Volume, reconstruction: Tensor, domain: Domain) -> CaseScores
 def summarise(rows: Sequence[CaseScores]) -> dict[str, float]:
     """Means over cases, and ``lesion_contrast_kept`` pooled over cases and channels (1 keeps the lesions, 0 loses them)."""
     errors = [row.lesion_error for row in rows if np.isfinite(row.lesion_error)]
+    details = [row.detail_kept for row in rows if np.isfinite(row.detail_kept)]
     kept = contrast_kept(
         torch.tensor([row.contrast for row in rows]), torch.tensor([row.contrast_after for row in rows])
     )
@@ -78,7 +80,7 @@ def summarise(rows: Sequence[CaseScores]) -> dict[str, float]:
         "ssim": float(np.mean([row.ssim for row in rows])),
         "lesion_error": float(np.mean(errors)) if errors else float("nan"),
         "lesion_contrast_kept": float(kept),
-        "detail_kept": float(np.mean([row.detail_kept for row in rows])),
+        "detail_kept": float(np.mean(details)) if details else float("nan"),
     }
 
 

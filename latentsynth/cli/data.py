@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from latentsynth.cli.masks import between
 from latentsynth.cli.options import LOOK_AROUND, PREPARE, app, expression, one_of
 
 
@@ -17,12 +18,22 @@ def phantom(
     seed: Annotated[int, typer.Option(help="Which cohort")] = 0,
     channels: Annotated[int, typer.Option(help="1: CT; 2: CT and MR", min=1, max=2)] = 2,
     size: Annotated[int, typer.Option(help="Voxels along each axis", min=24, max=512)] = 48,
+    lesions: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="LOW:HIGH, lesions per patient, of 3 to 30 mm, some touching [default: one to three larger ones]"
+        ),
+    ] = None,
 ) -> None:
     """Write a procedural cohort: abdomens with liver, kidneys and lesions, no two patients alike."""
     from latentsynth.phantom.cohort import write_cohort
 
     spacing = 192 / size  # the same anatomy at any resolution
-    write_cohort(out, cases, seed, shape=(size,) * 3, spacing_mm=(spacing,) * 3, channels=channels)
+    count = between("--lesions", lesions)
+    if count is not None and any(n % 1 for n in count):
+        raise typer.BadParameter(f"--lesions {lesions!r} counts lesions: give whole numbers, for example 1:20")
+    many = None if count is None else (int(count[0]), int(count[1]))
+    write_cohort(out, cases, seed, shape=(size,) * 3, spacing_mm=(spacing,) * 3, channels=channels, many=many)
     typer.echo(f"{cases} cases: {out}")
 
 

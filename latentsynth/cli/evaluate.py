@@ -13,13 +13,18 @@ from latentsynth.cli.options import SPLITS, Out, evaluate_app, one_of
 if TYPE_CHECKING:
     from latentsynth.results import Result
 
+RealSplit = Annotated[
+    str,
+    typer.Option("--split", help="Split of the real cases: choose models on val; tell results on test, once; or train"),
+]
+
 
 @evaluate_app.command("reconstruction")
 def evaluate_reconstruction(
     checkpoint: Annotated[Path, typer.Argument(help="Run or checkpoint folder of an autoencoder")],
     manifest: Annotated[Path, typer.Argument(help="Manifest of real cases")],
     out: Out,
-    split: Annotated[str, typer.Option(help="train, val or test")] = "val",
+    split: RealSplit = "val",
 ) -> None:
     """Score an autoencoder on patients it never saw: PSNR, SSIM, error inside the lesion, contrast kept."""
     one_of("--split", split, SPLITS)
@@ -33,7 +38,7 @@ def evaluate_segmenter(
     checkpoint: Annotated[Path, typer.Argument(help="Run or checkpoint folder of a segmenter")],
     manifest: Annotated[Path, typer.Argument(help="Manifest of annotated cases")],
     out: Out,
-    split: Annotated[str, typer.Option(help="train, val or test")] = "test",
+    split: RealSplit = "val",
     region: Annotated[
         str, typer.Option(help="scan: the whole field of view; crop: the grid as training laid it; auto: as trained")
     ] = "auto",
@@ -69,7 +74,7 @@ def evaluate_obedience(
     samples: Annotated[list[str], typer.Option(help="Manifest of synthetic cases, or NAME=MANIFEST; repeatable")],
     out: Out,
     real: Annotated[Optional[Path], typer.Option(help="Manifest of real cases, to compare with")] = None,  # noqa: UP045
-    split: Annotated[str, typer.Option(help="Split of --real: train, val or test")] = "val",
+    split: RealSplit = "val",
     autoencoder: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Run or checkpoint folder: also score the real cases after its reconstruction"),
@@ -106,10 +111,7 @@ def evaluate_fidelity(
     real: Annotated[Path, typer.Option(help="Manifest of real cases")],
     samples: Annotated[list[str], typer.Option(help="NAME=MANIFEST of synthetic cases; repeatable")],
     out: Out,
-    split: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Split of --real; repeatable [default: val and test, which no generator saw]"),
-    ] = None,
+    split: RealSplit = "val",
     extractor: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
@@ -125,23 +127,28 @@ def evaluate_fidelity(
     ] = None,
     cache: Annotated[Path, typer.Option(help="Where volumes and trained extractors are kept")] = Path("runs/cache"),
     extractor_images: Annotated[int, typer.Option(help="Images that a contrastive extractor trains on", min=16)] = 6000,
+    cell: Annotated[
+        Optional[tuple[int, int, int]],  # noqa: UP045
+        typer.Option(
+            help="Voxels of the grid per latent cell along each axis, whose traces are looked for [default: those of --like]"
+        ),
+    ] = None,
 ) -> None:
-    """How close do synthetic volumes come to real ones? Frechet, KID, precision, recall, diversity, beside the floor."""
-    splits = split or ["val", "test"]
-    for one in splits:
-        one_of("--split", one, SPLITS)
+    """How close do synthetic volumes come to real ones? Frechet, KID, recall, diversity, sharpness, beside the floor."""
+    one_of("--split", split, SPLITS)
     from latentsynth.data.manifest import Manifest
     from latentsynth.evaluation import features
     from latentsynth.evaluation.cohorts import Cohort, named
     from latentsynth.evaluation.fidelity.evaluate import check_cohorts
     from latentsynth.evaluation.fidelity.evaluate import evaluate_fidelity as evaluate
+    from latentsynth.evaluation.fidelity.sharpness import latent_cell
     from latentsynth.parallel import start
 
     accelerator = start()
     grid, framing = features.comparison_space(like, Manifest.load(real))
     # Around lesions, a case without one would show other anatomy than the volumes it is compared with.
     lesions = framing.crop == "lesion"
-    patients = Cohort.load("real", real, splits, annotated=lesions)  # type: ignore[arg-type]
+    patients = Cohort.load("real", real, (split,), annotated=lesions)  # type: ignore[arg-type]
     cohorts = [Cohort.load(name, path, annotated=lesions) for name, path in map(named, samples)]
     check_cohorts(patients, cohorts)
     extractors = features.load_extractors(
@@ -151,7 +158,7 @@ def evaluate_fidelity(
         cohort.name: features.volumes(cohort, grid, framing, patients.manifest.labels, cache, accelerator)
         for cohort in (patients, *cohorts)
     }
-    finish(evaluate(patients, cohorts, caches, extractors, out, accelerator), out)
+    finish(evaluate(patients, cohorts, caches, extractors, out, accelerator, cell or latent_cell(like)), out)
 
 
 @evaluate_app.command("masks")
@@ -159,10 +166,7 @@ def evaluate_masks(
     real: Annotated[Path, typer.Option(help="Manifest of annotated real cases; their images are not read")],
     samples: Annotated[list[str], typer.Option(help="NAME=MANIFEST of synthetic masks; repeatable")],
     out: Out,
-    split: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Split of --real; repeatable [default: val and test, which no generator saw]"),
-    ] = None,
+    split: RealSplit = "val",
     train: Annotated[
         Optional[list[Path]],  # noqa: UP045
         typer.Option(help="Manifest whose train split the generators learnt from; repeatable [default: --real]"),
@@ -173,14 +177,12 @@ def evaluate_masks(
     ] = None,
 ) -> None:
     """Are synthetic masks like real ones? Volume, surface, pieces, place, coverage, and copies of training masks."""
-    splits = split or ["val", "test"]
-    for one in splits:
-        one_of("--split", one, SPLITS)
+    one_of("--split", split, SPLITS)
     from latentsynth.evaluation.cohorts import Cohort, named
     from latentsynth.evaluation.masks.evaluate import evaluate_masks as evaluate
     from latentsynth.parallel import start
 
-    patients = Cohort.load("real", real, splits, annotated=True)  # type: ignore[arg-type]
+    patients = Cohort.load("real", real, (split,), annotated=True)  # type: ignore[arg-type]
     learnt = [Cohort.load("training patients", path, ("train",), annotated=True) for path in train or [real]]
     cohorts = [Cohort.load(name, path, annotated=True) for name, path in map(named, samples)]
     finish(evaluate(patients, learnt, cohorts, out, start(), lesion_labels or []), out)
@@ -192,22 +194,17 @@ def evaluate_edges(
     samples: Annotated[list[str], typer.Option(help="NAME=MANIFEST of synthetic cases; repeatable")],
     like: Annotated[Path, typer.Option(help="Run or checkpoint folder of the generator, whose grid is compared on")],
     out: Out,
-    split: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Split of --real; repeatable [default: val and test]"),
-    ] = None,
+    split: RealSplit = "val",
     cache: Annotated[Path, typer.Option(help="Where preprocessed volumes are kept")] = Path("runs/cache"),
 ) -> None:
     """Do painted lesions end as real ones do? The gradient across the border, beside that of real lesions."""
-    splits = split or ["val", "test"]
-    for one in splits:
-        one_of("--split", one, SPLITS)
+    one_of("--split", split, SPLITS)
     from latentsynth.evaluation import features
     from latentsynth.evaluation.cohorts import Cohort, named
     from latentsynth.evaluation.edges import evaluate_edges as evaluate
     from latentsynth.parallel import start
 
-    patients = Cohort.load("real", real, splits, annotated=True)  # type: ignore[arg-type]
+    patients = Cohort.load("real", real, (split,), annotated=True)  # type: ignore[arg-type]
     grid, framing = features.comparison_space(like, patients.manifest)
     cohorts = [Cohort.load(name, path, annotated=True) for name, path in map(named, samples)]
     finish(evaluate(patients, cohorts, grid, framing, out, start(), cache), out)

@@ -116,6 +116,11 @@ def export(
     """Pack a synthetic set for sharing: volumes, masks, data card. Refuses without a report on exactly these files."""
     plain_text("--licence", licence)
     plain_text("--without-privacy-report", without_privacy_report)
+    from latentsynth.data.manifest import Manifest
     from latentsynth.sharing.export import export_set
 
-    say(str(export_set(samples, out, licence, report, mask_copies, without_privacy_report)))
+    card = export_set(samples, out, licence, report, mask_copies, without_privacy_report)
+    values = Manifest.load(samples).labels.values
+    if values != tuple(range(len(values))):
+        say("labels were renumbered to be consecutive, as nnU-Net asks: the card says which")
+    say(str(card))

@@ -70,6 +70,7 @@ def sample(
         raise typer.BadParameter(f"{unused[0]} is about given masks, and --count gives none: leave it out")
     one_of("--fit", fit, ("error", "scale"))
     one_of("--split", split, SPLITS)
+    from latentsynth.data.exchange import samples
     from latentsynth.data.exchange.requests import Request, requests
     from latentsynth.data.intake.scans import scans
     from latentsynth.parallel import start
@@ -86,6 +87,13 @@ def sample(
         model, wanted, out, start(), count or per_mask, seed, batch, fit, styles, hosts, margin_mm,  # type: ignore[arg-type]
         scheduler=scheduler, steps=steps, shift=shift, guidance=guidance, truncation=truncation,
     )  # fmt: skip
+    lost = samples.LostLesions.of(out)
+    if lost.lost:
+        voxel = " x ".join(f"{edge:.3g}" for edge in model.grid.spacing_mm)
+        say(
+            f"{lost.lost} of {lost.lesions} lesions were lost, in {lost.short} of {lost.volumes} volumes: too small for the model's "
+            f"voxels of {voxel} mm. labelsTr leaves them out; {samples.GIVEN} holds the masks that the model got"
+        )
     say(f"{len(manifest.cases)} volumes: {out / 'manifest.json'}\npicture: {out / 'contact_sheet.png'}")
 
 

@@ -69,7 +69,7 @@ from latentsynth.config.segmenter import (
 )
 from latentsynth.config.study import RolesConfig, StudyConfig
 from latentsynth.config.training import Run, TrainConfig
-from latentsynth.config.utility import ArmConfig, DropConfig, NewMasksConfig, UtilityStudy
+from latentsynth.config.utility import ArmConfig, DropConfig, MarginsConfig, NewMasksConfig, UtilityStudy
 from latentsynth.strict import Strict, build, dump, load
 
 __all__ = [
@@ -104,6 +104,7 @@ __all__ = [
     "LatentDataConfig",
     "LatentGANConfig",
     "LdmRun",
+    "MarginsConfig",
     "MaskDataConfig",
     "MaskDiffusionConfig",
     "MaskGeneratorConfig",

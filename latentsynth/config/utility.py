@@ -12,10 +12,11 @@ from latentsynth.config.mask_generators import MaskRun
 from latentsynth.config.mask_set import MaskSetConfig
 from latentsynth.config.numbers import NotNegative
 from latentsynth.config.segmenter import SegmenterRun
-from latentsynth.config.study import PLACED, StudyConfig, cell_name, merged, refuse, scaled
+from latentsynth.config.study import PLACED, StudyConfig, cell_name, merged, once, refuse, scaled
 from latentsynth.strict import Positive, Strict, build, chosen
 
 Part = Annotated[float, Field(ge=0, le=1)]
+Margin = Annotated[float, Field(gt=0)]
 
 
 class DropConfig(Strict):
@@ -46,6 +47,15 @@ class NewMasksConfig(MaskSetConfig):
     into_hosts: bool = Field(
         False, description="put the lesions into the patients' own anatomies, beside the lesions they have"
     )
+
+
+class MarginsConfig(Strict):
+    """Differences that count as none, by what is tested."""
+
+    dice: Margin = 0.01
+    surface_dice: Margin = 0.01
+    hd95_mm: Margin = Field(1.0, description="95th percentile Hausdorff distance, in mm")
+    lesions_found: Margin = Field(0.05, description="share of a patient's lesions")
 
 
 class ArmConfig(Strict):
@@ -91,6 +101,9 @@ class UtilityStudy(StudyConfig):
     )
     arms: Annotated[dict[str, ArmConfig], Field(min_length=2)]
     baseline: str = Field(description="the arm that all others are compared with, declared before anything is seen")
+    contrasts: tuple[tuple[str, str], ...] = Field(
+        (), description="further pairs [arm, reference] to test, beside every arm against the baseline"
+    )
     masks: dict[str, NewMasksConfig] = Field({}, description="ways to make new masks, by name")
     segmenters: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = Field(
         description="by name, settings of a SegmenterRun; run and data are the study's"
@@ -111,7 +124,7 @@ class UtilityStudy(StudyConfig):
     validation: Annotated[float, Field(gt=0, le=0.5)] = Field(
         0.2, description="share of a subset's own patients that chooses checkpoints"
     )
-    margin: Annotated[float, Field(gt=0)] = Field(0.01, description="difference of Dice that counts as none")
+    margins: MarginsConfig = MarginsConfig()
 
     @model_validator(mode="after")
     def _arms_can_be_built(self) -> UtilityStudy:
@@ -151,6 +164,7 @@ class UtilityStudy(StudyConfig):
                 raise ValueError(
                     f"the baseline {self.baseline!r} is not trained at size {size}: nothing to compare with"
                 )
+        self._contrasts_can_be_tested()
         baseline = self.arms[self.baseline]
         if any(arm.drop.agreement for arm in self.arms.values()) and (baseline.dose or baseline.real < 1):
             raise ValueError(
@@ -170,6 +184,19 @@ class UtilityStudy(StudyConfig):
             values = merged(placed, self.segmenter_settings(name, True))
             scaled(build(SegmenterRun, values, f"segmenters.{name}"), self.scale)
         return self
+
+    def _contrasts_can_be_tested(self) -> None:
+        once("contrasts", [sorted(pair) for pair in self.contrasts])
+        for pair in self.contrasts:
+            strange = [name for name in pair if name not in self.arms]
+            if strange:
+                raise ValueError(f"contrasts: {strange[0]!r} is none of the arms {', '.join(self.arms)}")
+            if self.baseline in pair or pair[0] == pair[1]:
+                raise ValueError(
+                    f"contrasts: {list(pair)} tests an arm with itself, or with the baseline, which is tested anyway"
+                )
+            if not any(set(pair) <= set(self.arms_of(size)) for size in self.sizes):
+                raise ValueError(f"contrasts: {' and '.join(pair)} are never trained at one size: nothing to compare")
 
     @property
     def autoencoder_folder(self) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 
 from latentsynth.data import nifti
 from latentsynth.errors import DataError
-from latentsynth.provenance import file_fingerprint, fingerprint
+from latentsynth.provenance import file_fingerprint, fingerprint, voxel_hash
 from latentsynth.types import Case
 
 Native = tuple[np.ndarray, np.ndarray]  # voxels as read, and their affine
@@ -29,6 +29,26 @@ def volume_hash(voxels: np.ndarray, affine: np.ndarray, known: str = "") -> str:
     turn = nib.orientations.inv_ornt_aff(nib.orientations.io_orientation(stored), voxels.shape)
     canonical = np.round(stored @ turn, 4) + 0.0  # no -0.0
     return fingerprint([known or nifti.canonical_hash(voxels, affine), canonical.tolist()])
+
+
+def turned_hash(voxels: np.ndarray) -> str:
+    """Hash of a volume that no header changes: the same turned, mirrored, with other axes first, or shifted in value.
+
+    The volume is laid with its shorter axes first, those of one length by how far its centre of mass is off the
+    middle along them, and mirrored so that this centre is in the first half.
+
+    Args:
+        voxels: ``(I, J, K)``, compared as float32 above their minimum.
+    """
+    array = np.asarray(voxels, dtype=np.float32)
+    array = array - array.min()
+    off = []
+    for axis, length in enumerate(array.shape):
+        others = tuple(n for n in range(array.ndim) if n != axis)
+        profile = array.sum(axis=others, dtype=np.float64)
+        off.append(float(profile @ (np.arange(length) - (length - 1) / 2)))
+    order = sorted(range(array.ndim), key=lambda axis: (array.shape[axis], abs(off[axis])))
+    return voxel_hash(np.flip(array, tuple(axis for axis in range(array.ndim) if off[axis] > 0)).transpose(order))
 
 
 def check_files(case: Case, images: Sequence[Native] = (), mask: Native | None = None) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +13,96 @@ import numpy as np
 from latentsynth.errors import AxesError, DataError, VolumeError
 from latentsynth.files import atomic_path
 from latentsynth.provenance import voxel_hash
+from latentsynth.types import MAX_VOXELS
 
 SUFFIXES = (".nii.gz", ".nii")
 MAX_LABEL = int(np.iinfo(np.int16).max)  # label maps are read as int16
+_LARGEST = float(np.finfo(np.float32).max)
+_REST_BYTES = 1 << 26  # more behind the voxels is no note of a scanner
+_QFORM_MM = 1e-4  # how exactly a qform must hold an affine
 
 
 def stem(path: Path | str) -> str:
-    """File name without ``.nii`` or ``.nii.gz``."""
+    """File name without ``.nii`` or ``.nii.gz``, in small letters or capitals."""
     name = Path(path).name
     for suffix in SUFFIXES:
-        if name.endswith(suffix):
+        if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return Path(path).stem
 
 
+def files(folder: Path) -> list[Path]:
+    """The NIfTI files directly inside a folder, by name; hidden ones, such as the ``._NAME`` of macOS, are no scans."""
+    return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+
+
 def read(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads one 3D volume as stored.
+    """Reads one 3D volume as stored, to the end of its file, so that a damaged one does not pass.
 
     Returns:
-        The voxels, shape ``(I, J, K)`` in the file's own axis order, scaled to scanner units, and the affine
-        ``(4, 4)`` from voxel indices to world coordinates in mm (RAS+).
+        The voxels, shape ``(I, J, K)`` in the file's own axis order, scaled to scanner units, finite, and the affine
+        ``(4, 4)`` from voxel indices to world coordinates in mm (RAS+), which has an inverse.
 
     Raises:
-        VolumeError: The file is missing or is not a readable NIfTI file (a truncated gzip, say).
+        VolumeError: The file is missing or is not a readable NIfTI file (a truncated gzip, say); its voxels are no real
+            numbers (complex, colours), or NaN or infinity is among them; there are more than :data:`MAX_VOXELS`; its
+            affine has no inverse.
         AxesError: It is not 3D.
     """
     path = Path(path)
-    if not path.is_file():
-        raise _missing(path)
+    image, shape, affine = _opened(path)
     try:
-        image: Any = nib.load(path)
-        voxels = np.asanyarray(image.dataobj)
+        voxels = np.asanyarray(image.dataobj) if not path.name.endswith(".gz") else _unpacked(path, image.dataobj)
+    except MemoryError:
+        raise _too_large(path, shape, "the memory that is free") from None
+    except VolumeError:
+        raise
     except Exception as error:  # nibabel, gzip and zlib each raise their own kinds
         raise _unreadable(path, error) from error
-    if voxels.ndim == 4 and voxels.shape[3] == 1:  # a trailing axis of one is a common habit of writers
-        voxels = voxels[..., 0]
-    if voxels.ndim != 3:
-        raise _not_3d(path, voxels.shape)
-    return voxels, np.asarray(image.affine, dtype=np.float64)
+    # NaN passes through both, so the usual scan is looked at without a copy of it. All work is done in float32.
+    if voxels.dtype.kind == "f" and not (voxels.min() >= -_LARGEST and voxels.max() <= _LARGEST):
+        found = f"NaN or infinity in {int(voxels.size - (np.abs(voxels) <= _LARGEST).sum())} voxels"
+        raise _unfit(path, found, "replace them by a real value, such as that of air (in a label map, 0)")
+    return voxels.reshape(shape), affine
+
+
+def _unpacked(path: Path, stored: Any) -> np.ndarray:
+    """The voxels of a gzipped file, which is read on to its checksum: nibabel stops where the voxels end."""
+    with gzip.open(path) as stream:
+        spec = (stored.shape, stored.dtype, stored.offset, stored.slope, stored.inter)
+        voxels = np.asanyarray(nib.arrayproxy.ArrayProxy(stream, spec))
+        rest = 0
+        while block := stream.read(1 << 20):
+            rest += len(block)
+            if rest > _REST_BYTES:
+                raise _unfit(path, "much more than the voxels that its header names", "convert it again")
+    return voxels
+
+
+def _opened(path: Path) -> tuple[Any, tuple[int, int, int], np.ndarray]:
+    """A file by its header: the image, whose voxels are not read yet, its shape and its affine."""
+    if not path.is_file():
+        found, cure = "does not exist", "check the path"
+        raise VolumeError(f"{path} {found}: {cure}", found=found, cure=cure)
+    try:
+        image: Any = nib.load(path)
+        shape = tuple(int(n) for n in image.shape)
+        affine, stored = np.asarray(image.affine, dtype=np.float64), image.get_data_dtype()
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    while len(shape) > 3 and shape[-1] == 1:  # a trailing axis of one is a common habit of writers
+        shape = shape[:-1]
+    if len(shape) != 3:
+        found, cure = f"has {len(shape)} axes {shape}", "split it into 3D volumes"
+        raise AxesError(f"{path} {found}, expected 3: {cure}", found=found, cure=cure)
+    if stored.kind not in "biuf" or not min(shape):
+        kind = "colours" if stored.names else str(stored)
+        raise _unfit(path, f"voxels of type {kind} and shape {shape}", "convert it to plain numbers, one per voxel")
+    if math.prod(shape) > MAX_VOXELS:
+        raise _too_large(path, shape, f"the limit, {MAX_VOXELS:,}")
+    if not np.isfinite(affine).all() or np.linalg.matrix_rank(affine[:3, :3]) < 3:
+        raise _unfit(path, "an affine that has no inverse", "correct the header")
+    return image, (shape[0], shape[1], shape[2]), affine
 
 
 def canonical_hash(voxels: np.ndarray, affine: np.ndarray) -> str:
@@ -65,23 +119,7 @@ def geometry(path: Path | str) -> tuple[tuple[int, int, int], np.ndarray]:
     Raises:
         VolumeError: As :func:`read`.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise _missing(path)
-    try:
-        image: Any = nib.load(path)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-    shape = tuple(int(n) for n in image.shape)
-    shape = shape[:3] if len(shape) == 4 and shape[3] == 1 else shape
-    if len(shape) != 3:
-        raise _not_3d(path, shape)
-    return (shape[0], shape[1], shape[2]), np.asarray(image.affine, dtype=np.float64)
-
-
-def _missing(path: Path) -> VolumeError:
-    found, cure = "does not exist", "check the path"
-    return VolumeError(f"{path} {found}: {cure}", found=found, cure=cure)
+    return _opened(Path(path))[1:]
 
 
 def _unreadable(path: Path, error: Exception) -> VolumeError:
@@ -90,9 +128,13 @@ def _unreadable(path: Path, error: Exception) -> VolumeError:
     return VolumeError(f"{path} {found}: {cure}", found=found, cure=cure)
 
 
-def _not_3d(path: Path, shape: tuple[int, ...]) -> AxesError:
-    found, cure = f"has {len(shape)} axes {shape}", "split it into 3D volumes"
-    return AxesError(f"{path} {found}, expected 3: {cure}", found=found, cure=cure)
+def _unfit(path: Path, found: str, cure: str) -> VolumeError:
+    return VolumeError(f"{path} has {found}: {cure}", found=found, cure=cure)
+
+
+def _too_large(path: Path, shape: tuple[int, ...], limit: str) -> VolumeError:
+    size = " x ".join(map(str, shape))
+    return _unfit(path, f"{math.prod(shape):,} voxels ({size}), more than {limit}", "crop it or resample it coarser")
 
 
 def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
@@ -105,14 +147,9 @@ def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
         DataError: As :func:`read`, or a voxel is not a whole number from 0 to :data:`MAX_LABEL`.
     """
     voxels, affine = read(path)
-    if voxels.dtype.kind not in "biuf":
-        raise DataError(f"{path} is not a label map: it holds {voxels.dtype} voxels; convert it to whole numbers")
-    # Before the cast, which would turn NaN into some number and wrap large labels around.
-    if not np.isfinite(voxels).all():
-        raise DataError(f"{path} is not a label map: it holds NaN or infinity; give those voxels a label, such as 0")
     if voxels.dtype.kind == "f" and not np.array_equal(np.rint(voxels), voxels):
         raise DataError(f"{path} is not a label map: it holds values that are not whole numbers; threshold it first")
-    low, high = (voxels.min(), voxels.max()) if voxels.size else (0, 0)
+    low, high = voxels.min(), voxels.max()
     if low < 0 or high > MAX_LABEL:
         raise DataError(
             f"{path} is not a label map: it holds labels from {low:.0f} to {high:.0f}, and the limit is 0 to "
@@ -135,6 +172,9 @@ def write(path: Path | str, voxels: np.ndarray, affine: np.ndarray) -> None:
     """
     image = nib.Nifti1Image(np.ascontiguousarray(_storable(voxels, path)), affine)
     image.set_sform(affine, code="scanner")
+    image.set_qform(affine, code="scanner")
+    if not np.allclose(image.get_qform(), affine, atol=_QFORM_MM):  # sheared: quaternions cannot say so
+        image.set_qform(None)
     image.header.set_xyzt_units("mm")
     with atomic_path(path) as temporary:
         nib.save(image, temporary)

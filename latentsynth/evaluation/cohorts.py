@@ -79,8 +79,13 @@ class Cohort:
         return [root(names[0]) for names in people]
 
     def mean(self, values: Sequence[float]) -> Estimate:
-        """Mean of one value per case, with its bootstrap interval over patients."""
+        """Mean over patients of one value per case, with its 95 % interval over patients."""
         return Estimate(*mean_interval(values, self.patients, rng()))
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Splits of its cases."""
+        return tuple(split for split in SPLITS if any(case.split == split for case in self.cases))
 
     @property
     def real(self) -> bool:

@@ -70,8 +70,9 @@ def evaluate_edges(
         "Do painted lesions end as real ones do?",
         {"grid": asdict(grid), "bins_mm": ends, "cases": {c.name: len(c.cases) for c in cohorts}},
         (_table(real, samples, profiles, step),),
-        (Picture(_PICTURE, "mean size of the intensity's derivative across the lesion's border, by distance from it; negative is inside. Bars: 95 % bootstrap intervals over patients"),),
+        (Picture(_PICTURE, "mean size of the intensity's derivative across the lesion's border, by distance from it; negative is inside. Bars: 95 % intervals over patients"),),
         notes,
+        splits=real.splits,
     )  # fmt: skip
     if accelerator.is_main_process:
         open_results(out)

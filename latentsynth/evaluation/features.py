@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from latentsynth import checkpoint
 from latentsynth.config import COPY_DETECTOR, AugmentConfig, ExtractorRun, build
 from latentsynth.data.cache.volumes import Recipe, VolumeCache
-from latentsynth.data.intake.survey import choose_grid, propose_window, survey
+from latentsynth.data.intake.intensities import propose_window
+from latentsynth.data.intake.survey import choose_grid, survey
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.evaluation.cohorts import Cohort
@@ -23,6 +24,7 @@ from latentsynth.extractors.networks import Extractor, NetworkExtractor, extract
 from latentsynth.files import atomic_path
 from latentsynth.parallel import fill, over_cases
 from latentsynth.provenance import fingerprint
+from latentsynth.tensors import write_tensors
 from latentsynth.training.recipes.extractor import KIND, train_extractor
 from latentsynth.types import Framing, Grid, Labels, Window
 
@@ -64,10 +66,10 @@ def comparison_space(like: Path | None, manifest: Manifest) -> tuple[Grid, Frami
                 f"{like} works on channels {domain.channels}, the scans have {manifest.channels}: give another --like"
             )
         return domain.grid, domain.framing
-    found = survey(manifest.cases[:32], len(manifest.channels))
+    found = survey(manifest.cases[:32], len(manifest.channels), manifest.labels)
     shape, spacing, _ = choose_grid(np.median(found.scans, axis=0), found.spacing, _VOXELS, 1)
     proposed = zip(manifest.channels, found.intensities, strict=True)
-    windows = tuple(Window(**propose_window(name, values)) for name, values in proposed)
+    windows = tuple(Window(**propose_window(name, scans).window) for name, scans in proposed)
     return Grid((shape[0], shape[1], shape[2]), (spacing[0], spacing[1], spacing[2]), windows), Framing()
 
 
@@ -119,7 +121,7 @@ def extract(
     for name, values in found.items():
         if accelerator.is_main_process:
             with atomic_path(files[name]) as temporary:
-                save_file({"features": values}, temporary)
+                write_tensors(temporary, {"features": values})
     accelerator.wait_for_everyone()
     rows = {
         one.name: found[one.name] if one.name in found else load_file(files[one.name])["features"] for one in extractors

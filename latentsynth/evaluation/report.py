@@ -41,6 +41,7 @@ _SKIPPED = (
     "latents",
     "imagesTr",
     "labelsTr",
+    "masks_given",
     "sidecars",
     "tensorboard",
 )  # large, and nothing to show
@@ -226,7 +227,7 @@ def _result(result: Result, file: Path, source: Path) -> _Section:
     return _Section(
         f"{file.parent.resolve().name}: {result.title}",
         "",
-        _place(file, source),
+        _place(file, source) + (f", split: {', '.join(result.splits)}" if result.splits else ""),
         result.command,
         result.notes,
         result.tables,

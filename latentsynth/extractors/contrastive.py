@@ -16,6 +16,7 @@ from torch.nn import functional
 from latentsynth.config import ViewsConfig
 from latentsynth.metrics.registration import rotations
 from latentsynth.pretrained import Pretrained, register_to_config
+from latentsynth.randomness import Draws
 
 _PER_CELL, _HIDDEN = 16, 256  # widths of a head that keeps the layout
 
@@ -66,19 +67,19 @@ class ContrastiveEncoder(Pretrained):
         return functional.normalize(self.head(seen), dim=1)
 
 
-def views(images: Tensor, config: ViewsConfig, generators: Sequence[torch.Generator]) -> Tensor:
+def views(images: Tensor, config: ViewsConfig, draws: Draws) -> Tensor:
     """One random view of every image: moved a little, perhaps mirrored, its contrast and brightness changed.
 
     Args:
         images: In [-1, 1], shape ``(B, C, I, J, K)``.
         config: How much.
-        generators: One per image, on the CPU, so that a view depends on its own generator alone.
+        draws: A generator per image, so that a view depends on its own numbers alone.
 
     Returns:
         Same shape, in [-1, 1].
     """
-    draws = torch.stack([torch.rand(14, generator=g) for g in generators]).to(images)
-    sign = 2 * draws - 1
+    uniform = draws.uniform(14).to(images)
+    sign = 2 * uniform - 1
     angles = sign[:, :3] * math.radians(config.rotate_deg)
     scale = torch.exp(sign[:, 3] * math.log1p(config.scale))
     shift = sign[:, 4:7] * 2 * config.shift  # grid_sample's axes run from -1 to 1
@@ -88,17 +89,17 @@ def views(images: Tensor, config: ViewsConfig, generators: Sequence[torch.Genera
     turn = turn * sizes.view(1, 1, 3) / sizes.view(1, 3, 1)
     mirrored = torch.ones(len(images), 3, dtype=images.dtype, device=images.device)
     for axis in config.flip_axes:
-        mirrored[:, 2 - axis] = torch.where(draws[:, 7 + axis] < 0.5, -1.0, 1.0)
+        mirrored[:, 2 - axis] = torch.where(uniform[:, 7 + axis] < 0.5, -1.0, 1.0)
     matrix = torch.cat([turn * mirrored.unsqueeze(1), shift.unsqueeze(2)], dim=2)
     grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
     moved = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     column = (-1, 1, 1, 1, 1)
     if config.smooth:
-        moved = _smoothed(moved, (draws[:, 13] * config.smooth).view(column))
+        moved = _smoothed(moved, (uniform[:, 13] * config.smooth).view(column))
     gamma = torch.exp(sign[:, 10] * config.gamma).view(column)
     bright = (sign[:, 11] * config.brightness).view(column)
-    level = (draws[:, 12] * config.noise).view(column)
-    noise = torch.stack([torch.randn(images.shape[1:], generator=g) for g in generators]).to(images)
+    level = (uniform[:, 12] * config.noise).view(column)
+    noise = draws.normal(*images.shape[1:]).to(images)
     contrast = ((moved + 1) / 2).clamp(0, 1) ** gamma * 2 - 1
     return (contrast + bright + level * noise).clamp(-1, 1)
 

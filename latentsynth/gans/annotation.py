@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 Coding = Literal["one_hot", "cuts"]
+SliceAxis = Literal[0, 1, 2] | None  # that a volume is cut along; None where it is made whole
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,27 @@ from torch.nn import functional
 
 from latentsynth.pretrained import Pretrained
 from latentsynth.randomness import Draws
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a generator is given.
+
+    Attributes:
+        draws: All the noise it may use, a row per grid to make.
+        mask: One-hot labels ``(B, L, *shape)``, for those that take one.
+        style: Reference image ``(B, C, *shape)`` whose look to take, for those that encode one.
+        place: For slices, where in the volume each lies, ``(B,)`` from -1 to 1.
+        truncation: How far latents keep from the mean one, 0 to 1.
+        mixing: Probability of two latents in one image (a training option).
+    """
+
+    draws: Draws
+    mask: Tensor | None = None
+    style: Tensor | None = None
+    place: Tensor | None = None
+    truncation: float = 1.0
+    mixing: float = 0.0
 
 
 class Painted(NamedTuple):
@@ -56,25 +78,8 @@ class Generator(Pretrained, ABC):
     encodes_style: bool = False
 
     @abstractmethod
-    def forward(
-        self,
-        draws: Draws,
-        mask: Tensor | None = None,
-        style: Tensor | None = None,
-        place: Tensor | None = None,
-        truncation: float = 1.0,
-        mixing: float = 0.0,
-    ) -> Painted:
-        """Makes one grid per row of ``draws``.
-
-        Args:
-            draws: All the noise it may use.
-            mask: One-hot labels ``(B, L, *shape)``, for those that take one.
-            style: Reference image ``(B, C, *shape)`` whose look to take, for those that encode one.
-            place: For slices, where in the volume each lies, ``(B,)`` from -1 to 1.
-            truncation: How far latents keep from the mean one, 0 to 1.
-            mixing: Probability of two latents in one image (a training option).
-        """
+    def forward(self, inputs: Inputs) -> Painted:
+        """Makes one grid per row of ``inputs.draws``."""
 
     def grow(self, level: float) -> None:
         """Brings ``level`` further grids of the pyramid into use, for networks that grow; others are full-grown."""

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 from torch.nn import functional
 
-from latentsynth.gans.base import Discriminator, Opinion
+from latentsynth.gans.base import Discriminator, Inputs, Opinion
 from latentsynth.gans.translators import ResNetGenerator
 from latentsynth.randomness import Draws
 
@@ -65,10 +65,10 @@ class Translators(nn.Module):
         """All that the losses need, from a mask ``(B, L, *shape)`` in 0..1 and an image of other cases."""
 
         def paint(x: Tensor) -> Tensor:
-            return self.painter(draws, x).image
+            return self.painter(Inputs(draws, x)).image
 
         def read(x: Tensor) -> Tensor:
-            return self.reader(draws, x).image
+            return self.reader(Inputs(draws, x)).image
 
         painted, found = paint(mask), read(image)
         return Cycle(

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 import torch
 from monai.networks.nets import DiffusionModelUNet
-from torch import Tensor
 
 from latentsynth.config import LatentGANConfig
-from latentsynth.gans.base import Generator, Painted
+from latentsynth.gans.base import Generator, Inputs, Painted
 from latentsynth.gans.build import builds
 from latentsynth.pretrained import register_to_config
-from latentsynth.randomness import Draws
 
 
 @builds(LatentGANConfig)
@@ -58,17 +56,10 @@ class LatentGenerator(Generator):
             use_flash_attention=True,
         )
 
-    def forward(
-        self,
-        draws: Draws,
-        mask: Tensor | None = None,
-        style: Tensor | None = None,
-        place: Tensor | None = None,
-        truncation: float = 1.0,
-        mixing: float = 0.0,
-    ) -> Painted:
+    def forward(self, inputs: Inputs) -> Painted:
         """Noise and the conditioner's maps ``(B, S, i, j, k)`` to whitened latents."""
-        noise = draws.normal(self.latent, *self.shape) * truncation
+        noise = inputs.draws.normal(self.latent, *self.shape) * inputs.truncation
+        mask = inputs.mask
         if mask is None:
             mask = noise.new_zeros(len(noise), self.labels, *self.shape)
         return Painted(self.network(torch.cat([noise, mask], 1), timesteps=noise.new_zeros(len(noise))))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latentsynth.config import GrownConfig, ProgressiveGANConfig, StyleGAN1Config
-from latentsynth.gans.base import Generator, Opinion, Painted, beside, pyramid, pyramid_widths, resize
+from latentsynth.gans.base import Generator, Inputs, Opinion, Painted, beside, pyramid, pyramid_widths, resize
 from latentsynth.gans.build import builds
 from latentsynth.gans.discriminators import WholeDiscriminator
 from latentsynth.gans.layers import Conv, Linear, Mapping, activate, normalise, place_features
@@ -135,22 +135,14 @@ class ProgressiveGenerator(_GrownGenerator):
         self.dense = Linear(features, widths[0] * math.prod(self.levels[0]))
         self.blocks = _climbing_blocks(dims, widths)
 
-    def forward(
-        self,
-        draws: Draws,
-        mask: Tensor | None = None,
-        style: Tensor | None = None,
-        place: Tensor | None = None,
-        truncation: float = 1.0,
-        mixing: float = 0.0,
-    ) -> Painted:
+    def forward(self, inputs: Inputs) -> Painted:
         """Noise to channels."""
-        z = normalise(draws.normal(self.latent))
+        z, place = normalise(inputs.draws.normal(self.latent)), inputs.place
         if self.placed:
             where = torch.zeros(len(z), device=z.device) if place is None else place
             z = torch.cat([z, place_features(where).to(z)], 1)
         x = normalise(activate(self.dense(z).unflatten(1, (-1, *self.levels[0]))))
-        return Painted(self._climb(x, z, draws))
+        return Painted(self._climb(x, z, inputs.draws))
 
     def _block(self, n: int, x: Tensor, styles: Tensor, draws: Draws) -> Tensor:
         for conv in cast(nn.ModuleList, self.blocks[n]):
@@ -215,20 +207,12 @@ class StyleGAN1Generator(_GrownGenerator):
             for width, block in zip(widths, self.blocks, strict=True)
         )
 
-    def forward(
-        self,
-        draws: Draws,
-        mask: Tensor | None = None,
-        style: Tensor | None = None,
-        place: Tensor | None = None,
-        truncation: float = 1.0,
-        mixing: float = 0.0,
-    ) -> Painted:
+    def forward(self, inputs: Inputs) -> Painted:
         """Noise to channels."""
         layers = 1 + 2 * self.growth.top  # mixing falls between layers that are in use
-        styles = mixed_styles(self.mapping, layers, draws, place, truncation, mixing)
+        styles = mixed_styles(self.mapping, layers, inputs)
         start = self.start.expand(len(styles), *self.start.shape)
-        return Painted(self._climb(start, styles, draws), styles)
+        return Painted(self._climb(start, styles, inputs.draws), styles)
 
     def _block(self, n: int, x: Tensor, styles: Tensor, draws: Draws) -> Tensor:
         first = 2 * n - 1 if n else 0

@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from latentsynth.config import SPADEConfig
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.gans.base import Generator, Painted, pyramid, pyramid_widths, resize
+from latentsynth.gans.base import Generator, Inputs, Painted, pyramid, pyramid_widths, resize
 from latentsynth.gans.build import builds
 from latentsynth.gans.layers import everybodys_mean
 from latentsynth.pretrained import register_to_config
@@ -143,23 +143,16 @@ class SPADEGenerator(Generator):
         self.code_mean: Tensor
         self.code_deviation: Tensor
 
-    def forward(
-        self,
-        draws: Draws,
-        mask: Tensor | None = None,
-        style: Tensor | None = None,
-        place: Tensor | None = None,
-        truncation: float = 1.0,
-        mixing: float = 0.0,
-    ) -> Painted:
+    def forward(self, inputs: Inputs) -> Painted:
         """Mask, and a scan or noise for the style, to channels.
 
         Raises:
             DataError: A reference scan for a model that encodes none.
         """
-        code, divergence = self.code(draws, style, truncation)
+        code, divergence = self.code(inputs.draws, inputs.style, inputs.truncation)
+        mask = inputs.mask
         if mask is None:
-            mask = torch.zeros(len(draws), self.labels, *self.shape, device=code.device)
+            mask = torch.zeros(len(inputs.draws), self.labels, *self.shape, device=code.device)
         return Painted(self.paint(code, mask), divergence=divergence)
 
     def code(self, draws: Draws, style: Tensor | None, truncation: float = 1.0) -> tuple[Tensor, Tensor | None]:

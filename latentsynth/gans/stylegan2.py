@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from latentsynth.config import StyleGAN2Config
 from latentsynth.errors import ConfigError
-from latentsynth.gans.base import Generator, Painted, pyramid, pyramid_widths, resize
+from latentsynth.gans.base import Generator, Inputs, Painted, pyramid, pyramid_widths, resize
 from latentsynth.gans.build import builds
 from latentsynth.gans.layers import Mapping, ModulatedConv, activate
 from latentsynth.pretrained import register_to_config
@@ -91,17 +91,9 @@ class StyleGAN2Generator(Generator):
         """Convolutions that take a style of their own."""
         return 1 + len(self.convs)
 
-    def forward(
-        self,
-        draws: Draws,
-        mask: Tensor | None = None,
-        style: Tensor | None = None,
-        place: Tensor | None = None,
-        truncation: float = 1.0,
-        mixing: float = 0.0,
-    ) -> Painted:
+    def forward(self, inputs: Inputs) -> Painted:
         """Noise, and a mask for a model that paints masks, to channels."""
-        return self.synthesise(mixed_styles(self.mapping, self.layers, draws, place, truncation, mixing), draws, mask)
+        return self.synthesise(mixed_styles(self.mapping, self.layers, inputs), inputs.draws, inputs.mask)
 
     def synthesise(self, styles: Tensor, draws: Draws, mask: Tensor | None = None) -> Painted:
         """Styles ``(B, layers, w)`` to channels."""
@@ -122,21 +114,19 @@ class StyleGAN2Generator(Generator):
         return torch.cat([x, resize(mask, x.shape[2:]).to(x)], 1)
 
 
-def mixed_styles(
-    mapping: Mapping, layers: int, draws: Draws, place: Tensor | None, truncation: float, mixing: float
-) -> Tensor:
+def mixed_styles(mapping: Mapping, layers: int, inputs: Inputs) -> Tensor:
     """One style per layer, ``(B, layers, w)``; with probability ``mixing`` the later layers take a second latent's.
 
     Karras et al. 2019, sec. 3.1. They are float32 under autocast too: what a network returns is brought to float32 on its
     way out, and path lengths ask for gradients by the very tensor that the image was made from.
     """
-    z = draws.normal(mapping.latent)
-    w = _at_least_float(mapping(z, place, truncation))[:, None].expand(-1, layers, -1)
-    if not mixing:
+    z = inputs.draws.normal(mapping.latent)
+    w = _at_least_float(mapping(z, inputs.place, inputs.truncation))[:, None].expand(-1, layers, -1)
+    if not inputs.mixing:
         return w
-    other = _at_least_float(mapping(draws.normal(mapping.latent), place, truncation))[:, None]
-    chance, where = draws.uniform(2).unbind(1)
-    start = torch.where(chance < mixing, 1 + (where * (layers - 1)).long(), layers)
+    other = _at_least_float(mapping(inputs.draws.normal(mapping.latent), inputs.place, inputs.truncation))[:, None]
+    chance, where = inputs.draws.uniform(2).unbind(1)
+    start = torch.where(chance < inputs.mixing, 1 + (where * (layers - 1)).long(), layers)
     return torch.where(torch.arange(layers, device=w.device)[None, :, None] < start[:, None, None], w, other)
 
 

@@ -20,11 +20,10 @@ from torch.nn import functional
 
 from latentsynth.config import StyleGAN3Config
 from latentsynth.errors import ConfigError
-from latentsynth.gans.base import Generator, Painted
+from latentsynth.gans.base import Generator, Inputs, Painted
 from latentsynth.gans.build import builds
 from latentsynth.gans.layers import GAIN, Linear, Mapping, ModulatedConv, everybodys_mean
 from latentsynth.pretrained import register_to_config
-from latentsynth.randomness import Draws
 
 _MARGIN = 10  # samples around the image on each side, so that the zeros beyond hardly reach it (sec. 3.2, config E)
 _TAPS = 6  # filter length in samples of the slower grid (ibid.)
@@ -287,16 +286,10 @@ class StyleGAN3Generator(Generator):
             x = layer(x, w)
         return (self.output(self.scale(x), w) + self.bias[:, None, None]) * _OUTPUT_SCALE
 
-    def forward(
-        self,
-        draws: Draws,
-        mask: Tensor | None = None,
-        style: Tensor | None = None,
-        place: Tensor | None = None,
-        truncation: float = 1.0,
-        mixing: float = 0.0,
-    ) -> Painted:
+    def forward(self, inputs: Inputs) -> Painted:
         """See :meth:`Generator.forward`; there is no mixing of latents and no noise per pixel (sec. 3.1)."""
-        if mask is not None or style is not None:
+        if inputs.mask is not None or inputs.style is not None:
             raise ValueError("StyleGAN 3 takes neither a mask nor a reference image")
-        return Painted(self.synthesise(self.mapping(draws.normal(self.mapping.latent), place, truncation)))
+        return Painted(
+            self.synthesise(self.mapping(inputs.draws.normal(self.mapping.latent), inputs.place, inputs.truncation))
+        )

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from latentsynth.config import Pix2PixConfig
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.gans.base import Generator, Painted, pyramid, pyramid_widths, resize, with_place
+from latentsynth.gans.base import Generator, Inputs, Painted, pyramid, pyramid_widths, resize, with_place
 from latentsynth.gans.build import builds
 from latentsynth.pretrained import register_to_config
 from latentsynth.randomness import Draws
@@ -88,17 +88,9 @@ class UNetGenerator(Generator):
         self.out = conv(before + labels + placed, out_channels, 3, padding=1)
         self.dropout, self.squash = dropout, squash
 
-    def forward(
-        self,
-        draws: Draws,
-        mask: Tensor | None = None,
-        style: Tensor | None = None,
-        place: Tensor | None = None,
-        truncation: float = 1.0,
-        mixing: float = 0.0,
-    ) -> Painted:
+    def forward(self, inputs: Inputs) -> Painted:
         """Mask, and the noise of dropout, to channels."""
-        given = given_mask(self, draws, mask, place)
+        given, draws = given_mask(self, inputs), inputs.draws
         x = self.start(given)
         skips = []
         for block in self.down:
@@ -179,17 +171,9 @@ class ResNetGenerator(Generator):
         self.blend = conv(labels, out_channels, 1) if attention else None
         self.dropout, self.squash = dropout, squash
 
-    def forward(
-        self,
-        draws: Draws,
-        mask: Tensor | None = None,
-        style: Tensor | None = None,
-        place: Tensor | None = None,
-        truncation: float = 1.0,
-        mixing: float = 0.0,
-    ) -> Painted:
+    def forward(self, inputs: Inputs) -> Painted:
         """Mask, and the noise of dropout, to channels."""
-        given = given_mask(self, draws, mask, place)
+        given, draws = given_mask(self, inputs), inputs.draws
         x = self.down(self.start(given))
         for one, two in (cast(nn.ModuleList, pair) for pair in self.residuals):
             x = x + two(drop(one(x), draws, self.dropout))
@@ -205,8 +189,9 @@ class ResNetGenerator(Generator):
         return Painted(y)
 
 
-def given_mask(generator: Generator, draws: Draws, mask: Tensor | None, place: Tensor | None) -> Tensor:
+def given_mask(generator: Generator, inputs: Inputs) -> Tensor:
     """The mask, or zeros where none is given, with where the slice lies for those that are told."""
+    draws, mask = inputs.draws, inputs.mask
     if mask is None:
         mask = torch.zeros(len(draws), generator.labels, *generator.shape, device=draws.device)
     if mask.shape[1] > generator.labels:
@@ -217,5 +202,5 @@ def given_mask(generator: Generator, draws: Draws, mask: Tensor | None, place: T
     mask = functional.pad(mask, (0, 0) * len(generator.shape) + (0, generator.labels - mask.shape[1]))
     if not generator.config["placed"]:
         return mask
-    where = torch.zeros(len(draws), device=mask.device) if place is None else place
+    where = torch.zeros(len(draws), device=mask.device) if inputs.place is None else inputs.place
     return with_place(mask, where)

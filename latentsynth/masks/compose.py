@@ -17,9 +17,9 @@ from latentsynth.masks.label_map import LabelMap
 from latentsynth.masks.placement import Frequency, check_roles, digest, healthy, near, room_in, window_of
 from latentsynth.metrics.lesions import components
 from latentsynth.provenance import Ledger, fingerprint
+from latentsynth.randomness import Stream, generator
 from latentsynth.types import Labels
 
-_SALT = 3  # so that makers given one seed draw different numbers
 _NOTHING = "nothing left in the organ"
 _CUT = "cut off by the organ's border"
 _OVERLAP = "overlaps another lesion"
@@ -217,7 +217,7 @@ class Composed(MaskMaker):
         ]
 
     def _put(self, seed: int, lesion: LabelMap) -> LabelMap | Rejected:
-        rng = np.random.default_rng([seed, _SALT])
+        rng = generator(seed, Stream.COMPOSED)
         host = self._hosts[int(rng.integers(len(self._hosts)))]
         if not lesion.of(self._maker.lesions).any():
             return Rejected("no lesion")

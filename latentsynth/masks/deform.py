@@ -28,9 +28,9 @@ from latentsynth.masks.placement import (
 from latentsynth.masks.reshaping import reshaped
 from latentsynth.masks.roughness import bounded_field
 from latentsynth.provenance import Ledger, fingerprint
+from latentsynth.randomness import Stream, generator
 from latentsynth.types import Labels
 
-_SALT = 1  # so that makers given one seed draw different numbers
 _LOST = 0.05  # share of a lesion that may leave the field of view
 _WORLD = {"left-right": 0, "back-front": 1, "feet-head": 2}
 
@@ -139,7 +139,7 @@ class Deformed(MaskMaker):
         return low, high
 
     def _make(self, seed: int, wanted: Wanted, between_ml: tuple[float, float] | None) -> LabelMap | Rejected:
-        rng = np.random.default_rng([seed, _SALT])
+        rng = generator(seed, Stream.DEFORMED)
         sources, target_ml = self._sources, None
         if between_ml is not None:
             target_ml = aim(rng, between_ml)

@@ -106,7 +106,7 @@ class DistanceMaps(Pretrained):
         return out
 
     def index(self, fields: Tensor, voxels: Sequence[int | None] | None = None) -> Tensor:
-        """Distances ``(B, lesions, I, J, K)`` to label indices, uint8, ``(B, I, J, K)``: the deepest label where one is above 0.
+        """Distances ``(B, lesions, I, J, K)`` to label indices, int16, ``(B, I, J, K)``: the deepest label where one is above 0.
 
         Args:
             fields: What :meth:`fields` gave.
@@ -118,7 +118,7 @@ class DistanceMaps(Pretrained):
         for row, count in enumerate(voxels or []):
             if count is not None:
                 level[row] = deepest[row].flatten().kthvalue(deepest[row].numel() - count).values
-        values = torch.tensor(self.lesions, dtype=torch.uint8)
+        values = torch.tensor(self.lesions, dtype=torch.int16)
         return torch.where(deepest > level.view(-1, 1, 1, 1), values[which.cpu()], 0)
 
 

@@ -18,7 +18,7 @@ from latentsynth.masks.base import Rejected, Wanted
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.masks.trained import TrainedMaker
 from latentsynth.pretrained import Pretrained
-from latentsynth.randomness import Draws
+from latentsynth.randomness import Draws, Stream
 
 _GROUPS = 4
 _BACKGROUND = 4.0  # logit that networks start with: odds of 55 to 1
@@ -86,8 +86,8 @@ class LabelVAE(Pretrained):
 
     @torch.no_grad()
     def decode_index(self, z: Tensor) -> Tensor:
-        """Latents ``(B, z)`` to the most likely label indices, uint8, ``(B, *shape)``."""
-        return self.decode(z).argmax(1).byte()
+        """Latents ``(B, z)`` to the most likely label indices, int16, ``(B, *shape)``."""
+        return self.decode(z).argmax(1).short()
 
 
 _CONV: dict[int, Any] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -143,6 +143,6 @@ class LabelVAEMaker(TrainedMaker):
 
     def make(self, seeds: Sequence[int], wanted: Wanted) -> list[LabelMap | Rejected]:
         device = next(self.vae.parameters()).device
-        z = self.sampling.spread * Draws.seeded(seeds).normal(self.vae.latent).to(device)
+        z = self.sampling.spread * Draws.seeded(seeds, stream=Stream.MASK_SAMPLE).normal(self.vae.latent).to(device)
         made = self.vae.decode_index(z).cpu().numpy()
         return [self.placed(seed, index) for seed, index in zip(seeds, made, strict=True)]

@@ -26,12 +26,11 @@ from latentsynth.masks.trained import TrainedMaker
 from latentsynth.parallel import copies_of_rows
 from latentsynth.pretrained import Pretrained
 from latentsynth.provenance import fingerprint
-from latentsynth.randomness import Draws
+from latentsynth.randomness import Draws, Stream, generator
 from latentsynth.types import Conditioning
 
 _MOST_LESIONS = 8  # counts above are all "many"
 _NOTHING_ML = 0.1
-_ATTRIBUTES, _NOISE = 1, 2  # streams of randomness
 
 
 def without_lesions(index: np.ndarray, lesions: Sequence[int], spacing_mm: Sequence[float]) -> np.ndarray:
@@ -174,7 +173,7 @@ class MaskDiffusionMaker(TrainedMaker):
         Raises:
             DataError: The volume is out of reach.
         """
-        rng = np.random.default_rng([seed, _ATTRIBUTES])
+        rng = generator(seed, Stream.ATTRIBUTES)
         volume = count = math.nan
         place, which = rng.random(2)
         if wanted.volume_ml is not None:
@@ -210,12 +209,12 @@ class MaskDiffusionMaker(TrainedMaker):
         repeat = copies_of_rows(rows, device)
         organs = None
         if self.attributes.organs:
-            empty = np.zeros(self.domain.grid.shape, np.uint8)
+            empty = np.zeros(self.domain.grid.shape, np.int16)
             index = torch.from_numpy(np.stack([empty if host is None else host[1] for host in hosts]))
             organs = self.attributes.shares(functional.one_hot(index.long(), len(self.labels)).movedim(-1, 1).float())
         given = self.attributes(volume, count, organs)
         nothing = self.attributes(torch.full_like(volume, math.nan), torch.full_like(count, math.nan))
-        noise = Draws.seeded([seed * 4 + _NOISE for seed in seeds]).normal(self.maps.channels, *self.maps.cells)
+        noise = Draws.seeded(seeds, stream=Stream.MASK_SAMPLE).normal(self.maps.channels, *self.maps.cells)
 
         def denoise_with(conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
             spatial = conditioning.spatial.float().repeat(repeat, 1, 1, 1, 1).to(device)
@@ -230,7 +229,7 @@ class MaskDiffusionMaker(TrainedMaker):
         """The anatomy that mask ``seed`` is made in: label map and indices on the model's grid, its own lesions healed."""
         if not self.anatomy:
             return None
-        chosen = self.anatomy[int(np.random.default_rng([seed, _ATTRIBUTES, 1]).integers(len(self.anatomy)))]
+        chosen = self.anatomy[int(generator(seed, Stream.ANATOMY).integers(len(self.anatomy)))]
         index, affine = self.laid(chosen)
         healed = without_lesions(index, self.maps.lesions, self.domain.grid.spacing_mm)
         return LabelMap(chosen.name, chosen.values, affine, chosen.parents), healed

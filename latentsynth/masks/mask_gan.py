@@ -9,7 +9,7 @@ from typing import Any
 
 from latentsynth.config import GanSamplingConfig
 from latentsynth.gans import Annotation, Generator
-from latentsynth.gans.annotation import Coding
+from latentsynth.gans.annotation import Coding, SliceAxis
 from latentsynth.masks.base import Rejected, Wanted
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.masks.trained import TrainedMaker
@@ -29,7 +29,7 @@ class MaskGANMaker(TrainedMaker):
     kind = "mask_gan"
     part_kinds = MappingProxyType({"generator": Generator})
     sampling_kind = GanSamplingConfig
-    facts = ("coding", "slice_axis")
+    facts = MappingProxyType({"coding": Coding, "slice_axis": SliceAxis})
 
     generator: Generator
     coding: Coding

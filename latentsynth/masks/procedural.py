@@ -27,9 +27,9 @@ from latentsynth.masks.placement import (
 from latentsynth.masks.roughness import rough_radius
 from latentsynth.masks.sizes import Sizes
 from latentsynth.provenance import Ledger, fingerprint
+from latentsynth.randomness import Stream, generator
 from latentsynth.types import Labels
 
-_SALT = 2  # so that makers given one seed draw different numbers
 _WIDE = (1.6, 2.6, 5.0)  # half the window that a lesion is drawn in, in radii; wider where it does not fit
 _FILLS = 3
 
@@ -133,7 +133,7 @@ class Procedural(MaskMaker):
         return min(room_ml, self.frequency.reached_ml(self.config.reach)) if self._bounded else room_ml
 
     def _make(self, seed: int, wanted: Wanted) -> LabelMap | Rejected:
-        rng = np.random.default_rng([seed, _SALT])
+        rng = generator(seed, Stream.PROCEDURAL)
         host = self._hosts[int(rng.integers(len(self._hosts)))]
         values = healthy(host, self.lesions, self.inside)
         room = room_in(values, self.inside)

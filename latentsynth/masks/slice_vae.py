@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from latentsynth.masks.label_vae import LabelVAE
 from latentsynth.masks.latent_space import Array, Copula, TruncatedNormals, between, equalise, truncated_normal
 from latentsynth.masks.pathology import Population
 from latentsynth.masks.trained import TrainedMaker
+from latentsynth.randomness import Stream, generator
 
 
 @torch.no_grad()
@@ -61,7 +62,7 @@ class SliceVAEMaker(TrainedMaker):
     kind = "slice_vae"
     part_kinds = MappingProxyType({"vae": LabelVAE, "population": Population})
     sampling_kind = SliceSamplingConfig
-    facts = ("slice_axis",)
+    facts = MappingProxyType({"slice_axis": Literal[0, 1, 2]})
 
     vae: LabelVAE
     population: Population
@@ -76,7 +77,7 @@ class SliceVAEMaker(TrainedMaker):
         }
 
     def make(self, seeds: Sequence[int], wanted: Wanted) -> list[LabelMap | Rejected]:
-        return [self.placed(seed, self.decode(*self._draw(np.random.default_rng(seed)))) for seed in seeds]
+        return [self.placed(seed, self.decode(*self._draw(generator(seed, Stream.MASK_SAMPLE)))) for seed in seeds]
 
     def decode(self, latents: Array, extent: Array) -> np.ndarray:
         """A path ``(S, z)``, brought to the slices of ``extent`` (first, number), as label indices ``(I, J, K)``."""
@@ -84,7 +85,7 @@ class SliceVAEMaker(TrainedMaker):
         count = int(np.clip(round(float(extent[1])), 1, depth))
         first = int(np.clip(round(float(extent[0])), 0, depth - count))
         z = torch.from_numpy(equalise(latents, count)).float().to(next(self.vae.parameters()).device)
-        index = np.zeros((depth, *self.vae.shape), dtype=np.uint8)
+        index = np.zeros((depth, *self.vae.shape), dtype=np.int16)
         index[first : first + count] = self.vae.decode_index(z).cpu().numpy()
         return np.moveaxis(index, 0, self.slice_axis)
 
@@ -115,7 +116,7 @@ class SliceVAEMaker(TrainedMaker):
         """
         latents, extent, affine = self._describe(recipient)
         members, extents = self.population.members(population)
-        rng = np.random.default_rng(seed)
+        rng = generator(seed, Stream.MASK_SAMPLE)
         if self.sampling.method == "copula":
             drawn, drawn_extent = _from_copula(_copula(members, extents), members.shape[1:], rng, True)
         else:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import AfterValidator
 
-from latentsynth import checkpoint
 from latentsynth.data.cache.volumes import to_index
 from latentsynth.data.frames import lay, resample_labels
-from latentsynth.errors import CheckpointError, DataError
+from latentsynth.errors import DataError
 from latentsynth.masks.base import Between, MaskMaker, Wanted
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.provenance import Ledger
@@ -20,6 +20,22 @@ from latentsynth.synthesizers.checkpointed import Checkpointed
 from latentsynth.types import Domain
 
 _BEYOND = 2.0  # a model is asked for no more than this factor below the least and above the largest volume it has seen
+
+
+def _invertible(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
+    if not abs(np.linalg.det(np.asarray(rows))) > 0:
+        raise ValueError("no affine of a grid: it has no inverse")
+    return rows
+
+
+def _range(volumes: Between) -> Between:
+    if not 0 <= volumes[0] <= volumes[1]:
+        raise ValueError("no range of volumes")
+    return volumes
+
+
+_Row = tuple[float, float, float, float]
+_Affine = Annotated[tuple[_Row, _Row, _Row, _Row], AfterValidator(_invertible)]
 
 
 @dataclass(kw_only=True)
@@ -35,7 +51,7 @@ class TrainedMaker(MaskMaker, Checkpointed):
         ledger: The patients it has learnt from.
     """
 
-    shared = ("affine", "volume_ml")
+    shared = MappingProxyType({"affine": _Affine, "volume_ml": Annotated[Between, AfterValidator(_range)]})
 
     domain: Domain
     affine: np.ndarray
@@ -52,12 +68,8 @@ class TrainedMaker(MaskMaker, Checkpointed):
         return {"affine": self.affine.tolist(), "volume_ml": list(self.volume_ml), **super()._header()}
 
     @classmethod
-    def _facts(cls, folder: Path, header: checkpoint.Header) -> dict[str, Any]:
-        affine = np.asarray(header.settings["affine"], dtype=np.float64)
-        if affine.shape != (4, 4):
-            raise CheckpointError(f"{folder}/config.json: affine has shape {affine.shape}, expected (4, 4): restore it")
-        low, high = header.settings["volume_ml"]
-        return {**super()._facts(folder, header), "affine": affine, "volume_ml": (float(low), float(high))}
+    def _arguments(cls, facts: dict[str, Any], domain: Domain) -> dict[str, Any]:
+        return {**facts, "affine": np.asarray(facts["affine"], dtype=np.float64)}
 
     def scores(self, seeds: Sequence[int]) -> dict[str, float]:
         """Of some samples: share without a lesion (``empty``) and mean lesion volume of the others (``volume_ml``)."""

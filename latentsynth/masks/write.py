@@ -89,6 +89,7 @@ def make_masks(
     write_csv(out / "rejected.csv", ("seed", "reason"), sorted(rejected.items()))
     manifest = _collect(out, maker.labels)
     manifest.save(out / "manifest.json")
+    describe(out, f"{out.name} (synthetic masks)", manifest)
     (maker.ledger | _parents(manifest)).save(out / LEDGER)
     sheet(out / "contact_sheet.png", manifest, maker.lesions)
     kept = ("dataset.json", "manifest.json", LEDGER, "rejected.csv", "contact_sheet.png")
@@ -134,7 +135,6 @@ def _claim(out: Path, maker: MaskMaker, wanted: Wanted, seed: int) -> None:
     outputs.claim(out, KIND, recipe, _FOLDERS)
     for name in _FOLDERS:
         clear_partial(out / name)
-    describe(out, f"{out.name} (synthetic masks)", (), maker.labels)
 
 
 def _write(out: Path, seed: int, made: LabelMap, maker: MaskMaker) -> None:

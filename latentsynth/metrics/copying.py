@@ -7,12 +7,12 @@ dimension alone. Read each beside the same measure of real patients who pose as 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.cluster.vq import kmeans2, vq
-from scipy.stats import hypergeom, mannwhitneyu
+from scipy.stats import beta, hypergeom, mannwhitneyu
 
 from latentsynth.errors import DataError
 from latentsynth.metrics.neighbours import nearest
@@ -49,6 +49,38 @@ def reproduced(
         rows = rows[below[rows] == k]
     drawn = min(len(calibration), len(samples))
     return np.asarray(hypergeom.sf(0, len(samples), below, drawn))
+
+
+def copy_rate(flagged: np.ndarray, patients: Sequence[str], level: float = 0.95) -> tuple[float, float, float]:
+    """Share of a set that is flagged, with an exact interval over patients (Clopper and Pearson 1934).
+
+    Patients (or the masks that samples were made from) are the unit: each gives the share of its cases that is flagged,
+    and the rate is the mean of these. With n patients whose shares add up to x, the ends are quantiles of
+    ``Beta(x, n - x + 1)`` and ``Beta(x + 1, n - x)``, also where x is no whole number: a sum of shares is less spread
+    than one of flags (Hoeffding 1956), so the interval covers at least its level however alike the cases of a patient
+    are. Without any flag it reaches from 0 to ``1 - ((1 - level) / 2)^(1 / n)``.
+
+    Args:
+        flagged: Which cases are flagged, or how likely each is, from 0 to 1, shape ``(N,)``.
+        patients: Whose each is, N.
+        level: Coverage.
+
+    Returns:
+        Rate, low, high.
+
+    Raises:
+        DataError: No case, or not one patient for each.
+    """
+    if not len(flagged) or len(flagged) != len(patients):
+        raise DataError(
+            f"{len(patients)} patients for {len(flagged)} cases, expected one for each and at least one case"
+        )
+    names, index = np.unique(np.asarray(patients), return_inverse=True)
+    n = len(names)
+    x = float((np.bincount(index, flagged) / np.bincount(index)).sum())
+    low = float(beta.ppf((1 - level) / 2, x, n - x + 1)) if x > 0 else 0.0
+    high = float(beta.ppf((1 + level) / 2, x + 1, n - x)) if x < n else 1.0
+    return x / n, low, high
 
 
 @dataclass(frozen=True)

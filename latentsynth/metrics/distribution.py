@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy.spatial.distance import cdist
 
 from latentsynth.errors import DataError
-from latentsynth.metrics.bootstrap import interval
+from latentsynth.metrics.bootstrap import statistic_interval
 
 
 def frechet(real: np.ndarray, fake: np.ndarray) -> float:
@@ -37,6 +37,37 @@ def frechet(real: np.ndarray, fake: np.ndarray) -> float:
     return max(0.0, float(shift @ shift + (a**2).sum() + (b**2).sum() - 2 * root))
 
 
+def frechet_without(
+    real: np.ndarray, fake: np.ndarray, between: np.ndarray, w: np.ndarray, v: np.ndarray
+) -> np.ndarray:
+    """:func:`frechet` of some of the rows, many times, by their inner products.
+
+    Args:
+        real: Products of real rows, shape ``(N, N)``.
+        fake: Of synthetic rows, ``(M, M)``.
+        between: Of real with synthetic rows, ``(N, M)``.
+        w: Which real rows are there, 1 or 0, ``(draws, N)``.
+        v: Which synthetic rows, ``(draws, M)``.
+
+    Returns:
+        Shape ``(draws,)``; not a number where fewer than 2 rows of a side are there.
+    """
+    n, m = w.sum(1), v.sum(1)
+    few = (n < 2) | (m < 2)
+    n, m = (np.where(few, 2.0, count) for count in (n, m))
+    shift, spread = np.zeros(len(w)), np.zeros(len(w))
+    for square, there, count in ((real, w, n), (fake, v, m)):
+        length = ((there @ square) * there).sum(1) / count**2  # of the mean, squared
+        shift += length
+        spread += (there @ np.diag(square) - count * length) / (count - 1)
+    to_fake, to_real = v @ between.T / m[:, None], w @ between / n[:, None]  # products with the other side's mean
+    means = (to_fake * w).sum(1) / n
+    centred = between - to_fake[:, :, None] - to_real[:, None] + means[:, None, None]
+    centred *= (w / np.sqrt(n - 1)[:, None])[:, :, None] * (v / np.sqrt(m - 1)[:, None])[:, None]
+    found = shift - 2 * means + spread - 2 * np.linalg.svd(centred, compute_uv=False).sum(1)
+    return np.where(few, np.nan, np.maximum(found, 0))
+
+
 def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The polynomial kernel ``(x . y / F + 1)^3`` (Binkowski et al. 2018, section 4).
 
@@ -53,27 +84,30 @@ def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def kid(
     real: np.ndarray,
     fake: np.ndarray,
-    real_weights: np.ndarray | None = None,
-    fake_weights: np.ndarray | None = None,
+    real_groups: Sequence[str] | None = None,
+    fake_groups: Sequence[str] | None = None,
 ) -> float:
     """Kernel distance: unbiased squared maximum mean discrepancy (Binkowski et al. 2018, eq. 4). May be below zero.
 
-    Weights make it a bootstrap replicate: a row of weight 3 was drawn three times. Pairs of a row with itself, also
-    with another copy of itself, are never counted, so that resampling adds no bias.
+    The unbiased estimate is a mean of :func:`kernel` over pairs of independent rows. Rows of one group (a patient, or a
+    mask that several samples were made from) are not independent: they make no pair, nor does a sample with the real
+    patient whose mask it shows. Groups weigh alike, however many rows they have::
+
+        mean_{g != h} k(real_g, real_h) + mean_{g != h} k(fake_g, fake_h) - 2 mean_{g != h} k(real_g, fake_h)
+
+    with ``k`` of two groups the mean over pairs of their rows.
 
     Args:
         real: Features, shape ``(N, F)``.
         fake: Features, shape ``(M, F)``.
-        real_weights: Whole numbers from 0, shape ``(N,)``; None counts every row once.
-        fake_weights: Same for ``fake``, shape ``(M,)``.
+        real_groups: The group of each real row, length N; None makes every row one of its own.
+        fake_groups: Same for ``fake``, length M; a name that is a real group too is the same patient.
 
     Raises:
-        DataError: As :func:`frechet`; or weights of another shape, not whole, negative, or on fewer than 2 rows.
+        DataError: As :func:`frechet`; or groups that do not fit the rows, or fewer than 2 of them.
     """
-    real, fake = _features(real, fake)
-    w, v = _weights(real_weights, len(real), "real"), _weights(fake_weights, len(fake), "fake")
-    cross = w @ kernel(real, fake) @ v / (w.sum() * v.sum())
-    return float(_within(kernel(real, real), w) + _within(kernel(fake, fake), v) - 2 * cross)
+    statistic, sides = _kid(real, fake, real_groups, fake_groups)
+    return float(statistic(*(np.ones((1, len(side))) for side in sides))[0])
 
 
 def kid_interval(
@@ -84,34 +118,28 @@ def kid_interval(
     rng: np.random.Generator,
     draws: int = 1000,
     level: float = 0.95,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of :func:`kid` that resamples groups (patients), on both sides independently.
+) -> tuple[float, float, float]:
+    """:func:`kid` with its interval over groups (:func:`latentsynth.metrics.bootstrap.statistic_interval`).
 
-    As pairs of the same row are never counted in a replicate, so are pairs across two copies of the same group: rows
-    of a patient that was drawn twice would otherwise count four times, and being alike, push every replicate up.
-    A replicate that drew a single row over and over has no value and is left out.
+    A group that was drawn twice makes no pair with its own copy, so that resampling adds no bias. A replicate that drew
+    a single group over and over has no value and is left out.
 
     Args:
         real: Features, shape ``(N, F)``.
         fake: Features, shape ``(M, F)``.
         real_groups: The group of each real row, length N.
-        fake_groups: The group of each synthetic row, length M.
+        fake_groups: The group of each synthetic row, length M; groups of both sides are drawn together.
         rng: Source of the draws.
         draws: Number of replicates.
-        level: Share of replicates inside the interval, between 0 and 1.
+        level: Share of the interval, between 0 and 1.
 
     Returns:
-        The lower and the upper end.
+        Value, low, high.
 
     Raises:
-        DataError: As :func:`frechet`; or groups that do not fit the rows, or fewer than 2 of them.
+        DataError: As :func:`kid`.
     """
-    real, fake = _features(real, fake)
-    member, other = _membership(real_groups, len(real), "real"), _membership(fake_groups, len(fake), "fake")
-    w, v = (rng.multinomial(g, np.full(g, 1 / g), draws).astype(float) for g in (member.shape[1], other.shape[1]))
-    cross = ((w @ (member.T @ kernel(real, fake) @ other)) * v).sum(1) / ((w @ member.sum(0)) * (v @ other.sum(0)))
-    values = _replicates(kernel(real, real), member, w) + _replicates(kernel(fake, fake), other, v) - 2 * cross
-    return interval(values, level)
+    return statistic_interval(*_kid(real, fake, real_groups, fake_groups), rng, draws, level)
 
 
 def prdc(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
@@ -136,14 +164,42 @@ def prdc(real: np.ndarray, fake: np.ndarray, k: int = 5) -> dict[str, float]:
     if k < 1:
         raise DataError(f"neighbour {k} does not exist: give k of at least 1")
     real, fake = _features(real, fake, k + 1)
-    real_radii, fake_radii = (np.partition(cdist(x, x), k, axis=1)[:, k] for x in (real, fake))
-    distances = cdist(real, fake)
-    inside = distances < real_radii[:, None]
+    ones = np.ones((1, len(real))), np.ones((1, len(fake)))
+    found = prdc_without(cdist(real, real), cdist(fake, fake), cdist(real, fake), k, *ones)
+    return {name: float(value[0]) for name, value in found.items()}
+
+
+def prdc_without(
+    real: np.ndarray, fake: np.ndarray, between: np.ndarray, k: int, w: np.ndarray, v: np.ndarray
+) -> dict[str, np.ndarray]:
+    """:func:`prdc` of some of the rows, many times, by their distances.
+
+    Args:
+        real: Between real rows, shape ``(N, N)``.
+        fake: Between synthetic rows, ``(M, M)``.
+        between: From real to synthetic rows, ``(N, M)``.
+        k: Which neighbour, from 1.
+        w: Which real rows are there, 1 or 0, ``(draws, N)``.
+        v: Which synthetic rows, ``(draws, M)``.
+
+    Returns:
+        Shape ``(draws,)`` each; not a number where no more than ``k`` rows of a side are there.
+    """
+    n, m = w.sum(1), v.sum(1)
+    few = (n <= k) | (m <= k)
+    # A row that is not there is nobody's neighbour, has no ball, and lies in none.
+    reach, other = (
+        np.where(there > 0, np.partition(np.where(there[:, None] > 0, square, np.inf), min(k, len(square) - 1), axis=2)[:, :, min(k, len(square) - 1)], 0)
+        for square, there in ((real, w), (fake, v))
+    )  # fmt: skip
+    inside = (between < reach[:, :, None]) & (v[:, None] > 0)
+    covered = (between < other[:, None]) & (w[:, :, None] > 0)
+    n, m = (np.where(few, np.nan, count) for count in (n, m))
     return {
-        "precision": float(inside.any(0).mean()),
-        "recall": float((distances < fake_radii).any(1).mean()),
-        "density": float(inside.sum(0).mean() / k),
-        "coverage": float(inside.any(1).mean()),
+        "precision": inside.any(1).sum(1) / m,
+        "recall": covered.any(2).sum(1) / n,
+        "density": inside.sum((1, 2)) / (k * m),
+        "coverage": inside.any(2).sum(1) / n,
     }
 
 
@@ -168,40 +224,36 @@ def _features(real: np.ndarray, fake: np.ndarray, rows: int = 2) -> tuple[np.nda
     return real, fake
 
 
-def _weights(weights: np.ndarray | None, rows: int, name: str) -> np.ndarray:
-    if weights is None:
-        return np.ones(rows)
-    w = np.asarray(weights, dtype=np.float64)
-    if w.shape != (rows,) or not (np.isfinite(w) & (w >= 0) & (w == np.round(w))).all() or (w > 0).sum() < 2:
-        raise DataError(
-            f"{name} weights of shape {w.shape} are not whole numbers from 0, one per row ({rows}), with 2 above 0: "
-            "give how often each row was drawn"
-        )
-    return w
+def _kid(
+    real: np.ndarray, fake: np.ndarray, real_groups: Sequence[str] | None, fake_groups: Sequence[str] | None
+) -> tuple[Callable[[np.ndarray, np.ndarray], np.ndarray], tuple[list[str], list[str]]]:
+    """:func:`kid` by how often each group is there, ``(draws, G)`` and ``(draws, H)``; and the names of the groups."""
+    real, fake = _features(real, fake)
+    names, member = _membership(real_groups, len(real), "real")
+    others, other = _membership(fake_groups, len(fake), "fake")
+    within, beside = (m.T @ kernel(x, x) @ m for x, m in ((real, member), (fake, other)))
+    for square in (within, beside):
+        np.fill_diagonal(square, 0)
+    apart = (np.array(names)[:, None] != np.array(others)).astype(float)
+    between = member.T @ kernel(real, fake) @ other * apart
+
+    def statistic(w: np.ndarray, v: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            inside, outside = (
+                ((x @ square) * x).sum(1) / (x.sum(1) ** 2 - (x**2).sum(1)) for x, square in ((w, within), (v, beside))
+            )
+            return np.asarray(inside + outside - 2 * ((w @ between) * v).sum(1) / ((w @ apart) * v).sum(1))
+
+    return statistic, (names, others)
 
 
-def _within(square: np.ndarray, w: np.ndarray) -> np.floating:
-    """Weighted mean of a kernel over ordered pairs of different rows."""
-    np.fill_diagonal(square, 0)
-    return (w @ square @ w) / (w.sum() ** 2 - (w**2).sum())
-
-
-def _membership(groups: Sequence[str], rows: int, name: str) -> np.ndarray:
-    """One column per group with ones at its rows, shape ``(rows, G)``."""
+def _membership(groups: Sequence[str] | None, rows: int, name: str) -> tuple[list[str], np.ndarray]:
+    """The groups, and one column for each that averages its rows, shape ``(rows, G)``."""
+    if groups is None:
+        return [f"{name} row {n}" for n in range(rows)], np.eye(rows)
     if len(groups) != rows:
         raise DataError(f"{len(groups)} {name} groups for {rows} rows of features: give one per row")
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
+    names, index, counts = np.unique(np.asarray(list(groups)), return_inverse=True, return_counts=True)
     if len(names) < 2:
         raise DataError(f"all {name} rows are of group {names[0]}, expected at least 2 groups: give more patients")
-    return np.eye(len(names))[index]
-
-
-def _replicates(square: np.ndarray, member: np.ndarray, w: np.ndarray) -> np.ndarray:
-    """:func:`_within` of each draw of groups ``w`` (draws, G), no pair across two copies of a group; shape (draws,)."""
-    np.fill_diagonal(square, 0)
-    blocks, sizes = member.T @ square @ member, member.sum(0)
-    own = np.diag(blocks).copy()
-    np.fill_diagonal(blocks, 0)
-    sums = ((w @ blocks) * w).sum(1) + w @ own
-    pairs = (w @ sizes) ** 2 - w**2 @ sizes**2 + w @ (sizes * (sizes - 1))
-    return np.divide(sums, pairs, out=np.full(len(w), np.nan), where=pairs > 0)
+    return list(names), np.eye(len(names))[index] / counts

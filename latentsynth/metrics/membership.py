@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentsynth.errors import DataError
-from latentsynth.metrics.bootstrap import draw_groups, interval
+from latentsynth.metrics.bootstrap import statistic_interval
 
 LEAST_NON_MEMBERS = 100  # below, 1 % of them is less than one patient
 _RATE = 0.01
@@ -20,7 +20,7 @@ class Membership:
 
     Attributes:
         auc: Probability that a member has a lower loss than a non-member, ties counting half; 0.5 tells nothing.
-        low: Lower end of its 95 % bootstrap interval over patients.
+        low: Lower end of its 95 % interval over patients.
         high: Upper end.
         true_positives: Share of members found while at most 1 % of non-members are; None if that is not estimable.
     """
@@ -61,13 +61,14 @@ def membership(
         raise DataError(f"patient {both[0]} is member and non-member: leave patients on one side alone")
     # Not sklearn's roc_auc_score: each draw of the bootstrap is a product with this table and would be a call of its own.
     wins = (inside[:, None] < outside) + 0.5 * (inside[:, None] == outside)
-    first, second = (draw_groups(group, draws, rng) / len(group) for group in (names, strangers))
-    replicates = ((first @ wins) * second).sum(1)
+    auc = statistic_interval(
+        lambda w, v: ((w @ wins) * v).sum(1) / (w.sum(1) * v.sum(1)), (names, strangers), rng, draws, bounds=(0, 1)
+    )
     found = None
     if len(outside) >= LEAST_NON_MEMBERS:
         allowed = int(_RATE * len(outside))
         found = float((inside < np.sort(outside)[allowed]).mean())
-    return Membership(float(wins.mean()), *interval(replicates), found)
+    return Membership(*auc, found)
 
 
 def _by_patient(

@@ -26,6 +26,9 @@ def psnr(a: Tensor, b: Tensor) -> Tensor:
 def ssim(a: Tensor, b: Tensor) -> Tensor:
     """Structural similarity (Wang et al. 2004) per case, 3D Gaussian window of deviation 1.5, mean over channels.
 
+    The same as for images in [0, 1] with a data range of 1. Its luminance term is made for values from 0: on [-1, 1]
+    it multiplies two wrongs, and an image and its negative would be alike.
+
     Args:
         a: Images in [-1, 1], shape ``(B, C, I, J, K)``, each axis at least 11 voxels.
         b: Same shape.
@@ -34,7 +37,13 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
         Shape ``(B,)``.
     """
     full, _ = compute_ssim_and_cs(
-        a, b, spatial_dims=3, data_range=_RANGE, kernel_type="gaussian", kernel_size=[11] * 3, kernel_sigma=[1.5] * 3
+        a + 1,
+        b + 1,
+        spatial_dims=3,
+        data_range=_RANGE,
+        kernel_type="gaussian",
+        kernel_size=[11] * 3,
+        kernel_sigma=[1.5] * 3,
     )
     return full.flatten(1).mean(1)
 

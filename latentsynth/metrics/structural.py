@@ -22,7 +22,8 @@ def nearest_by_ssim(
     """The reference volumes of the highest structural similarity (Wang et al. 2004).
 
     Windows are cubes of 7 voxels (of the whole axis where it is shorter) with equal weights and unbiased covariances,
-    as in scikit-image's default, at every second voxel; channels are averaged. Time grows with pairs.
+    as in scikit-image's default, at every second voxel; channels are averaged. Values are moved to [0, 2] first, the same
+    as [0, 1] with a data range of 1, since the luminance term is made for values from 0. Time grows with pairs.
 
     Args:
         queries: Volumes in [-1, 1] as rows, shape ``(N, C I J K)``.
@@ -37,7 +38,7 @@ def nearest_by_ssim(
     window = [min(_WINDOW, n) for n in shape[1:]]
     unbias = float(np.prod(window)) / max(float(np.prod(window)) - 1, 1)
     c1, c2 = (0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2
-    x, y = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).view(-1, *shape) for a in (queries, reference))
+    x, y = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).view(-1, *shape) + 1 for a in (queries, reference))
     step = max(1, _CHUNK // y[0].numel())
     found = torch.empty(len(x), len(y), dtype=torch.float64)
     for start in range(0, len(y), step):

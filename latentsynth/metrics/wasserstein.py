@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import wasserstein_distance
 
 from latentsynth.errors import DataError
-from latentsynth.metrics.bootstrap import draw_groups, interval
+from latentsynth.metrics.bootstrap import interval, statistic_interval
 
 
 def set_distance(
@@ -19,7 +19,7 @@ def set_distance(
     rng: np.random.Generator,
     draws: int = 1000,
 ) -> tuple[float, float, float]:
-    """Wasserstein-1 distance of two sets of numbers, with a 95 % bootstrap interval over patients on both sides.
+    """Wasserstein-1 distance of two sets of numbers, patients weighing alike, with a 95 % interval over patients.
 
     Args:
         real: One number per case, ``(N,)``.
@@ -39,20 +39,14 @@ def set_distance(
     """
     for values, groups in ((real, real_groups), (fake, fake_groups)):
         _check(values, groups)
-    value = float(wasserstein_distance(real, fake))
-    if len(set(real_groups)) < 2 or len(set(fake_groups)) < 2:
-        return value, float("nan"), float("nan")
 
-    def replicate(w: np.ndarray, v: np.ndarray) -> float:
-        return float(wasserstein_distance(real, fake, w, v)) if w.any() and v.any() else float("nan")
+    def distances(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return np.array([
+            wasserstein_distance(real, fake, w, v) if w.any() and v.any() else np.nan
+            for w, v in zip(first, second, strict=True)
+        ])  # fmt: skip
 
-    if set(real_groups) & set(fake_groups):
-        # Patients on both sides are drawn together: what makes one mask large makes the one made from it large.
-        weights = draw_groups([*real_groups, *fake_groups], draws, rng)
-        first, second = weights[:, : len(real)], weights[:, len(real) :]
-    else:
-        first, second = draw_groups(real_groups, draws, rng), draw_groups(fake_groups, draws, rng)
-    return (value, *interval(np.array([replicate(w, v) for w, v in zip(first, second, strict=True)])))
+    return statistic_interval(distances, (real_groups, fake_groups), rng, draws, bounds=(0, np.inf))
 
 
 def halves_distance(

@@ -9,9 +9,14 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from latentsynth.errors import DataError
+
 Array = np.ndarray
 
 LABELS = {"background": 0, "liver": 1, "kidney": 2, "lesion": 3}
+DIAMETERS_MM = (3.0, 30.0)  # of balls as large as the lesions of patients that have many
+_TOUCHING = 0.25  # of them, those that are laid beside another
+_CORNERS = np.ones((3, 3, 3), bool)  # a voxel and its 26 neighbours
 MIN_LESION_VOXELS = 30  # drawn; islands that come off the first are dropped
 
 # Tissue: CT in Hounsfield units (portal venous phase), MR signal with 1 as the brightest (fat-bright T2-like).
@@ -50,6 +55,12 @@ def _largest(mask: Array) -> Array:
     """The largest connected part of a mask."""
     parts, _ = ndimage.label(mask)
     return np.asarray(parts == 1 + np.argmax(np.bincount(parts.ravel())[1:]))
+
+
+def _part_at(mask: Array, voxel: Array) -> Array:
+    """The connected part of a mask that holds a voxel of it."""
+    parts, _ = ndimage.label(mask)
+    return np.asarray(parts == parts[tuple(voxel)])
 
 
 def body(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[Array, Array]:
@@ -150,7 +161,7 @@ def body(rng: np.random.Generator, shape: tuple[int, int, int]) -> tuple[Array, 
 
 
 def lesions(rng: np.random.Generator, liver: Array, spacing_mm: tuple[float, float, float]) -> tuple[Array, Array]:
-    """One to three lesions inside a liver.
+    """One to three lesions inside a liver, the first of 2 to 60 ml.
 
     Args:
         rng: Source of randomness.
@@ -158,39 +169,121 @@ def lesions(rng: np.random.Generator, liver: Array, spacing_mm: tuple[float, flo
         spacing_mm: Millimetres per voxel along each axis.
 
     Returns:
-        Lesion voxels, bool, shape ``(I, J, K)``, never on the liver's outermost layer of voxels; and where each lies
-        in its lesion, from 0 in the middle to 1 at the surface.
+        The number of the lesion at each voxel from 1, 0 outside, uint8, shape ``(I, J, K)``, never on the liver's
+        outermost layer of voxels; and where each voxel lies in its lesion, from 0 in the middle to 1 at the surface.
     """
     room = ndimage.binary_erosion(liver)
     voxel_ml = float(np.prod(spacing_mm)) / 1000
-    grid_mm = max(n * mm for n, mm in zip(liver.shape, spacing_mm, strict=True))
-    lesion, ring = np.zeros(liver.shape, bool), np.zeros(liver.shape)
+    lesion, ring = np.zeros(liver.shape, np.uint8), np.zeros(liver.shape)
     for number in range(int(rng.choice([1, 2, 3], p=[0.5, 0.3, 0.2]))):
         millilitres = np.exp(rng.uniform(np.log(2.0), np.log(60.0)) if number == 0 else rng.uniform(np.log(1.5), 2.5))
         inside_mm = ndimage.distance_transform_edt(room, sampling=spacing_mm)
         wanted = int(np.clip(millilitres / voxel_ml, MIN_LESION_VOXELS, max(MIN_LESION_VOXELS, 0.2 * room.sum())))
         if number > 0 and room.sum() < 3 * wanted:
             break  # little liver is left around the earlier ones
-        size_mm = (wanted * voxel_ml * 1000 * 3 / (4 * np.pi)) ** (1 / 3)
+        size_mm = _radius_mm(wanted * voxel_ml)
         roomy = np.argwhere(inside_mm >= min(0.6 * size_mm, 0.9 * inside_mm.max()))
-        centre = roomy[rng.integers(len(roomy))]
-        offsets_mm = [
-            (np.arange(n) - c).reshape([-1 if a == axis else 1 for a in range(3)]) * mm
-            for axis, (n, c, mm) in enumerate(zip(liver.shape, centre, spacing_mm, strict=True))
-        ]
-        turn = np.linalg.qr(rng.standard_normal((3, 3)))[0] * np.exp(rng.uniform(-0.3, 0.3, (3, 1)))
-        radius_mm = np.sqrt(sum(sum(t * o for t, o in zip(row, offsets_mm, strict=True)) ** 2 for row in turn))
-        for octave, rough in enumerate((0.22, 0.16, 0.1)):  # lobes, bumps, fringe
-            knots = int(np.clip(2**octave * grid_mm / size_mm, 4, 40))
-            radius_mm += rough * size_mm * _smooth(rng, liver.shape, knots)
-        limit_mm = np.partition(radius_mm[room], wanted - 1)[wanted - 1]  # so many voxels, whatever the roughness
-        # Filling must not leave the room, which is hollow where gallbladder or kidney press into the liver.
-        new = np.asarray(ndimage.binary_fill_holes(_largest(room & (radius_mm <= limit_mm)))) & room
-        depth_mm = ndimage.distance_transform_edt(new, sampling=spacing_mm)
-        ring[new] = 1 - (depth_mm / depth_mm.max())[new]
-        lesion |= new
+        new = _blob(rng, room, roomy[rng.integers(len(roomy))], wanted, spacing_mm)
+        lesion[new], ring[new] = number + 1, _ring(new, spacing_mm)
         room &= ~ndimage.binary_dilation(new, iterations=2)  # the next one is a lesion of its own
     return lesion, ring
+
+
+def many_lesions(
+    rng: np.random.Generator, liver: Array, spacing_mm: tuple[float, float, float], count: tuple[int, int]
+) -> tuple[Array, Array]:
+    """As many lesions as drawn from a range, as large as balls of 3 to 30 mm (log-uniform), every fourth beside another.
+
+    A lesion has one voxel at least, however coarse the grid. Those that touch another are one connected piece with it;
+    all others are apart, corners included.
+
+    Args:
+        rng: Source of randomness.
+        liver: Shape ``(I, J, K)``, bool.
+        spacing_mm: Millimetres per voxel along each axis.
+        count: Fewest and most lesions.
+
+    Returns:
+        As :func:`lesions`.
+
+    Raises:
+        DataError: The liver has no room for so many.
+    """
+    (bounds,) = ndimage.find_objects(liver.astype(np.uint8))  # all that follows is done there alone, which is quicker
+    room = ndimage.binary_erosion(liver[bounds])
+    voxel_ml = float(np.prod(spacing_mm)) / 1000
+    lesion, ring = np.zeros(room.shape, np.uint8), np.zeros(room.shape)
+    lowest, highest = np.log(DIAMETERS_MM)
+    wanted_mm = np.exp(rng.uniform(lowest, highest, size=int(rng.integers(count[0], count[1] + 1))))
+    for number, mm in enumerate(sorted(wanted_mm, reverse=True), start=1):  # small ones fit between large ones
+        wanted = max(1, round(np.pi / 6 * mm**3 / 1000 / voxel_ml))
+        free = room & ~ndimage.binary_dilation(lesion, _CORNERS)
+        place = free
+        if number > 1 and rng.random() < _TOUCHING:
+            one = lesion == rng.integers(1, number)
+            beside = room & (lesion == 0) & ~ndimage.binary_dilation((lesion > 0) & ~one, _CORNERS)
+            touching = beside & ndimage.binary_dilation(one, _CORNERS)
+            free, place = (beside, touching) if touching.any() else (free, free)
+        if not place.any():
+            raise DataError(
+                f"lesion {number} of {len(wanted_mm)} finds no room in a liver of {liver.sum()} voxels: ask for fewer, or for a larger size"
+            )
+        inside_mm = ndimage.distance_transform_edt(free, sampling=spacing_mm) * place
+        roomy = np.argwhere(inside_mm >= min(_radius_mm(wanted * voxel_ml), inside_mm.max()))
+        centre = roomy[rng.integers(len(roomy))]
+        reach = np.ceil(1 + 2.5 * _radius_mm(wanted * voxel_ml) / np.array(spacing_mm)).astype(int)
+        start = np.maximum(centre - reach, 0)
+        box = tuple(slice(low, high) for low, high in zip(start, centre + reach + 1, strict=True))
+        new = np.zeros(room.shape, bool)
+        here = free[box]
+        new[box] = _blob(rng, here, centre - start, min(wanted, int(here.sum())), spacing_mm, True)
+        lesion[new], ring[new] = number, _ring(new, spacing_mm)
+    whole = np.zeros(liver.shape, np.uint8), np.zeros(liver.shape)
+    whole[0][bounds], whole[1][bounds] = lesion, ring
+    return whole
+
+
+def _radius_mm(millilitres: float) -> float:
+    """Radius of a ball."""
+    return float((millilitres * 1000 * 3 / (4 * np.pi)) ** (1 / 3))
+
+
+def _blob(
+    rng: np.random.Generator,
+    room: Array,
+    centre: Array,
+    wanted: int,
+    spacing_mm: tuple[float, float, float],
+    hold_centre: bool = False,
+) -> Array:
+    """A rough ellipsoid around a voxel, of so many voxels of the room, less islands that come off it.
+
+    Roughness may leave the voxel itself outside, unless it is held.
+    """
+    size_mm = _radius_mm(wanted * float(np.prod(spacing_mm)) / 1000)
+    grid_mm = max(n * mm for n, mm in zip(room.shape, spacing_mm, strict=True))
+    offsets_mm = [
+        (np.arange(n) - c).reshape([-1 if a == axis else 1 for a in range(3)]) * mm
+        for axis, (n, c, mm) in enumerate(zip(room.shape, centre, spacing_mm, strict=True))
+    ]
+    turn = np.linalg.qr(rng.standard_normal((3, 3)))[0] * np.exp(rng.uniform(-0.3, 0.3, (3, 1)))
+    radius_mm = np.sqrt(sum(sum(t * o for t, o in zip(row, offsets_mm, strict=True)) ** 2 for row in turn))
+    for octave, rough in enumerate((0.22, 0.16, 0.1)):  # lobes, bumps, fringe
+        knots = int(np.clip(2**octave * grid_mm / size_mm, 4, 40))
+        radius_mm += rough * size_mm * _smooth(rng, room.shape, knots)
+    if hold_centre:
+        radius_mm[tuple(centre)] = -np.inf
+    limit_mm = np.partition(radius_mm[room], wanted - 1)[wanted - 1]  # so many voxels, whatever the roughness
+    parts = room & (radius_mm <= limit_mm)
+    part = _part_at(parts, centre) if hold_centre else _largest(parts)
+    # Filling must not leave the room, which is hollow where gallbladder or kidney press into the liver.
+    return np.asarray(ndimage.binary_fill_holes(part)) & room
+
+
+def _ring(lesion: Array, spacing_mm: tuple[float, float, float]) -> Array:
+    """Where each voxel of a lesion lies in it, from 0 in the middle to 1 at the surface, shape ``(voxels,)``."""
+    depth_mm = ndimage.distance_transform_edt(lesion, sampling=spacing_mm)
+    return np.asarray(1 - (depth_mm / depth_mm.max())[lesion])
 
 
 def _signal(

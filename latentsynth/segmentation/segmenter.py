@@ -24,7 +24,7 @@ from latentsynth.errors import CheckpointError, ConfigError, DataError
 from latentsynth.parallel import at_least_two
 from latentsynth.provenance import Ledger
 from latentsynth.segmentation.networks import SegmentationNetwork
-from latentsynth.types import Case, Domain, Framing, Labels
+from latentsynth.types import MAX_VOXELS, Case, Domain, Framing, Labels
 
 KIND = "segmenter"
 
@@ -90,8 +90,8 @@ class Segmenter:
         return torch.softmax(logits[0], dim=0).numpy()
 
     def on_grid(self, image: np.ndarray) -> np.ndarray:
-        """Label indices ``(I, J, K)``, uint8, of an image ``(C, I, J, K)`` in [-1, 1]."""
-        return self.probabilities(image).argmax(0).astype(np.uint8)
+        """Label indices ``(I, J, K)``, int16, of an image ``(C, I, J, K)`` in [-1, 1]."""
+        return self.probabilities(image).argmax(0).astype(np.int16)
 
     def frame(self, case: Case, whole: bool) -> Frame:
         """Where to look for labels in a scan.
@@ -102,7 +102,7 @@ class Segmenter:
                 segmenter was trained on crops around lesions.
 
         Raises:
-            DataError: The scan is unreadable, or a lesion does not fit the grid.
+            DataError: The scan is unreadable or too large, or a lesion does not fit the grid.
         """
         shape, affine = nifti.geometry(case.images[0])
         if not whole:
@@ -113,13 +113,18 @@ class Segmenter:
         extent = (np.array(shape) * voxel_sizes(affine))[order]
         sides = zip(extent, domain.grid.spacing_mm, domain.grid.shape, strict=True)
         i, j, k = (max(math.ceil(length / step - 1e-3), least) for length, step, least in sides)
+        if i * j * k > MAX_VOXELS:
+            raise DataError(
+                f"{case.images[0]} covers {' x '.join(f'{n:.0f}' for n in extent)} mm, {i * j * k:,} voxels of the segmenter "
+                f"where the limit is {MAX_VOXELS:,}: correct its header, or crop it"
+            )
         return lay(replace(domain.grid, shape=(i, j, k)), Framing("whole"), affine, shape, None, case.case_id)[0]
 
     def image(self, case: Case, frame: Frame) -> np.ndarray:
         """The channels of a scan in a frame, windowed as in training, ``(C, *frame.shape)`` in [-1, 1].
 
         Raises:
-            DataError: A file is unreadable, or a channel is constant.
+            DataError: A file is unreadable, a channel is constant, or channels lie on different grids.
         """
         native = [nifti.read(path) for path in case.images]
         return window_channels(native, self.domain.grid.windows, frame, case.images, case.limits)[0]

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from latentsynth.data import nifti
+from latentsynth.data.cache.volumes import check_labels, to_index
+from latentsynth.data.exchange.samples import describe
 from latentsynth.data.identity import check_files
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.memorization.tables import verdicts as verdicts_table
-from latentsynth.files import atomic_path, write_json, write_text
+from latentsynth.files import atomic_path, write_text
 from latentsynth.outputs import free_name
 from latentsynth.progress import bar
 from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.results import Result, Table, text
 from latentsynth.sharing.filter import Verdicts, read_report, require_valid, verdicts_on
+from latentsynth.types import Labels
 
 
 def export_set(
@@ -29,6 +33,8 @@ def export_set(
     without_report: str | None = None,
 ) -> Path:
     """Writes ``imagesTr``, ``labelsTr``, ``dataset.json`` and the card ``README.md`` (nnU-Net raw layout).
+
+    Labels are renumbered where they are not consecutive, which nnU-Net asks for; the card says which.
 
     No parents, no ledger and no original case names are exported: those name patients.
 
@@ -66,19 +72,9 @@ def export_set(
             )
         _check(manifest, samples, result, report, verdicts, publish_mask_copies)
     with atomic_path(out) as temporary:
-        names = _copy(manifest, temporary, verdicts)
-        write_json(
-            temporary / "dataset.json",
-            {
-                "name": f"{out.name} (synthetic)",
-                "channel_names": {str(n): name for n, name in enumerate(manifest.channels)},
-                "labels": {n: v for v, n in zip(manifest.labels.values, manifest.labels.names, strict=True)},
-                "numTraining": len(names),
-                "file_ending": ".nii.gz",
-                "licence": licence,
-                "SYNTHETIC": True,
-            },
-        )
+        _copy(manifest, temporary, verdicts)
+        packed = replace(manifest, labels=_consecutive(manifest.labels))
+        describe(temporary, f"{out.name} (synthetic)", packed, licence=licence)
         write_text(
             temporary / "README.md",
             _card(manifest, out.name, licence, result, verdicts, without_report, publish_mask_copies),
@@ -132,8 +128,14 @@ def _check_training_set(manifest: Manifest, samples: Path, result: Result, repor
         )
 
 
-def _copy(manifest: Manifest, folder: Path, measured: Collection[str]) -> list[str]:
-    names = []
+def _consecutive(labels: Labels) -> Labels:
+    """The same names with values 0, 1, 2, ..."""
+    return Labels(tuple(range(len(labels))), labels.names)
+
+
+def _copy(manifest: Manifest, folder: Path, measured: Collection[str]) -> None:
+    labels = manifest.labels
+    moved = _consecutive(labels) != labels
     with bar("exporting", len(manifest.cases), "volumes") as shown:
         for sub in ("imagesTr", "labelsTr"):
             (folder / sub).mkdir(parents=True)
@@ -150,10 +152,10 @@ def _copy(manifest: Manifest, folder: Path, measured: Collection[str]) -> list[s
             for channel, image in enumerate(images):
                 nifti.write(folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz", *image)
             if mask:
-                nifti.write(folder / "labelsTr" / f"{name}.nii.gz", *mask)
-            names.append(name)
+                check_labels(mask[0], labels, str(case.mask))
+                values = to_index(mask[0], labels) if moved else mask[0]
+                nifti.write(folder / "labelsTr" / f"{name}.nii.gz", values, mask[1])
             shown.advance()
-    return names
 
 
 def _card(
@@ -174,7 +176,10 @@ def _card(
         else ""
     )
     masks = "\nMasks of patients, or copies of them, may be among these, as the exporter declared.\n" if publish else ""
-    labels = ", ".join(f"{v} = {n}" for v, n in zip(manifest.labels.values, manifest.labels.names, strict=True))
+    labels = ", ".join(
+        f"{n} = {name}" + (f" ({value} before: values are consecutive here, as nnU-Net asks)" if value != n else "")
+        for n, (value, name) in enumerate(zip(manifest.labels.values, manifest.labels.names, strict=True))
+    )
     return f"""# {name}: synthetic volumes
 
 **SYNTHETIC. Not patients; not for diagnosis.** Packed by latentsynth.

@@ -5,7 +5,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
+
+from pydantic import create_model
 
 from latentsynth import checkpoint
 from latentsynth.errors import CheckpointError
@@ -25,7 +28,7 @@ class Checkpointed(ABC):
         kind: Names the family in the header.
         part_kinds: Class of each part.
         sampling_kind: Section of the sampling settings.
-        facts: Further settings, as they stand in the header.
+        facts: Further settings and what they can be, as they stand in the header.
         shared: Those that all families of a sort have, beside ``facts``.
         domain: The volumes or label maps it makes.
         sampling: How it samples unless told otherwise.
@@ -36,8 +39,8 @@ class Checkpointed(ABC):
     kind: ClassVar[str]
     part_kinds: ClassVar[Mapping[str, type[Pretrained]]]
     sampling_kind: ClassVar[type[Strict]]
-    facts: ClassVar[Sequence[str]] = ()
-    shared: ClassVar[Sequence[str]] = ()
+    facts: ClassVar[Mapping[str, Any]] = MappingProxyType({})
+    shared: ClassVar[Mapping[str, Any]] = MappingProxyType({})
 
     domain: Domain
     sampling: Any
@@ -64,7 +67,9 @@ class Checkpointed(ABC):
         folder = checkpoint.locate(path)
         header = checkpoint.read_header(folder, cls.kind)
         checkpoint.check_keys(folder, header, set(cls.part_kinds), {"sampling", *cls.shared, *cls.facts})
-        facts = cls._facts(folder, header)
+        kinds: dict[str, Any] = {name: (kind, ...) for name, kind in {**cls.shared, **cls.facts}.items()}
+        found = {name: header.settings[name] for name in kinds}
+        facts = checkpoint.read_settings(create_model("Facts", __base__=Strict, **kinds), found, folder)
         saved = checkpoint.read_settings(cls.sampling_kind, header.settings["sampling"], folder)
         sampling = build(cls.sampling_kind, saved.with_changes(changes), "sampling settings")
         named = header.fingerprint
@@ -77,7 +82,7 @@ class Checkpointed(ABC):
             fingerprint=named,
             ledger=checkpoint.read_ledger(folder),
             **parts,
-            **facts,
+            **cls._arguments({name: getattr(facts, name) for name in kinds}, header.domain),
         )  # type: ignore[call-arg]  # a dataclass of these
         checkpoint.check_facts(folder, model.fit())
         return model
@@ -91,13 +96,9 @@ class Checkpointed(ABC):
         return {"sampling": self.sampling.model_dump(mode="json"), **{name: getattr(self, name) for name in self.facts}}
 
     @classmethod
-    def _facts(cls, folder: Path, header: checkpoint.Header) -> dict[str, Any]:
-        """Arguments of its constructor from the facts of a header.
-
-        Raises:
-            CheckpointError: An impossible one.
-        """
-        return {name: header.settings[name] for name in cls.facts}
+    def _arguments(cls, facts: dict[str, Any], domain: Domain) -> dict[str, Any]:
+        """Arguments of its constructor from the facts of a header, which are what they can be."""
+        return facts
 
 
 CheckpointedT = TypeVar("CheckpointedT", bound=Checkpointed)

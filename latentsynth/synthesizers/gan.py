@@ -4,32 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from latentsynth.checkpoint import Header
 from latentsynth.config import GanSamplingConfig, build
-from latentsynth.errors import CheckpointError, ConfigError, DataError
+from latentsynth.config.generators import AnyForm
+from latentsynth.errors import ConfigError, DataError
 from latentsynth.gans import Annotation, Generator
-from latentsynth.gans.annotation import Coding
-from latentsynth.gans.base import slice_places
+from latentsynth.gans.annotation import Coding, SliceAxis
+from latentsynth.gans.base import Inputs, slice_places
 from latentsynth.parallel import copies_of_rows
 from latentsynth.provenance import Ledger
 from latentsynth.randomness import Draws
 from latentsynth.synthesizers.base import Synthesizer
 from latentsynth.synthesizers.checkpointed import Checkpointed
 from latentsynth.types import Condition, Domain, Generated
-
-# What facts of a checkpoint can be.
-_CHOICES = {
-    "form": ("image_given_mask", "joint", "mask_only"),
-    "coding": ("one_hot", "cuts"),
-    "slice_axis": (None, 0, 1, 2),
-}
 
 
 @dataclass
@@ -50,7 +42,7 @@ class GAN(Synthesizer, Checkpointed):
     kind = "gan"
     part_kinds = MappingProxyType({"generator": Generator})
     sampling_kind = GanSamplingConfig
-    facts = ("form", "coding", "slice_axis")
+    facts = MappingProxyType({"form": AnyForm, "coding": Coding, "slice_axis": SliceAxis})
 
     domain: Domain
     generator: Generator
@@ -138,7 +130,7 @@ class GAN(Synthesizer, Checkpointed):
         repeat = copies_of_rows(len(seeds), device)
         mask, style = (None if x is None else x.repeat(repeat, 1, 1, 1, 1).to(device) for x in (mask, style))
         draws = Draws.seeded(list(seeds) * repeat, device)
-        made = self.generator(draws, mask, style=style, truncation=truncation)
+        made = self.generator(Inputs(draws, mask, style=style, truncation=truncation))
         return made.image[: len(seeds)].float().cpu()
 
     def _stack(self, seed: int, mask: Tensor | None, style: Tensor | None, truncation: float) -> Tensor:
@@ -151,7 +143,7 @@ class GAN(Synthesizer, Checkpointed):
             style = style.select(1 + self.slice_axis, count // 2).expand(count, -1, -1, -1).to(device)
         place = slice_places(count).to(device)
         made = self.generator(
-            Draws.seeded([seed] * count, device), slices, style=style, place=place, truncation=truncation
+            Inputs(Draws.seeded([seed] * count, device), slices, style=style, place=place, truncation=truncation)
         )
         return made.image.float().cpu().movedim(0, 1 + self.slice_axis)
 
@@ -169,15 +161,9 @@ class GAN(Synthesizer, Checkpointed):
             )
 
     @classmethod
-    def _facts(cls, folder: Path, header: Header) -> dict[str, Any]:
-        facts = dict(header.settings)
-        for name, choices in _CHOICES.items():
-            if facts[name] not in choices:
-                raise CheckpointError(
-                    f"{folder}/config.json: {name} is {facts[name]!r}, expected one of {choices}: restore it"
-                )
-        annotation = Annotation(header.domain.labels.values, facts["coding"])
-        return {"form": facts["form"], "annotation": annotation, "slice_axis": facts["slice_axis"]}
+    def _arguments(cls, facts: dict[str, Any], domain: Domain) -> dict[str, Any]:
+        coding = facts.pop("coding")
+        return {**facts, "annotation": Annotation(domain.labels.values, coding)}
 
     def fit(self) -> Mapping[str, tuple[Any, Any]]:
         shape = tuple(n for at, n in enumerate(self.grid.shape) if at != self.slice_axis)

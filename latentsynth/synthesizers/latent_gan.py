@@ -13,6 +13,7 @@ from latentsynth.autoencoders import Autoencoder
 from latentsynth.conditioning import MaskConditioner
 from latentsynth.config import GanSamplingConfig
 from latentsynth.gans import Generator
+from latentsynth.gans.base import Inputs
 from latentsynth.parallel import copies_of_rows
 from latentsynth.provenance import Ledger
 from latentsynth.randomness import Draws
@@ -77,7 +78,7 @@ class LatentGAN(Synthesizer, Checkpointed):
             condition = Condition(torch.zeros(rows, len(self.domain.labels), *self.grid.shape))
         repeat = copies_of_rows(rows, device)
         spatial = self.conditioner(Condition(condition.mask.repeat(repeat, 1, 1, 1, 1).to(device))).spatial
-        z = self.generator(Draws.seeded(list(seeds) * repeat, device), spatial, truncation=truncation).image
+        z = self.generator(Inputs(Draws.seeded(list(seeds) * repeat, device), spatial, truncation=truncation)).image
         return Generated(self.autoencoder.decode(z)[:rows].cpu(), condition.mask)
 
     def check(self, condition: Condition | None, seeds: Sequence[int]) -> None:

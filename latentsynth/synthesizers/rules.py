@@ -14,6 +14,7 @@ from latentsynth.data.cache.cutting import distance_to
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.provenance import Ledger, fingerprint
+from latentsynth.randomness import Stream, generator
 from latentsynth.synthesizers.base import Synthesizer
 from latentsynth.types import Condition, Domain, Generated
 
@@ -94,7 +95,7 @@ class RuleBased(Synthesizer):
         return Generated(torch.from_numpy(np.stack(made)), condition.mask)
 
     def _painted(self, image: np.ndarray, mask: np.ndarray, seed: int) -> np.ndarray:
-        rng = np.random.default_rng(seed)
+        rng = generator(seed, Stream.RULE)
         spacing = self.grid.spacing_mm
         lesion = np.isin(mask, self.domain.lesion_indices)
         like = rng.integers(len(self.means))

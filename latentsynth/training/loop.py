@@ -13,21 +13,48 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import gather_object
+from pydantic import Field
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from latentsynth.config import TrainConfig
 from latentsynth.data.cache.loading import Positions, Slices, batches
-from latentsynth.errors import TrainingError
+from latentsynth.errors import CheckpointError, TrainingError
 from latentsynth.parallel import start
 from latentsynth.progress import bar
+from latentsynth.strict import Strict, build
+from latentsynth.tensors import check_tensors
 from latentsynth.training.optim import average, lr_factor
 from latentsynth.training.run import RunFolder
+from latentsynth.training.state import random_state, restore_random_state
+
+# Where every process holds all weights, which averages, checkpoints and states need.
+_WHOLE = (
+    "NO",
+    "MULTI_CPU",
+    "MULTI_GPU",
+    "MULTI_NPU",
+    "MULTI_MLU",
+    "MULTI_SDAA",
+    "MULTI_MUSA",
+    "MULTI_XPU",
+    "MULTI_HPU",
+)
 
 
 def start_training(config: TrainConfig, unused: bool = False) -> Accelerator:
-    """:func:`latentsynth.parallel.start` with the precision and accumulation of a training configuration."""
-    return start(config.precision, config.accumulation, unused)
+    """:func:`latentsynth.parallel.start` with the precision and accumulation of a training configuration.
+
+    Raises:
+        TrainingError: As there; or the launch asks for weights that are spread over processes.
+    """
+    accelerator = start(config.precision, config.accumulation, unused)
+    if accelerator.distributed_type.value not in _WHOLE:
+        raise TrainingError(
+            f"accelerate was told to spread weights over processes ({accelerator.distributed_type.value}), and averages and "
+            "states are of whole weights: launch with plain data parallelism (docs/how-to/launch.md)"
+        )
+    return accelerator
 
 
 Batch = dict[str, Any]  # a collated item, the "position" of each row, and the images "seen" before this step
@@ -81,30 +108,82 @@ class Hooks:
     export: Callable[[Modules, dict[str, float]], None]
 
 
-class _Progress:
-    """What resumes beside weights and optimizers."""
+class _Counters(Strict):
+    """How far a run has come."""
 
-    def __init__(self, players: list[Player], averages: dict[str, AveragedModel]):
-        self.players, self.averages = players, averages
-        self.images_seen = 0
-        self.seconds = self.cpu_seconds = 0.0
+    images_seen: int = Field(default=0, ge=0)
+    seconds: float = Field(default=0.0, ge=0)
+    cpu_seconds: float = Field(default=0.0, ge=0)
 
-    def state_dict(self) -> dict[str, Any]:
+
+class _Training:
+    """Everything that resumes: progress, weights and their averages, optimizers, what losses remember, random numbers.
+
+    Args:
+        accelerator: The processes that train.
+        players: With their optimizers.
+        averages: Of the first player's modules, by name.
+    """
+
+    def __init__(self, accelerator: Accelerator, players: list[Player], averages: Modules):
+        self.accelerator, self.players = accelerator, players
+        self.counters = _Counters()
+        # Those of the players themselves: distributed wrappers around them hold the same weights under other names.
+        self.modules = {f"{player.name}.{name}": m for player in players for name, m in player.modules.items()}
+        self.modules |= {f"average.{name}": module for name, module in averages.items()}
+
+    def sections(self) -> dict[str, Any]:
+        """For :func:`latentsynth.training.state.write`. Every process has to ask for them."""
+        scaler = self.accelerator.scaler
         return {
-            "images_seen": self.images_seen,
-            "seconds": self.seconds,
-            "cpu_seconds": self.cpu_seconds,
-            "players": {player.name: player.state for player in self.players},
-            "averages": {name: model.state_dict() for name, model in self.averages.items()},
+            "progress": self.counters.model_dump(),
+            "modules": {name: module.state_dict() for name, module in self.modules.items()},
+            # Its settings are those of the configuration; only the moments are kept.
+            "optimizers": {
+                player.name: {str(n): kept for n, kept in player.optimizer.state_dict()["state"].items()}
+                for player in self.players
+            },
+            "memories": {player.name: player.state for player in self.players},
+            "scaler": None if scaler is None else scaler.state_dict(),
+            "random": gather_object([random_state(self.accelerator.device)]),  # of every process
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.images_seen, self.seconds = state["images_seen"], state["seconds"]
-        self.cpu_seconds = state.get("cpu_seconds", 0.0)  # states of earlier versions lack it
+    def restore(self, folder: Path, sections: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`sections`.
+
+        Raises:
+            CheckpointError: They are of other networks than these.
+        """
+        try:
+            self._restore(folder, sections)
+        except CheckpointError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise CheckpointError(
+                f"{folder} is no state of this run ({reason}): remove it, or restore the run"
+            ) from error
+
+    def _restore(self, folder: Path, sections: Mapping[str, Any]) -> None:
+        self.counters = build(_Counters, sections["progress"], str(folder))
+        for name, module in self.modules.items():
+            check_tensors(sections["modules"][name], module.state_dict(), f"{folder}, {name}")
+        for name, module in self.modules.items():
+            module.load_state_dict(sections["modules"][name])
         for player in self.players:
-            player.state.update(state["players"][player.name])
-        for name, model in self.averages.items():
-            model.load_state_dict(state["averages"][name])
+            moments = {int(n): kept for n, kept in sections["optimizers"][player.name].items()}
+            for n, kept in moments.items():
+                like = player.optimizer.param_groups[0]["params"][n]
+                expected = {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like}
+                check_tensors(kept, expected, f"{folder}, optimizer of {player.name}")
+            groups = player.optimizer.state_dict()["param_groups"]
+            player.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+            player.state.update(sections["memories"][player.name])
+        if self.accelerator.scaler is not None and sections["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(sections["scaler"])
+        rank = self.accelerator.process_index
+        if rank < len(sections["random"]):  # of more processes than before, the new ones go on with their own
+            restore_random_state(sections["random"][rank], self.accelerator.device)
 
 
 def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainConfig, hooks: Hooks) -> dict[str, float]:
@@ -140,13 +219,12 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
         for name, module in own[first.name].items()
         if config.ema_halflife_images
     }
-    progress = _Progress(players, averages)
-    accelerator.register_for_checkpointing(progress)
-    state = run.latest_state()
-    if state is not None:
-        accelerator.load_state(str(state))
-        accelerator.print(f"resuming {run.path} at {progress.images_seen} images")
-
+    training = _Training(accelerator, players, averages)
+    found = run.read_state()
+    if found is not None:
+        training.restore(*found)
+        accelerator.print(f"resuming {run.path} at {training.counters.images_seen} images")
+    progress = training.counters
     run.forget_after(progress.images_seen)
 
     def shared() -> Modules:
@@ -181,8 +259,7 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
             seen += config.batch
             for name, model in averages.items():
                 model.update_parameters(accelerator.unwrap_model(own[first.name][name]))
-            progress.images_seen, progress.seconds = seen, time.monotonic() - began
-            progress.cpu_seconds = time.process_time() - began_cpu
+            seconds, cpu_seconds = time.monotonic() - began, time.process_time() - began_cpu
             note = ""
             if _due(seen, config.log_every_images, config.batch, total):
                 values = {key: float(accelerator.reduce(torch.stack(v).mean(), "mean")) for key, v in running.items()}
@@ -192,8 +269,8 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
                     {
                         **values,
                         "lr": first.lr * lr_factor(config, seen),
-                        "seconds": progress.seconds,
-                        "cpu_seconds": progress.cpu_seconds,
+                        "seconds": seconds,
+                        "cpu_seconds": cpu_seconds,
                     },
                 )
                 note = " ".join(f"{key.split('/')[-1]} {value:.3g}" for key, value in list(values.items())[:1])
@@ -205,7 +282,8 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
             if _due(seen, config.sample_every_images, config.batch, total):
                 hooks.sketch(shared(), run.path / "samples" / f"{seen:010d}.png")
             if _due(seen, config.save_every_images, config.batch, total):
-                run.save_state(seen)
+                training.counters = _Counters(images_seen=seen, seconds=seconds, cpu_seconds=cpu_seconds)
+                run.save_state(seen, training.sections())
     if not scores:  # resumed at the very end: the work was done, its scores are on disk
         scores = hooks.validate(shared())
         hooks.export(shared(), scores)
@@ -247,7 +325,7 @@ def _move(
         if not bool(torch.isfinite(norm)):
             raise TrainingError(
                 f"{player.name}: the gradient is not finite at {seen} images (loss {float(loss.detach()):g}). "
-                f"The last good state is {run.latest_state() or 'none yet'}. Try a lower train.lr, "
+                f"The last good state is {next(iter(run.states()), 'none yet')}. Try a lower train.lr, "
                 "train.precision=no, a smaller train.grad_clip or a longer train.lr_warmup_images, and run again"
             )
         for group in player.optimizer.param_groups:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 import sys
@@ -14,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from filelock import FileLock, Timeout
 
 from latentsynth import config as configuration
 from latentsynth.config import Run
-from latentsynth.errors import TrainingError
-from latentsynth.files import clear_partial, make_folder, write_json, write_text
+from latentsynth.documents import read_json_lines
+from latentsynth.errors import CheckpointError, TrainingError
+from latentsynth.files import clear_partial, write_json, write_text
 from latentsynth.outputs import claim
+from latentsynth.strict import read_yaml
+from latentsynth.training import state
 
 _KEPT_STATES = 2
 _PACKAGES = (
@@ -47,6 +49,7 @@ class RunFolder:
 
     Raises:
         TrainingError: The folder holds a run with another configuration, or another process is training in it.
+        ConfigError: Its configuration is damaged.
     """
 
     def __init__(self, config: Run, accelerator: Accelerator):
@@ -60,7 +63,7 @@ class RunFolder:
             self._claim(config)
             write_json(self.path / "environment.json", environment(accelerator))
             clear_partial(self.path)
-            shutil.rmtree(self._partial_state, ignore_errors=True)
+            clear_partial(self._states)
             if config.train.tensorboard:
                 self._start_tensorboard()
         accelerator.wait_for_everyone()
@@ -86,10 +89,10 @@ class RunFolder:
         file = self.path / "config.yaml"
         wanted = config.model_dump(mode="json")
         if file.is_file():
-            found = yaml.safe_load(file.read_text())
+            found = read_yaml(file)
             before, now = (_without(values, config.may_change) for values in (found, wanted))
             differing = [key for key in sorted(set(now) | set(before)) if now.get(key) != before.get(key)]
-            if differing or wanted["train"]["batch"] != found["train"]["batch"]:
+            if differing or _at(found, "train.batch") != config.train.batch:
                 differing = differing or ["train.batch"]
                 raise TrainingError(
                     f"{self.path} holds a run with other settings (they differ in {', '.join(differing)}): "
@@ -110,29 +113,57 @@ class RunFolder:
     def _states(self) -> Path:
         return self.path / "state"
 
-    @property
-    def _partial_state(self) -> Path:
-        return self._states / ".partial"
+    def states(self) -> list[Path]:
+        """Folders of the states that were kept, newest first; damaged ones among them."""
+        return sorted((p for p in self._states.glob("[0-9]*") if p.is_dir()), reverse=True)
 
-    def latest_state(self) -> Path | None:
-        """The newest complete state, or None."""
-        found = sorted(p for p in self._states.glob("[0-9]*") if p.is_dir()) if self._states.is_dir() else []
-        return found[-1] if found else None
+    def read_state(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest sound state and its sections (:func:`latentsynth.training.state.read`); None before the first.
 
-    def save_state(self, images_seen: int) -> None:
-        """Saves everything that training needs to go on: all processes write, then one rename makes it count."""
-        target = self._states / f"{images_seen:010d}"
-        if target.is_dir():
-            return
+        A damaged one is passed over for the one before, and a line says so. The main process chooses for all.
+
+        Raises:
+            TrainingError: No state is sound, or one holds a pickle, which is never read.
+        """
+        found = self._newest_sound() if self.accelerator.is_main_process else None
+        (name,) = broadcast_object_list([found and found[0].name])
+        if name is None or found is not None:
+            return found
+        return self._states / name, state.read(self._states / name)
+
+    def _newest_sound(self) -> tuple[Path, dict[str, Any]] | None:
+        damage = ""
+        for folder in self.states():
+            pickled = state.find_pickle(folder)
+            if pickled is not None:
+                raise TrainingError(
+                    f"{pickled} is a pickle, which can run code, and no part of a state: it was not read; remove {folder} to go "
+                    "on from an older state, or to start again where there is none"
+                )
+            try:
+                return folder, state.read(folder)
+            except CheckpointError as error:
+                damage = str(error)
+                self.accelerator.print(
+                    f"warning: the state {folder} is damaged ({damage}): it is passed over for the one before"
+                )
+        if damage:
+            raise TrainingError(
+                f"no state of {self.path} is sound ({damage}): restore one, or remove {self._states} to start again"
+            )
+        return None
+
+    def save_state(self, images_seen: int, sections: Mapping[str, Any]) -> None:
+        """Saves everything that training needs to go on, from the main process.
+
+        The older of two states before it goes, and so does what stands beyond it: damaged states that were passed over.
+        """
         if self.accelerator.is_main_process:
-            shutil.rmtree(self._partial_state, ignore_errors=True)
-            make_folder(self._states)
-        self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(self._partial_state))
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            os.replace(self._partial_state, target)
-            for old in sorted(p for p in self._states.glob("[0-9]*"))[:-_KEPT_STATES]:
+            target = self._states / f"{images_seen:010d}"
+            for beyond in (folder for folder in self.states() if folder.name >= target.name):
+                shutil.rmtree(beyond)
+            state.write(target, sections)
+            for old in self.states()[_KEPT_STATES:]:
                 shutil.rmtree(old, ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
@@ -174,6 +205,13 @@ def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     return kept
 
 
+def _at(values: Any, key: str) -> Any:
+    """The nested value that ``section.key`` names; None where there is none."""
+    for name in key.split("."):
+        values = values.get(name) if isinstance(values, dict) else None
+    return values
+
+
 def environment(accelerator: Accelerator) -> dict[str, Any]:
     """What a result may depend on beside its configuration."""
 
@@ -199,4 +237,4 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's ``metrics.jsonl``."""
     file = run / "metrics.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return read_json_lines(file) if file.is_file() else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,58 @@ def test_multichannel_tables_keep_channel_order(tmp_path: Path) -> None:
     assert (cohort.cases[0].case_id, cohort.cases[0].patient_id, cohort.cases[0].mask) == ("7", "3", None)
 
 
+@pytest.mark.parametrize(
+    ("spelt", "channels"),
+    [
+        ({"image": "0.nii"}, ("image",)),
+        ({"image": ["0.nii"]}, ("image",)),
+        ({"images": "0.nii"}, ("image",)),
+        ({"image_0": "0.nii"}, ("image",)),
+        ({"image": ["0.nii", "1.nii"]}, ("image_0", "image_1")),
+        ({"image_0": "0.nii", "image_1": "1.nii"}, ("image_0", "image_1")),
+        ({"image": {"T1": "0.nii", "T2": "1.nii"}}, ("T1", "T2")),
+        ({"image:T1": "0.nii", "image:T2": "1.nii"}, ("T1", "T2")),
+    ],
+    ids=str,
+)
+def test_lines_of_json_take_every_name_that_columns_have(
+    tmp_path: Path, spelt: dict[str, Any], channels: tuple[str, ...]
+) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"case": "a", **spelt, "Mask": "m.nii"}))
+    cohort = read_cohort(tmp_path / "a.jsonl")
+    assert cohort.channels == channels
+    assert [path.name for path in cohort.cases[0].images] == [f"{n}.nii" for n in range(len(channels))]
+    assert cohort.cases[0].mask == tmp_path / "m.nii"
+    assert not cohort.notes
+
+
+def capitals(path: Path) -> None:
+    path.rename(path.with_name(path.name.replace(".nii.gz", ".NII.GZ")))
+
+
+def unpacked(path: Path) -> None:
+    path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+    path.unlink()
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_files_of_every_ending_are_read(tmp_path: Path, ending: str) -> None:
+    source = nnunet(tmp_path / "source", file_ending=ending)
+    for change, case in ((capitals, CASES[0]), (unpacked, CASES[1])):
+        change(source / "imagesTr" / f"{case}_0000.nii.gz")
+        change(source / "labelsTr" / f"{case}.nii.gz")
+    (source / "labelsTr" / "P9_a.nrrd").write_bytes(b"")
+    report = prepare(source, tmp_path / "m.json", progress=False)
+    assert report.manifest
+    assert [case.case_id for case in report.manifest.cases] == list(CASES)
+    assert any("P9_a.nrrd" in note for note in report.notes)
+    masks = read_cohort(source / "labelsTr", "masks")
+    assert [case.case_id for case in masks.cases] == list(CASES)
+    assert any("P9_a.nrrd" in note for note in masks.notes)
+    put(source / "labelsTr" / f"{CASES[1]}.nii.gz", scans(1)[1])
+    refused(source, f"{CASES[1]} twice")
+
+
 def test_unused_columns_are_said_aloud(tmp_path: Path) -> None:
     assert read_cohort(table_csv(tmp_path)).notes == ("columns that are not used: scanner",)
 
@@ -199,7 +252,7 @@ def test_sources_without_a_layout_are_refused(tmp_path: Path) -> None:
         ({"channel_names": {"1": "CT"}}, "channels"),
         ({"channel_names": {str(n): "CT" for n in range(5)}}, "expected 1 to 4"),
         ({"file_ending": ".png"}, "'.png'"),
-        ({"file_ending": ".nii"}, "P1_a_0000.nii.gz"),
+        ({"channel_names": {"0": "T1", "1": "T1"}}, "one name"),
     ],
 )
 def test_wrong_declarations_are_refused(tmp_path: Path, changes: dict[str, Any], word: str) -> None:
@@ -231,6 +284,9 @@ def test_label_declarations_of_both_kinds(tmp_path: Path) -> None:
         ("a.jsonl", '{"images": [1]}\n', "line 1"),
         ("a.jsonl", '["a.nii"]\n', "line 1"),
         ("a.jsonl", '{"images": "a.nii", "mask": 3}\n', "line 1"),
+        ("a.jsonl", '{"image": 3}\n', "line 1"),
+        ("a.jsonl", '{"image": "a.nii", "images": ["b.nii"]}\n', "one way"),
+        ("a.jsonl", '{"image:T1": "a.nii", "images": ["b.nii"]}\n', "one way"),
     ],
 )
 def test_wrong_tables_are_refused(tmp_path: Path, name: str, text: str, word: str) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from latentsynth.data.cache.loading import Positions, Slices, batches
 from latentsynth.errors import TrainingError
-from latentsynth.randomness import keyed_noise, keyed_uniform
+from latentsynth.randomness import Stream, keyed_noise, keyed_uniform
 
 COUNT = 7
 
@@ -92,31 +92,34 @@ def test_indivisible_batch_is_refused(batch: int, accumulation: int, world: int,
 
 def test_noise_depends_on_seed_position_and_stream_alone() -> None:
     positions = torch.tensor([5, 900, 17])
-    noise = keyed_noise(1, positions, (2, 3), 0)
-    assert torch.equal(noise[1], keyed_noise(1, torch.tensor([900]), (2, 3), 0)[0])  # not on its neighbours
-    assert torch.equal(noise.flip(0), keyed_noise(1, positions.flip(0), (2, 3), 0))  # nor on the order
+    noise = keyed_noise(1, positions, (2, 3), Stream.NOISE)
+    assert torch.equal(noise[1], keyed_noise(1, torch.tensor([900]), (2, 3), Stream.NOISE)[0])  # not on its neighbours
+    assert torch.equal(noise.flip(0), keyed_noise(1, positions.flip(0), (2, 3), Stream.NOISE))  # nor on the order
     torch.manual_seed(99)
-    assert torch.equal(noise, keyed_noise(1, positions, (2, 3), 0))  # nor on the global generator
-    assert torch.equal(keyed_uniform(1, positions, 0)[1], keyed_uniform(1, torch.tensor([900]), 0)[0])
+    assert torch.equal(noise, keyed_noise(1, positions, (2, 3), Stream.NOISE))  # nor on the global generator
+    assert torch.equal(
+        keyed_uniform(1, positions, Stream.TIME)[1], keyed_uniform(1, torch.tensor([900]), Stream.TIME)[0]
+    )
 
 
-def test_noise_differs_with_seed_position_and_stream() -> None:
+def test_noise_differs_with_every_bit_of_the_seed_with_position_and_stream() -> None:
     rows = [
         keyed_noise(seed, torch.tensor([position]), (4,), stream)[0].tolist()
-        for seed in range(4) for position in (*range(40), 10**6, 10**9) for stream in range(5)
+        for seed in (0, 1, 2**32, 2**63, 2**64 - 1) for position in (*range(40), 10**6, 10**9)
+        for stream in Stream
     ]  # fmt: skip
     assert Counter(map(tuple, rows)).most_common(1)[0][1] == 1
 
 
 def test_noise_is_standard_normal_and_uniform_is_uniform_across_positions() -> None:
     positions = torch.arange(4000)
-    noise = keyed_noise(0, positions, (4,), 0)
+    noise = keyed_noise(0, positions, (4,), Stream.NOISE)
     assert noise.mean(0).abs().max() < 0.08
     assert (noise.std(0) - 1).abs().max() < 0.06
     correlation = torch.corrcoef(torch.stack([noise[:-1, 0], noise[1:, 0]]))[
         0, 1
     ]  # neighbours know nothing of each other
     assert correlation.abs() < 0.06
-    uniform = keyed_uniform(0, positions, 0)
+    uniform = keyed_uniform(0, positions, Stream.TIME)
     assert ((uniform >= 0) & (uniform < 1)).all()
     assert (torch.histc(uniform, 10, 0, 1) - 400).abs().max() < 100

@@ -9,6 +9,7 @@ from scipy import ndimage
 
 from latentsynth.data import nifti
 from latentsynth.errors import DataError
+from latentsynth.phantom.anatomy import body, many_lesions
 from latentsynth.phantom.cohort import phantom, write_cohort
 
 LIVER, KIDNEY, LESION = 1, 2, 3
@@ -185,6 +186,50 @@ def test_files_and_description_agree(tmp_path: Path) -> None:
             assert set(np.unique(volume)) == set(description["labels"].values())
 
 
+MANY = {"shape": (32, 32, 32), "spacing_mm": (6.0, 6.0, 6.0), "channels": 1, "many": (1, 20)}
+
+
+def test_many_lesions_are_as_many_and_as_large_as_asked_some_beside_another() -> None:
+    """Counts from the whole range, diameters of 3 to 30 mm; those that touch nothing are pieces of their own."""
+    counts, diameters, beside = [], [], 0
+    for case in range(14):
+        liver = body(np.random.default_rng([3, case]), MANY["shape"])[1] == LIVER
+        each, ring = many_lesions(np.random.default_rng(case), liver, MANY["spacing_mm"], MANY["many"])
+        assert set(np.unique(each)) == set(range(each.max() + 1))
+        assert not (each > 0)[~ndimage.binary_erosion(liver)].any()
+        assert ((ring >= 0) & (ring <= 1)).all()
+        counts.append(int(each.max()))
+        sizes = np.bincount(each.ravel())[1:]
+        diameters += list((6 / np.pi * sizes * np.prod(MANY["spacing_mm"])) ** (1 / 3))
+        pieces = ndimage.label(each > 0, np.ones((3, 3, 3)))[1]
+        beside += counts[-1] - pieces
+        assert pieces <= counts[-1]
+    assert min(counts) < 5
+    assert 15 < max(counts) <= 20
+    assert 1 < beside < sum(counts) / 3
+    voxel = (6 / np.pi * np.prod(MANY["spacing_mm"])) ** (1 / 3)  # no lesion is smaller than one
+    assert voxel <= min(diameters) + 1e-9
+    assert 20 < max(diameters) <= 31
+    assert np.mean(np.array(diameters) < 10) > 0.3
+
+
+def test_many_lesions_are_the_same_again_and_show_in_the_scan(tmp_path: Path) -> None:
+    first, again = phantom(3, 1, **MANY), phantom(3, 1, **MANY)
+    np.testing.assert_array_equal(first[0], again[0])
+    np.testing.assert_array_equal(first[1], again[1])
+    image, labels = first
+    assert image[0][labels == LIVER].mean() - image[0][labels == LESION].mean() > 40
+    few = phantom(3, 1, **{**MANY, "many": (2, 2)})[1]
+    assert ndimage.label(few == LESION, np.ones((3, 3, 3)))[1] in (1, 2)
+    write_cohort(tmp_path / "out", 2, 3, **MANY)
+    np.testing.assert_array_equal(voxels(tmp_path / "out")["labelsTr/phantom_001.nii.gz"], labels)
+
+
+def test_a_liver_without_room_for_so_many_is_refused() -> None:
+    with pytest.raises(DataError, match=r"lesion \d+ of 50 finds no room in a liver of \d+ voxels: ask for fewer"):
+        phantom(0, 0, (24, 24, 24), (4.0, 4.0, 4.0), 1, (50, 50))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -195,6 +240,9 @@ def test_files_and_description_agree(tmp_path: Path) -> None:
         ({"spacing_mm": (4.0, 4.0, 0.0)}, "spacing_mm"),
         ({"spacing_mm": (4.0, 4.0, float("nan"))}, "spacing_mm"),
         ({"channels": 3}, "3 channels"),
+        ({"many": (0, 3)}, "0:3 lesions per patient: give the fewest and the most, from 1 to 50"),
+        ({"many": (4, 3)}, "4:3 lesions"),
+        ({"many": (4, 51)}, "4:51 lesions"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(tmp_path: Path, change: dict, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -13,15 +14,18 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from rich.console import Console
 
 from latentsynth.data import nifti
+from latentsynth.data.identity import check_files, turned_hash
 from latentsynth.data.intake.checks import check_case, disagreement
 from latentsynth.data.intake.prepare import PrepareReport, prepare, write_report
 from latentsynth.data.intake.splits import read_split_file, split_patients
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.types import Case, Labels
+from latentsynth.types import Case, Framing, Labels
 
 SHAPE = (8, 9, 10)
 AFFINE = np.array([[1.0, 0, 0, -4], [0, 1.5, 0, 7], [0, 0, 2, -30], [0, 0, 0, 1]])
@@ -223,9 +227,205 @@ def test_scan_of_two_patients_is_a_leak_in_any_orientation(source: Path) -> None
     assert any("every copy" in note for note in kept.notes)
 
 
+TURNS: dict[str, Change] = {
+    "mirrored": lambda v: v[::-1],
+    "mirrored twice": lambda v: v[:, ::-1, ::-1],
+    "other axes first": lambda v: v.transpose(2, 0, 1),
+    "slices in reverse, axes exchanged": lambda v: v.transpose(1, 0, 2)[:, :, ::-1],
+    "whole numbers shifted": lambda v: (v - v.min()).astype(np.uint16),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_scan_of_two_patients_is_a_leak_without_its_header(source: Path, turn: str) -> None:
+    whole = np.rint(1000 * np.random.default_rng(5).normal(size=SHAPE)).astype(np.int16)
+    nifti.write(image_of(source, NAME), whole, AFFINE)
+    for file in (image_of(source, "P03_a"), image_of(source, "P03_a", 1), mask_of(source, "P03_a")):
+        voxels = whole if file == image_of(source, "P03_a") else nifti.read(file)[0]
+        nib.save(nib.Nifti1Image(TURNS[turn](voxels), np.eye(4)), file)
+    found = {problem.case_id: problem.found for problem in run(source).problems}
+    assert set(found) == {NAME, "P03_a"}
+    assert all("the same voxels" in text for text in found.values())
+
+
+def test_a_scan_whose_header_scaled_its_numbers_is_found_without_it(source: Path) -> None:
+    stored = np.random.default_rng(5).integers(0, 4000, SHAPE).astype(np.int16)
+    image = nib.Nifti1Image(stored, AFFINE)
+    image.header.set_slope_inter(0.0123, -3)
+    nib.save(image, image_of(source, NAME))
+    content = bytearray(gzip.decompress(image_of(source, NAME).read_bytes()))
+    content[112:120] = np.array([0.0123, -3], "<f4").tobytes()
+    content[352:] = stored.tobytes(order="F")
+    image_of(source, NAME).write_bytes(gzip.compress(bytes(content)))
+    assert nifti.read(image_of(source, NAME))[0].max() < 50
+    nifti.write(image_of(source, "P03_a"), stored, AFFINE)
+    problems = run(source).problems
+    assert sorted(problem.case_id for problem in problems) == [NAME, "P03_a"]
+    assert all("the same voxels" in problem.found for problem in problems)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    shape=st.tuples(*[st.sampled_from([3, 4])] * 3),
+    seed=st.integers(0, 99),
+    order=st.permutations(range(3)),
+    mirrored=st.sets(st.integers(0, 2)),
+)
+def test_the_hash_of_voxels_alone_forgets_turns_and_nothing_else(
+    shape: tuple[int, int, int], seed: int, order: list[int], mirrored: set[int]
+) -> None:
+    scan = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    assert turned_hash(np.flip(scan, tuple(mirrored)).transpose(order)) == turned_hash(scan)
+    other = scan.copy()
+    other[0, 0, 0], other[1, 1, 1] = scan[1, 1, 1], scan[0, 0, 0]
+    assert turned_hash(other) != turned_hash(scan)
+
+
 def test_a_second_channel_leaks_too(source: Path) -> None:
     shutil.copy(image_of(source, NAME, 1), image_of(source, "P03_a", 1))
     assert {problem.case_id for problem in run(source).problems} == {NAME, "P03_a"}
+
+
+def formed(
+    sform: np.ndarray | None, qform: np.ndarray | None, pixdim: tuple[float, ...], unit: str = "mm"
+) -> Callable[[np.ndarray], bytes]:
+    """A file of some voxels whose header says just this; what is None has code 0."""
+
+    def make(voxels: np.ndarray) -> bytes:
+        image = nib.Nifti1Image(voxels, None)
+        image.set_qform(qform, 1 if qform is not None else 0)
+        image.set_sform(sform, 1 if sform is not None else 0)
+        image.header.set_xyzt_units(unit)
+        content = bytearray(image.to_bytes())
+        # nibabel writes no spacing of 0, and never no form at all.
+        content[80:92] = np.array(pixdim, "<f4").tobytes()
+        content[252:256] = np.array([qform is not None, sform is not None], "<i2").tobytes()
+        return bytes(content)
+
+    return make
+
+
+def cube(*edges: float) -> np.ndarray:
+    return np.diag([*edges, 1.0])
+
+
+HEADERS: dict[str, tuple[Callable[[np.ndarray], bytes], tuple[int, int, int], str]] = {
+    "sform against qform": (formed(cube(1, 1, 1), cube(0.5, 0.5, 5), (0.5, 0.5, 5)), (8, 9, 10), "contradiction"),
+    "sform against pixdim": (formed(cube(1, 1, 1), None, (1, 1, 5)), (8, 9, 10), "contradiction"),
+    "sform mirrored against qform": (formed(cube(1, 1, 2), cube(-1, 1, 2), (1, 1, 2)), (8, 9, 10), "contradiction"),
+    "no form": (formed(None, None, (2, 2, 2)), (8, 9, 10), "no orientation"),
+    "no spacing": (formed(None, None, (0, 0, 0)), (8, 9, 10), "no spacing"),
+    "no spacing beside a qform": (formed(None, cube(2, 2, 2), (2, 2, 0)), (8, 9, 10), "no spacing"),
+    "placeholder": (formed(cube(1, 1, 1), None, (1, 1, 1)), (40, 40, 8), "placeholder spacing"),
+    "micrometres": (formed(cube(2, 2, 2), None, (2, 2, 2), "micron"), (8, 9, 10), "other units"),
+}
+
+
+@pytest.mark.parametrize("case", HEADERS)
+def test_what_a_header_leaves_open_is_said_with_all_its_forms(tmp_path: Path, case: str) -> None:
+    make, shape, doubt = HEADERS[case]
+    mask = np.zeros(shape, np.uint8)
+    mask[2:4, 2:4, 2:4] = 1
+    (tmp_path / "a.nii").write_bytes(make(np.random.default_rng(0).normal(size=shape).astype(np.float32)))
+    (tmp_path / "m.nii").write_bytes(make(mask))
+    (tmp_path / "t.csv").write_text("image,mask\na.nii,m.nii\n")
+    report = run(tmp_path / "t.csv", patient=None)
+    said = [note for note in report.notes if f"header with {doubt}" in note]
+    assert len(said) == 1
+    assert all(word in said[0] for word in ("a.nii and 1 files more", "sform", "qform", "pixdim"))
+    assert report.facts["a"].remarks[0].doubt == doubt
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_spacing_in_the_table_goes_before_the_headers_in_every_later_reading(tmp_path: Path, kind: str) -> None:
+    mask = np.zeros((40, 40, 8), np.uint8)
+    mask[2:4, 2:4, 2:4] = 1
+    make = formed(cube(1, 1, 1), cube(0.5, 0.5, 5), (0.5, 0.5, 5))
+    for name in "ab":
+        scan = np.random.default_rng(ord(name)).integers(0, 99, (40, 40, 8)).astype(np.int16)
+        (tmp_path / f"{name}.nii").write_bytes(make(scan))
+        (tmp_path / f"{name}_m.nii").write_bytes(make(mask))
+    rows = [{"image": "a.nii", "mask": "a_m.nii", "spacing": [0.5, 0.5, 5]}, {"image": "b.nii", "mask": "b_m.nii"}]
+    (tmp_path / "t.csv").write_text("image;mask;spacing\na.nii;a_m.nii;0.5 x 0.5 x 5\n")
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows[:1])))
+    report = run(tmp_path / f"t.{kind}", tmp_path / "out" / "m.json", patient=None)
+    assert not any("header" in note for note in report.notes)
+    assert any("spacing of the table" in note for note in report.notes)
+    case = Manifest.load(tmp_path / "out" / "m.json").cases[0]
+    assert case.mask is not None
+    image, drawn = nifti.read(case.images[0]), nifti.read(case.mask)
+    check_files(case, [image], drawn)
+    for voxels, affine in (image, drawn):
+        assert nib.affines.voxel_sizes(affine).tolist() == [0.5, 0.5, 5]
+        assert voxels.shape == (40, 40, 8)
+    np.testing.assert_array_equal(image[0], nifti.read(tmp_path / "a.nii")[0])
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))  # one of two
+    other = run(tmp_path / "t.jsonl", tmp_path / "out" / "m.json", patient=None)
+    assert other.manifest
+    assert other.manifest.cases[1].images == (tmp_path / "b.nii",)
+    (tmp_path / "out" / "m_respaced" / "scans" / "b_0000.nii.gz").write_text("mine")
+    with pytest.raises(DataError, match="m_respaced"):
+        run(tmp_path / "t.jsonl", tmp_path / "out" / "m.json", patient=None)
+
+
+@pytest.mark.parametrize("spacing", ["1 x 1", "1 x 1 x 0", "a x b x c", "1 x 1 x inf", "-1 1 1"])
+def test_a_spacing_that_is_none_is_refused_with_its_line(tmp_path: Path, spacing: str) -> None:
+    (tmp_path / "t.csv").write_text(f"image,spacing\na.nii,{spacing}\n")
+    with pytest.raises(DataError, match=r"line 2 has spacing .* 0.5 x 0.5 x 5"):
+        run(tmp_path / "t.csv", patient=None)
+
+
+def test_forms_of_two_places_are_no_contradiction(source: Path) -> None:
+    image = nib.Nifti1Image(nifti.read(image_of(source, NAME))[0], AFFINE)
+    image.set_qform(moved(30.0), 1)  # of the scanner, while the sform is that of an atlas
+    nib.save(image, image_of(source, NAME))
+    assert not any("header" in note for note in run(source).notes)
+
+
+@pytest.mark.parametrize(("name", "says"), [("ignore", True), ("Ignore", True), ("unannotated", True), ("rim", False)])
+def test_voxels_that_nobody_annotated_are_no_lesion_and_are_counted(source: Path, name: str, says: bool) -> None:
+    facts = json.loads((source / "dataset.json").read_text())
+    facts["labels"] = {"background": 0, "tumour": 1, "core": 2, name: 3}
+    (source / "dataset.json").write_text(json.dumps(facts))
+
+    def border(voxels: np.ndarray) -> np.ndarray:
+        voxels[6:] = 3  # a quarter
+        return voxels
+
+    edit(mask_of(source, NAME), border)
+    report = run(source)
+    assert report.manifest
+    assert report.manifest.labels.lesions(Framing()) == ((1, 2) if says else (1, 2, 3))
+    assert len(report.facts[NAME].lesion_voxels) == (1 if says else 2)
+    said = [note for note in report.notes if "nobody annotated" in note]
+    assert len(said) == says
+    assert not says or ("25 to 25 %" in said[0] and NAME in said[0])
+    edit(mask_of(source, NAME), lambda v: np.where(v == 3, v, 0))
+    empty = run(source).problems
+    assert [problem.found for problem in empty] == (["an empty mask"] if says else [])
+
+
+def test_a_label_255_without_a_name_is_doubted_beside_small_ones(source: Path, tmp_path: Path) -> None:
+    edit(mask_of(source, NAME), lambda v: np.where(v == 2, 255, v).astype(np.uint8))
+    table = tmp_path / "t.csv"
+    table.write_text(f"image,mask\n{image_of(source, NAME)},{mask_of(source, NAME)}\n")
+    assert any("label 255 beside [0, 1]" in note for note in run(table, patient=None).notes)
+    edit(mask_of(source, NAME), lambda v: np.where(v, 255, 0).astype(np.uint8))
+    assert not any("255" in note for note in run(table, patient=None).notes)  # a mask of black and white
+
+
+def test_lesions_that_half_the_resolution_loses_are_counted(source: Path) -> None:
+    edit(mask_of(source, NAME), one(1, np.uint8))  # inside the one lesion
+    assert not any("smaller than" in note for note in run(source).notes)
+
+    def dots(voxels: np.ndarray) -> np.ndarray:
+        voxels[6, 7, 8] = voxels[0, 8, 9] = 1
+        return voxels
+
+    edit(mask_of(source, NAME), dots)
+    report = run(source)
+    assert any(note.startswith(f"2 of {len(NAMES) + 2} lesions are smaller") and NAME in note for note in report.notes)
+    assert sorted(report.facts[NAME].lesion_voxels) == [1, 1, 27]
 
 
 def test_scan_twice_in_one_patient_is_only_said(source: Path) -> None:
@@ -237,12 +437,16 @@ def test_scan_twice_in_one_patient_is_only_said(source: Path) -> None:
     assert len(run(source, patient=None).problems) == 2  # without the expression they are two patients
 
 
-def test_absent_channels_filled_with_zeros_are_no_leak(source: Path) -> None:
-    for name in ("P01_a", "P02_a"):
-        edit(image_of(source, name, 1), np.zeros_like)
+def test_absent_channels_filled_with_zeros_are_refused_by_name_and_are_no_leak(source: Path) -> None:
+    files = [image_of(source, name, 1) for name in ("P01_a", "P02_a")]
+    for file in files:
+        edit(file, np.zeros_like)
     report = run(source)
-    assert not report.problems
-    assert any("one value throughout in 2 cases" in note for note in report.notes)
+    assert [problem.file for problem in report.problems] == [str(file) for file in files]
+    assert all("one value throughout (0)" in problem.found for problem in report.problems)
+    kept = run(source, skip_invalid=True)
+    assert kept.manifest
+    assert {c.case_id for c in kept.manifest.cases} == set(NAMES) - {"P01_a", "P02_a"}
 
 
 def test_duplicated_ids_are_caught(source: Path, tmp_path: Path) -> None:

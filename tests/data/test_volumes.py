@@ -16,7 +16,7 @@ import torch
 from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti
 from latentsynth.data.cache.transforms import distort
-from latentsynth.data.cache.volumes import Recipe, VolumeCache
+from latentsynth.data.cache.volumes import Recipe, VolumeCache, to_index
 from latentsynth.errors import DataError
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 
@@ -226,6 +226,30 @@ def test_unknown_label_is_refused_by_name(tmp_path: Path) -> None:
         replace(recipe(), labels=Labels((0, 1))).read(case(tmp_path))
 
 
+def test_more_labels_than_a_byte_counts_stay_apart(tmp_path: Path) -> None:
+    values = 7 * (np.arange(16**3) // 14).reshape(16, 16, 16).astype(np.int16)  # 293 labels up to 2044
+    affine = np.diag([2.5, 2.5, 2.5, 1.0])
+    nifti.write(tmp_path / "mask.nii.gz", values, affine)
+    nifti.write(tmp_path / "image.nii.gz", values.astype(np.float32), affine)
+    labels = Labels(tuple(range(0, 2045, 7)))
+    made = Recipe(replace(GRID, windows=GRID.windows[:1]), Framing(), labels, AugmentConfig(noise=0.1, flip_axes=()), 0)
+    cache = VolumeCache(
+        tmp_path / "cache", made, [Case("a", "a", (tmp_path / "image.nii.gz",), tmp_path / "mask.nii.gz")]
+    )
+    cache.build()
+    seen = cache.item(0)["mask"].argmax(0).numpy()
+    np.testing.assert_array_equal(np.array(labels.values)[seen], values)
+    volume = cache.volume(0)
+    assert volume.mask is not None
+    _, noisy = distort(volume.image, volume.mask, GRID.spacing_mm, AugmentConfig(noise=0.1), np.random.default_rng(0))
+    np.testing.assert_array_equal(noisy, seen)
+
+
+def test_a_value_between_two_labels_is_no_index_of_either() -> None:
+    with pytest.raises(DataError, match=r"holds label 3, 9, known are 0 = background"):
+        to_index(np.array([[[0, 3, 5, 9]]]), Labels((0, 2, 5)))
+
+
 def test_torchio_is_loaded_for_voxel_augmentation_alone(tmp_path: Path) -> None:
     case(tmp_path)
     program = f"""
@@ -277,7 +301,7 @@ def test_each_voxel_augmentation(volume: tuple[np.ndarray, np.ndarray], switch: 
     np.testing.assert_array_equal(out, again)
     assert (out != other).any()
     assert (moved != mask).any() == (switch == "elastic_mm")
-    assert moved.dtype == np.uint8
+    assert moved.dtype == mask.dtype
     if switch == "elastic_mm":
         assert dice(moved == 1, out[0] > 0.1) > 0.95
         assert dice(moved == 1, mask == 1) < 0.999

@@ -9,9 +9,18 @@ import numpy as np
 import pytest
 
 from latentsynth.evaluation.features import Features
-from latentsynth.evaluation.fidelity.comparison import FLOOR, FidelityScores, compare, extrapolated, principal, spread
-from latentsynth.extractors.networks import RandomNetwork
-from latentsynth.metrics.distribution import frechet, kid
+from latentsynth.evaluation.fidelity.comparison import (
+    FLOOR,
+    Difference,
+    FidelityScores,
+    compare,
+    csv_columns,
+    csv_row,
+    extrapolated,
+    principal,
+    spread,
+)
+from latentsynth.metrics.distribution import frechet, frechet_without, kid
 
 WIDTH = 6
 
@@ -43,14 +52,13 @@ def scores() -> FidelityScores:
 
 
 def row(scores: FidelityScores, name: str) -> dict[str, Any]:
-    (found,) = [one for one in scores.rows if one[0] == name]
-    return dict(zip(scores.columns, found[1:], strict=True))
+    (found,) = [one for one in scores.rows if one.name == name]
+    return dict(zip(csv_columns(), csv_row(found), strict=True))
 
 
 def test_the_floor_comes_first_and_every_set_follows(scores: FidelityScores) -> None:
-    assert [one[0] for one in scores.rows] == [FLOOR, *SETS]
-    assert [one[1] for one in scores.rows] == [60, 60, 60, 60, 60, 33]
-    assert all(len(one) == len(scores.columns) + 1 for one in scores.rows)
+    assert [one.name for one in scores.rows] == [FLOOR, *SETS]
+    assert [one.cases for one in scores.rows] == [one.patients for one in scores.rows] == [60, 60, 60, 60, 60, 33]
     assert scores.at == 30  # half of the real cases, fewer than the smallest set has
 
 
@@ -92,10 +100,10 @@ def test_scaling_and_shifting_features_changes_nothing_but_the_raw_distance(scor
         return Features(one.ids, one.patients, 40 * one.values - 1000)
 
     other = compare(moved(REAL), {name: moved(one) for name, one in SETS.items()})
-    for mine, theirs in zip(scores.rows, other.rows, strict=True):
-        a, b = (dict(zip(scores.columns, one[1:], strict=True)) for one in (mine, theirs))
+    for name in (FLOOR, *SETS):
+        a, b = row(scores, name), row(other, name)
         raw = a.pop("frechet_raw"), b.pop("frechet_raw")
-        assert mine[0] == theirs[0]
+        assert a.pop("volumes") == b.pop("volumes")
         for key, value in a.items():
             assert b[key] == (None if value is None else pytest.approx(value, rel=1e-6, abs=1e-8)), key
         if raw[0] is not None:
@@ -119,25 +127,102 @@ def test_the_unit_is_the_variance_of_the_real_set(scores: FidelityScores) -> Non
 
 def test_all_rows_are_scored_at_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every call that fills the rows gets as many cases of one side as of the other, and of every set."""
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, ...]] = []
 
-    def counting(a: np.ndarray, b: np.ndarray, k: int) -> dict[str, float]:
-        seen.append((len(a), len(b)))
-        return dict.fromkeys(("precision", "recall", "density", "coverage"), 0.5)
+    def counting(*given: Any) -> np.ndarray:
+        seen.append((given[-2].shape[1], given[-1].shape[1]))
+        return frechet_without(*given)
 
-    monkeypatch.setattr("latentsynth.evaluation.fidelity.comparison.prdc", counting)
-    sizes: list[tuple[int, int]] = []
-
-    def measured(a: np.ndarray, b: np.ndarray) -> float:
-        sizes.append((len(a), len(b)))
-        return 1.0
-
-    monkeypatch.setattr("latentsynth.evaluation.fidelity.comparison.frechet", measured)
+    monkeypatch.setattr("latentsynth.evaluation.fidelity.comparison.frechet_without", counting)
     found = compare(REAL, {"many": SETS["same"], "some": SETS["few"][range(11)]})
     assert found.at == 11
     assert set(seen) == {(11, 11)}
-    assert {size for size in sizes if size[0] != size[1]} == {(60, 11)}  # the column of all cases, and no other
-    assert sizes.count((11, 11)) >= 3 * 20
+    assert len(seen) >= 3 * 20
+
+
+def gap(scores: FidelityScores, name: str, other: str) -> Difference:
+    (found,) = [one for one in scores.differences if (one.name, one.other) == (name, other)]
+    return found
+
+
+@pytest.mark.parametrize(("shift", "each"), [(0.0, 1), (1.5, 1), (1.5, 3)])
+def test_known_distances_between_gaussians_are_covered(
+    shift: float, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two Gaussians that differ in their mean alone, the distance minus the floor is the mean's, without a bias.
+
+    80 repeats of 20 patients against 20 masks: nominally 95 percent; 92 to 100 are found, so at least 70 of 80. Samples of
+    one mask are alike, and taken for independent their intervals would cover less.
+    """
+    monkeypatch.setattr("latentsynth.evaluation.fidelity.comparison._SPLITS", 4)
+    monkeypatch.setattr("latentsynth.evaluation.fidelity.comparison.kid_interval", lambda *given: (0.0, 0.0, 0.0))
+    draws, hits, values = np.random.default_rng(0), 0, []
+    for _ in range(80):
+        real, masks = draws.normal(size=(2, 20, WIDTH))
+        fake = np.repeat(masks, each, 0) + 0.1 * draws.normal(size=(20 * each, WIDTH))
+        fake[:, 0] += shift
+        found = gap(compare(features(real), {"fake": features(fake, "q", each)}), "fake", FLOOR).frechet
+        truth = shift**2 / WIDTH / real.var(0).mean()
+        values.append(found.value - truth)
+        hits += found.low <= truth <= found.high
+    assert abs(np.mean(values)) < 4 * np.std(values) / math.sqrt(80)
+    assert hits >= 70
+
+
+def test_sets_of_the_same_masks_are_compared_mask_by_mask() -> None:
+    """One set is the other and a little noise: by mask their difference is known far better than by other masks."""
+    other = features(SETS["same"].values + normal(60, 11, scale=0.05), "same")
+    paired = gap(compare(REAL, {"a": SETS["same"], "b": other}), "b", "a")
+    strangers = Features(other.ids, tuple(f"mask {who}" for who in other.patients), other.values)
+    apart = gap(compare(REAL, {"a": SETS["same"], "b": strangers}), "b", "a")
+    assert paired.frechet.high - paired.frechet.low < 0.5 * (apart.frechet.high - apart.frechet.low)
+    for name in ("frechet", "precision", "recall", "density", "coverage"):
+        mine, theirs = getattr(paired, name), getattr(apart, name)
+        assert mine.value == theirs.value
+        assert mine.low <= mine.value <= mine.high
+
+
+def test_copies_of_every_volume_tell_nothing_new() -> None:
+    once = compare(REAL, {"shifted": SETS["shifted"][range(30)]})
+    copied = SETS["shifted"][np.repeat(range(30), 3)]
+    many = compare(REAL, {"shifted": copied})
+    assert [one.patients for one in many.rows] == [60, 30]
+    assert [one.cases for one in many.rows] == [60, 90]
+    a, b = (gap(one, "shifted", FLOOR).frechet for one in (once, many))
+    assert b.high - b.low == pytest.approx(a.high - a.low, rel=0.3)
+
+
+def test_differences_are_those_of_the_rows(scores: FidelityScores) -> None:
+    assert [(one.name, one.other) for one in scores.differences][:3] == [("same", FLOOR), ("shifted", FLOOR), ("shifted", "same")]  # fmt: skip
+    assert len(scores.differences) == 5 + 10
+    for one in scores.differences:
+        for name in ("frechet", "precision", "recall", "density", "coverage"):
+            expected = row(scores, one.name)[name] - row(scores, one.other)[name]
+            assert getattr(one, name).value == pytest.approx(expected, abs=1e-12)
+    assert gap(scores, "same", FLOOR).frechet.low < 0 < gap(scores, "same", FLOOR).frechet.high
+    for name in ("shifted", "collapsed", "noisy"):
+        assert gap(scores, name, FLOOR).frechet.low > 0
+        assert gap(scores, name, "same").frechet.low > 0
+    assert gap(scores, "collapsed", FLOOR).recall.high < 0
+
+
+def test_a_set_of_one_mask_has_no_interval() -> None:
+    found = compare(REAL, {"one": features(normal(30, 3), "one", each=30)})
+    assert found.rows[1].kid is None
+    assert math.isnan(found.rows[1].frechet.low)
+    assert not math.isnan(found.rows[0].frechet.low)
+
+
+def test_features_of_many_units_are_scaled_each_by_its_own() -> None:
+    units = np.array([1e-3, 1, 1e4, 1, 1, 1])
+    sets = [features(one.values * units, "x") for one in (REAL, SETS["shifted"])]
+    still = [features(np.concatenate([one.values, np.full((60, 1), 7.0)], 1), "x") for one in sets]
+    plain = compare(REAL, {"shifted": SETS["shifted"]}, each=True)
+    for real, fake in (sets, still):
+        found = compare(real, {"shifted": fake}, each=True)
+        assert found.rows[1].frechet_raw == pytest.approx(plain.rows[1].frechet_raw)
+    z = [(one.values - REAL.values.mean(0)) / REAL.values.std(0) for one in (REAL, SETS["shifted"])]
+    assert plain.rows[1].frechet_raw == pytest.approx(frechet(*z))
 
 
 def test_halves_never_share_a_patient() -> None:
@@ -212,18 +297,15 @@ def test_features_that_do_not_vary_are_no_error() -> None:
 
 
 def test_tables_hold_the_scores(scores: FidelityScores) -> None:
-    one = RandomNetwork(1)
-    table, bias = scores.table(one), scores.bias(one)
-    assert one.fingerprint in table.note
-    assert f"n = {scores.at}" in table.columns[2]
-    for shown in table.rows:
-        got = row(scores, str(shown[0]))
-        assert shown[1:4] == (got["cases"], got["frechet"], got["frechet_all"])
-        assert shown[5:] == tuple(got[key] for key in ("precision", "recall", "density", "coverage"))
-        if shown[0] == FLOOR:
-            assert shown[4] is None
-        else:
-            assert (shown[4].value, shown[4].low, shown[4].high) == (got["kid"], got["kid_low"], got["kid_high"])  # type: ignore[union-attr]
+    table, bias = scores.table("mean", "print", "Units."), scores.bias("mean")
+    assert "print" in table.note
+    assert f"n = {scores.at}" in table.columns[3]
+    for shown, got in zip(table.rows, scores.rows, strict=True):
+        assert shown == (got.name, got.patients, got.cases, got.frechet, got.frechet_all, got.kid, got.precision, got.recall, got.density, got.coverage)  # fmt: skip
+        assert len(shown) == len(table.columns)
+        assert (got.kid is None) == (got.name == FLOOR)
+    between = scores.comparisons("mean")
+    assert [len(one) for one in between.rows] == [len(between.columns)] * 15
     for shown in bias.rows:
         growth = scores.growth[str(shown[0])]
         for count, cell in zip(bias.columns[1:-1], shown[1:-1], strict=True):

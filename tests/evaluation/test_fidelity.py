@@ -23,6 +23,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.features import volumes
+from latentsynth.evaluation.fidelity.comparison import FLOOR
 from latentsynth.evaluation.fidelity.evaluate import evaluate_fidelity
 from latentsynth.extractors.networks import NetworkExtractor, RandomNetwork
 from latentsynth.metrics.diversity import ms_ssim
@@ -31,6 +32,7 @@ from latentsynth.phantom.cohort import write_cohort
 from latentsynth.results import Estimate, Result, Table
 from latentsynth.types import Case, Framing, Grid, Window
 
+WHOLE = Framing()
 GRID = Grid((24, 24, 24), (8.0, 8.0, 8.0), (Window("fixed", -160.0, 240.0),))
 
 
@@ -72,10 +74,15 @@ def made(tmp_path_factory: pytest.TempPathFactory, workplace: Path) -> dict[str,
 
 
 def evaluate(
-    out: Path, cpu: Accelerator, real: Manifest, *samples: tuple[str, Manifest], extractors: Sequence[Any] = ()
+    out: Path,
+    cpu: Accelerator,
+    real: Manifest,
+    *samples: tuple[str, Manifest],
+    extractors: Sequence[Any] = (),
+    framing: Framing = WHOLE,
 ) -> tuple[Result, dict[str, VolumeCache]]:
     cohorts = [Cohort(name, manifest, manifest.cases) for name, manifest in (("real", real), *samples)]
-    caches = {c.name: volumes(c, GRID, Framing(), real.labels, out.parent / "cache", cpu) for c in cohorts}
+    caches = {c.name: volumes(c, GRID, framing, real.labels, out.parent / "cache", cpu) for c in cohorts}
     return evaluate_fidelity(cohorts[0], cohorts[1:], caches, extractors or [RandomNetwork(1)], out, cpu), caches
 
 
@@ -100,10 +107,19 @@ def test_faults_are_told(tmp_path: Path, cpu: Accelerator, made: dict[str, Manif
     scores = rows(table(result, "fidelity by random:0"))
     floor = scores["floor: other half of real"]
     good, blurred, collapsed = (scores[name] for name in names)
-    assert good[1] < 1.7 * floor[1]
-    assert blurred[1] > 2 * good[1]
-    assert collapsed[3].low > good[3].high  # KID
-    assert collapsed[5] < 0.3 < good[5]  # recall
+    assert good[:2] == (10, 10)  # patients or masks, and volumes
+    assert good[2].value < 1.7 * floor[2].value
+    assert blurred[2].value > 2 * good[2].value
+    assert collapsed[4].low > good[4].high  # KID
+    assert collapsed[6].value < 0.3 < good[6].value  # recall
+    apart = {row[:2]: row[2:] for row in table(result, "differences by random:0").rows}
+    assert apart["good", FLOOR][0].low < 0 < apart["good", FLOOR][0].high
+    assert apart["blurred", FLOOR][0].low > 0
+    assert apart["blurred", "good"][0].low > 0
+    looks = rows(table(result, "fidelity by radiomics of the body"))
+    assert looks["good"][2].value < 1.7 * looks[FLOOR][2].value
+    for fault in ("blurred", "collapsed"):
+        assert looks[fault][2].low > looks["good"][2].value
     sharp = rows(table(result, "sharpness"))
     for name in ("real", *names):
         values = [detail(caches[name].volume(n).image) for n in range(10)]
@@ -118,6 +134,28 @@ def test_faults_are_told(tmp_path: Path, cpu: Accelerator, made: dict[str, Manif
     assert alike["collapsed"][0] > alike["good"][0] + 0.1
     assert alike["good"][0] == pytest.approx(alike["real"][0], abs=0.1)
     assert all(row[2] is None and row[3] == 0 for row in alike.values())  # nobody has two volumes
+
+
+@pytest.mark.usefixtures("quick")
+def test_lesions_have_a_radiomics_distance_of_their_own(
+    tmp_path: Path, cpu: Accelerator, made: dict[str, Manifest]
+) -> None:
+    """A lesion filled with one value differs by the lesion's texture far more than by the body's."""
+    value = max(made["good"].labels.values)
+
+    def filled(n: int, voxels: np.ndarray) -> np.ndarray:
+        mask, _ = nifti.read(made["good"].cases[n].mask)  # type: ignore[arg-type]
+        return np.where(mask == value, 60.0, voxels)
+
+    (tmp_path / "filled").mkdir()
+    flat = synthetic(tmp_path / "filled", made["good"], filled)
+    around = Framing("lesion", "scale", (value,))
+    result, _ = evaluate(tmp_path / "out", cpu, made["real"], ("good", made["good"]), ("flat", flat), framing=around)
+    body, lesion = (rows(table(result, f"differences by radiomics of the {name}")) for name in ("body", "lesion"))
+    by = {row[:2]: row[2] for row in table(result, "differences by radiomics of the lesion").rows}
+    assert by["flat", "good"].low > 0  # type: ignore[union-attr]
+    assert lesion["flat"][1].value > 3 * abs(body["flat"][1].value)
+    assert rows(table(result, "fidelity by radiomics of the lesion"))["flat"][:2] == (10, 10)
 
 
 def test_volumes_of_one_mask_are_told_from_strangers(
@@ -143,17 +181,18 @@ def test_what_is_written(tmp_path: Path, cpu: Accelerator, made: dict[str, Manif
     )
     result, _ = evaluate(out, cpu, made["real"], ("good", made["good"]), extractors=[RandomNetwork(1, 4), mean])
     assert Result.load(out / "fidelity.json").notes == result.notes
-    assert set(result.facts["extractors"]) == {"random:4", "mean"}
+    assert set(result.facts["extractors"]) == {"random:4", "mean", "radiomics of the body"}
     assert result.facts["cohorts"]["good"] == {"manifest": made["good"].fingerprint, "cases": 10}
     for picture in result.pictures:
         assert (out / picture.file).read_bytes().startswith(b"\x89PNG")
     with (out / "fidelity.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
     assert [(line["extractor"], line["volumes"]) for line in lines] == [
-        (name, row) for name in ("random:4", "mean") for row in ("floor: other half of real", "good")
+        (name, row) for name in ("random:4", "mean", "radiomics of the body") for row in (FLOOR, "good")
     ]
     shown = rows(table(result, "fidelity by mean"))["good"]
-    assert float(lines[3]["frechet"]) == pytest.approx(shown[1], rel=1e-5)
+    assert float(lines[3]["frechet"]) == pytest.approx(shown[2].value, rel=1e-5)
+    assert float(lines[3]["frechet_low"]) == pytest.approx(shown[2].low, rel=1e-5)
     assert "24 x 24 x 24 voxels of 8 x 8 x 8 mm" in result.notes[-1]
     assert "fixed -160 to 240" in result.notes[-1]
     again, _ = evaluate(
@@ -170,7 +209,7 @@ def test_an_extractor_of_one_feature_will_do(tmp_path: Path, cpu: Accelerator, m
     # Of numbers, the Frechet distance is that of two normal densities.
     expected = (one.mean() - other.mean()) ** 2 + (one.std(ddof=1) - other.std(ddof=1)) ** 2
     with (tmp_path / "out" / "fidelity.csv").open(newline="") as stream:
-        found = {line["volumes"]: line["frechet_raw"] for line in csv.DictReader(stream)}
+        found = {line["volumes"]: line["frechet_raw"] for line in csv.DictReader(stream) if line["extractor"] == "mean"}
     assert float(found["good"]) == pytest.approx(expected, rel=1e-3)
 
 
@@ -208,18 +247,20 @@ def test_what_cannot_be_compared_is_refused(tmp_path: Path, cpu: Accelerator, ma
 def test_the_command(
     tmp_path: Path, made: dict[str, Manifest], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made["real"].save(tmp_path / "real.json")
+    scans = tuple(replace(case, split="val" if n < 2 else "test") for n, case in enumerate(made["real"].cases))
+    replace(made["real"], cases=scans).save(tmp_path / "real.json")
     made["good"].save(tmp_path / "samples" / "manifest.json")
     out = tmp_path / "out"
     command = (
         "evaluate", "fidelity", "--real", tmp_path / "real.json", "--samples", tmp_path / "samples" / "manifest.json",
         "--cache", tmp_path / "cache",
     )  # fmt: skip
-    assert run(monkeypatch, *command, "--extractor", "random", "--out", out) == 0
+    assert run(monkeypatch, *command, "--split", "test", "--extractor", "random", "--out", out) == 0
     printed = capsys.readouterr().out
     value = json.loads((out / "fidelity.json").read_text())
     assert [row[0] for row in value["tables"][0]["rows"]] == ["floor: other half of real", "samples"]
-    assert value["tables"][0]["rows"][0][1] == 10  # val and test
+    assert value["facts"]["cohorts"]["real"]["cases"] == len(scans) - 2
+    assert value["splits"] == ["test"]
     for name in ("fidelity.json", *(picture["file"] for picture in value["pictures"])):
         assert (out / name).is_file()
         assert str(out / name) in printed.replace("\n", "")
@@ -232,9 +273,9 @@ def test_the_command(
         assert run(monkeypatch, *command, "--out", tmp_path / "wrong", *wrong) == 2
         assert words in " ".join(capsys.readouterr().err.replace("│", "").split())
     for wrong, words in (
-        (("--extractor", "inception"), "unknown extractor 'inception'"),
+        (("--split", "test", "--extractor", "inception"), "unknown extractor 'inception'"),
         (("--split", "train"), "no case in split train"),
-        (("--split", "val"), "too few for a floor"),
+        ((), "2 real patients are too few for a floor"),  # of the split val
     ):
         assert run(monkeypatch, *command, "--out", tmp_path / "wrong", "--extractor", "random", *wrong) == 1
         (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("error: ")]

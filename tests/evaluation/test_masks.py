@@ -170,10 +170,10 @@ def test_broken_lesions_are_told(result: Result) -> None:
 def test_one_mask_over_and_over_covers_little(result: Result) -> None:
     found = table(result, "how well shapes are covered")
     floor = found["floor: other half of real"]
-    assert found["collapsed"]["coverage"] < 0.5 * floor["coverage"]
-    assert found["collapsed"]["recall"] < 0.1
-    assert found["alike"]["coverage"] > 0.75 * floor["coverage"]
-    assert found["aside"]["precision"] < 0.3 < found["alike"]["precision"]
+    assert found["collapsed"]["coverage"].value < 0.5 * floor["coverage"].value
+    assert found["collapsed"]["recall"].value < 0.1
+    assert found["alike"]["coverage"].value > 0.75 * floor["coverage"].value
+    assert found["aside"]["precision"].value < 0.3 < found["alike"]["precision"].value
     assert any(note.startswith("collapsed: masks leave real shapes out (recall 0.0") for note in result.notes)
 
 

@@ -16,6 +16,7 @@ from scipy import ndimage
 from latentsynth.data import nifti
 from latentsynth.errors import DataError
 from latentsynth.evaluation.memorization.evaluate import measure_memorization
+from latentsynth.provenance import file_fingerprint
 from latentsynth.results import Estimate, Result
 
 Measure = Callable[..., tuple[Result, float]]
@@ -32,7 +33,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image = 8000 * ndimage.gaussian_filter(rng.normal(size=(24, 24, 24)), 2)
             nifti.write(folder / name / f"{name}_{n}_0000.nii.gz", image.astype(np.int16), AFFINE)
             if name == "train" and n < 6:
-                nifti.write(folder / "mirrored" / f"mirrored_{n}.nii.gz", image.astype(np.int16)[::-1], AFFINE)
+                whole = image.astype(np.int16)
+                noisy = whole + rng.integers(-20, 21, whole.shape, np.int16)
+                nifti.write(folder / "mirrored" / f"mirrored_{n}.nii.gz", noisy[::-1], AFFINE)
+                turned = whole.transpose(2, 0, 1)[:, ::-1]
+                for lost, voxels, affine in (
+                    ("bare", whole, np.eye(4)), ("turned", turned, AFFINE), ("both", turned, np.eye(4)),
+                    ("bare noisy", noisy, np.eye(4)), ("cut", noisy[:20], np.eye(4)),
+                ):  # fmt: skip
+                    nifti.write(folder / lost / f"{lost}_{n}.nii.gz", np.ascontiguousarray(voxels), affine)
     return folder
 
 
@@ -79,6 +88,39 @@ def test_copies_that_only_registration_sees(measure: Measure) -> None:
     assert all("registered" in one["flagged"] for one in facts.values())
     assert not any("voxels" in one["flagged"] or "voxels" in one["nearest"] for one in facts.values())
     assert not any(table.title.startswith("masks") for table in result.tables)  # folders have none
+
+
+LOST = {
+    "bare": "6 of 6 volumes are training scans voxel for voxel, turned or under another header",
+    "turned": "6 of 6 volumes are training scans voxel for voxel, turned or under another header",
+    "both": "6 of 6 volumes are training scans voxel for voxel, turned or under another header",
+    "bare noisy": "6 of 6 volumes have the shape of training scans and another voxel spacing",
+}
+
+
+def test_copies_are_found_whatever_became_of_their_headers(place: Path, measure: Measure) -> None:
+    """Turned, mirrored, saved with a placeholder in place of the spacing, with noise or without."""
+    result, rate = measure("lost", (*LOST, "cut", "strangers"), ("ssim",))
+    assert rate == 1
+    said = verdicts(result)
+    assert {name: said[name, "ssim"] for name in LOST} == dict.fromkeys(LOST, "COPIES")
+    assert said["strangers", "ssim"] == "as unseen patients"
+    for name, words in LOST.items():
+        assert any(note.startswith(f"{name}: {words}") for note in result.notes), name
+        facts = result.facts["sets"][name]
+        assert [one["nearest"]["ssim"] for one in facts.values()] == [f"train_{n}" for n in range(6)]
+        assert facts[f"{name}_0"]["files"] == file_fingerprint(place / name / f"{name}_0.nii.gz")  # filter goes by them
+    assert any(
+        note.startswith("cut: voxel spacing 1 x 1 x 1 mm, and the training scans have 4 x 4") for note in result.notes
+    )
+    assert not any(note.startswith("strangers: ") and "header" in note for note in result.notes)
+
+
+def test_a_held_out_scan_is_known_whatever_its_header(place: Path, measure: Measure, cpu: Accelerator) -> None:
+    with pytest.raises(DataError, match=r"6 held-out cases have the voxels of training scans .* \(both_0, both_1"):
+        measure_memorization(
+            place / "train", place / "both", [], place / "x", cpu, ("ssim",), level=0.5, cache=place / "cache"
+        )
 
 
 def test_nothing_is_said_where_no_space_applies(measure: Measure) -> None:

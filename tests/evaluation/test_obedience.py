@@ -25,6 +25,8 @@ from latentsynth.evaluation.cohorts import Cohort, named
 from latentsynth.evaluation.obedience.evaluate import Answer, evaluate_obedience, exchanged, mean_dice
 from latentsynth.evaluation.obedience.intensities import intensities_of
 from latentsynth.evaluation.segmentation.strata import SizeBins
+from latentsynth.metrics.lesions import components, diameter_mm, lesion_scores
+from latentsynth.phantom.cohort import phantom
 from latentsynth.provenance import Ledger
 from latentsynth.results import Estimate, Result, Table
 from latentsynth.segmentation import Segmenter
@@ -271,6 +273,53 @@ def test_strata_are_those_of_the_first_cohort_for_all(
     assert np.isnan(empty.value)
 
 
+def test_small_lesions_that_are_not_painted_are_missed_in_their_bin(
+    tmp_path: Path, cpu: Accelerator, reader: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks of phantoms with up to 20 lesions; a planted generator paints those above 10 mm alone, and one that is not asked for."""
+    asked, kept = [], []
+    for n in range(4):
+        lesions = phantom(1, n, (24, 24, 24), (8.0, 8.0, 8.0), 1, (6, 20))[1] == 3
+        pieces, _ = components(lesions)
+        sizes = np.bincount(pieces.ravel())[1:] * 0.008  # 2 mm here
+        large = np.isin(pieces, 1 + np.flatnonzero([diameter_mm(ml) > 5 for ml in sizes]))
+        large[0, 0, 0] = True
+        asked.append(
+            write_mask(tmp_path / f"m{n}.nii.gz", np.where(lesions, 4, 0).astype(np.int16), AFFINE, parents=(f"p{n}",))
+        )
+        kept.append((lesions, large, [diameter_mm(ml) for ml in sizes]))
+    monkeypatch.setattr("latentsynth.synthesis.contact_sheet", lambda *given: None)
+    manifest = synthesize(Painter(), asked, tmp_path / "made", cpu)
+    shown = {levels_key(np.where(lesions, 2, 0)): large for lesions, large, _ in kept}
+
+    def found(self: Segmenter, image: np.ndarray) -> np.ndarray:
+        return np.where(shown[levels_key(levels(self, image))], 2, 0)
+
+    file = reader()
+    monkeypatch.setattr(Segmenter, "on_grid", found)
+    result = evaluate_obedience(file, [cohort("many", manifest)], [], tmp_path / "out", cpu)
+    (row,) = table(result, "lesions asked for").rows
+    sizes = [mm for *_, each in kept for mm in each]
+    bins = [sum(low < mm <= high for mm in sizes) for low, high in ((0, 5), (5, 10), (10, 20), (20, 99))]
+    assert row[1] == len(sizes)
+    assert list(row[6::2]) == bins
+    assert bins[0] > 3
+    assert bins[1] > 3
+    assert (row[5].value, row[7].value) == (0, 1)  # type: ignore[union-attr]
+    recall = [np.mean([mm > 5 for mm in each]) for *_, each in kept]
+    assert row[2].value == pytest.approx(np.mean(recall))  # type: ignore[union-attr]
+    precision = [np.sum([mm > 5 for mm in each]) / (1 + np.sum([mm > 5 for mm in each])) for *_, each in kept]
+    assert row[3].value == pytest.approx(np.mean(precision))  # type: ignore[union-attr]
+    with (tmp_path / "out" / "obedience.csv").open() as stream:
+        lines = list(csv.DictReader(stream))
+    assert [int(line["lesions"]) for line in lines] == [len(each) for *_, each in kept]
+    assert {line["false_positives"] for line in lines} == {"1"}
+
+
+def levels_key(values: np.ndarray) -> bytes:
+    return np.asarray(values > 0).tobytes()
+
+
 def test_strata_by_hand() -> None:
     strata = SizeBins.of([1, 2, 3, 4, 5, 6, 7])
     assert strata is not None
@@ -282,7 +331,7 @@ def test_strata_by_hand() -> None:
 def answers(masks: Sequence[np.ndarray]) -> list[Answer]:
     """Answers of a perfect judge."""
     nothing = intensities_of(np.zeros((1, 12, 12, 12), np.float32), np.zeros((12, 12, 12), bool))
-    return [Answer(mask, mask, 1.0, 1.0, nothing) for mask in masks]
+    return [Answer(mask, mask, 1.0, 1.0, nothing, lesion_scores(mask > 0, mask > 0, (1, 1, 1))) for mask in masks]
 
 
 def corner(n: int) -> np.ndarray:

@@ -295,5 +295,8 @@ def test_torn_and_foreign_lines_of_a_run_cost_no_page(tmp_path: Path) -> None:
         page = write_report(tmp_path, tmp_path / "report.html").read_text()
     assert "after 8 images" in page
     (tmp_path / "environment.json").write_text('{"command": "latentsynth", "processes": 1}')
-    with pytest.warns(UserWarning, match="damaged"), pytest.raises(DataError, match=r"environment\.json: command is 'latentsynth'"):
+    with (
+        pytest.warns(UserWarning, match="damaged"),
+        pytest.raises(DataError, match=r"environment\.json: command is 'latentsynth'"),
+    ):
         write_report(tmp_path, tmp_path / "report.html")

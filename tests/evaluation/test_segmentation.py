@@ -24,10 +24,11 @@ from latentsynth.errors import DataError
 from latentsynth.evaluation.segmentation import evaluate as segmentation
 from latentsynth.evaluation.segmentation.evaluate import evaluate_segmenter
 from latentsynth.evaluation.segmentation.scores import UNION, SegmentationScores, score_case
-from latentsynth.evaluation.segmentation.strata import SizeBins
+from latentsynth.evaluation.segmentation.strata import DIAMETERS, SizeBins, recall_by_diameter
 from latentsynth.labelling import label_scans
-from latentsynth.metrics.lesions import lesion_scores, volume_error
+from latentsynth.metrics.lesions import components, diameter_mm, lesion_scores, volume_error
 from latentsynth.metrics.surfaces import dice, surface_scores, volume_ml
+from latentsynth.phantom.cohort import phantom
 from latentsynth.provenance import Ledger, project_key
 from latentsynth.results import Estimate, Result, Table
 from latentsynth.segmentation import Segmenter
@@ -84,7 +85,7 @@ def misplaced(n: int) -> np.ndarray:
 
 def evaluated(model: Segmenter, manifest: Path, folder: Path, cpu: Accelerator, **settings: Any) -> Result:
     model.save(folder / "run" / "checkpoint", {"dice": 0.5})
-    return evaluate_segmenter(folder / "run", manifest, folder / "out", cpu, **settings)
+    return evaluate_segmenter(folder / "run", manifest, folder / "out", cpu, **{"split": "test", **settings})
 
 
 def command(*arguments: str | Path) -> int:
@@ -122,7 +123,9 @@ def test_a_perfect_segmenter_scores_perfectly(tmp_path: Path, cpu: Accelerator) 
         assert found["HD95 (mm)"] == Estimate(0, 0, 0)
         assert found["volume error"] == Estimate(0, 0, 0)
         assert found["lesions found"] == ("12 of 12" if name == UNION else "6 of 6")
-        assert found["false positives per case"] == 0
+        matched = row(result.tables[1], name)
+        assert matched["false positives per case"] == 0
+        assert matched["recall"] == matched["precision"] == matched["F1"] == Estimate(1, 1, 1)
     assert result.notes == ()
     for scores in rows_of(tmp_path):
         assert (scores["dice"], scores["hd95_mm"], scores["volume_error_ml"]) == ("1", "0", "0")
@@ -190,12 +193,15 @@ def test_scores_are_those_of_the_metrics_on_the_written_label_maps(tmp_path: Pat
                 "reference_ml": volume_ml(a, SPACING), "predicted_ml": volume_ml(b, SPACING),
                 "volume_error_ml": volume_error(a, b, SPACING)[0], "volume_error": volume_error(a, b, SPACING)[1],
                 "lesions": lesions.lesions, "lesions_found": lesions.found, "false_positives": lesions.false_positives,
+                "lesion_recall": lesions.recall, "lesion_precision": lesions.precision, "lesion_f1": lesions.f1,
             }  # fmt: skip
             scores = next(rows)
             assert list(scores) == list(SegmentationScores.__dataclass_fields__)
             for key, number in expected.items():
                 if isinstance(number, str):
                     assert scores[key] == number
+                elif math.isnan(number):
+                    assert scores[key] == ""
                 else:
                     assert float(scores[key]) == pytest.approx(number, rel=1e-5, abs=1e-9), key
             seen.add((0 < dice(a, b) < 1, lesions.false_positives > 0, surfaces.empty))
@@ -213,7 +219,9 @@ def test_tables_are_means_over_cases(tmp_path: Path, cpu: Accelerator) -> None:
             assert value(shown[column]) == pytest.approx(mean, rel=1e-4)
             assert shown[column].low <= mean <= shown[column].high
         assert shown["median Dice"] == pytest.approx(np.median([float(r["dice"]) for r in rows]), rel=1e-4)
-        assert shown["false positives per case"] == pytest.approx(np.mean([int(r["false_positives"]) for r in rows]))
+        matched = row(result.tables[1], name)
+        assert matched["false positives per case"] == pytest.approx(np.mean([int(r["false_positives"]) for r in rows]))
+        assert value(matched["F1"]) == pytest.approx(np.mean([float(r["lesion_f1"]) for r in rows]), rel=1e-4)
         assert shown["lesions found"] == (
             f"{sum(int(r['lesions_found']) for r in rows)} of {sum(int(r['lesions']) for r in rows)}"
         )
@@ -222,7 +230,7 @@ def test_tables_are_means_over_cases(tmp_path: Path, cpu: Accelerator) -> None:
 def test_strata_split_the_cases_by_annotated_volume(tmp_path: Path, cpu: Accelerator) -> None:
     cases = patients(tmp_path, 7, shown=misplaced)
     result = evaluated(positive_controls(), cohort(tmp_path / "manifest.json", cases), tmp_path, cpu)
-    table = result.tables[1]
+    table = result.tables[2]
     assert table.title == f"by annotated volume ({UNION})"
     main_rows = [r for r in rows_of(tmp_path) if r["label"] == UNION]
     volumes = [(16 * (n + 2) + 48) * VOXEL_ML for n in range(7)]
@@ -232,8 +240,42 @@ def test_strata_split_the_cases_by_annotated_volume(tmp_path: Path, cpu: Acceler
     assert [cells[1] for cells in table.rows] == [3, 2, 2]
     for cells, chosen in zip(table.rows, (main_rows[:3], main_rows[3:5], main_rows[5:]), strict=True):
         assert value(cells[2]) == pytest.approx(np.mean([float(r["dice"]) for r in chosen]), rel=1e-4)
+    lesions = result.tables[3]
+    assert lesions.title == f"lesions by diameter ({UNION})"
+    assert [cells[0] for cells in lesions.rows] == [*DIAMETERS]
+    hits = [float(hit) for r in main_rows for hit in r["lesion_found"].split()]
+    assert sum(cells[1] for cells in lesions.rows) == len(hits)
+    assert sum(cells[1] * value(cells[2]) for cells in lesions.rows if cells[1]) == pytest.approx(sum(hits))
     few = evaluated(positive_controls(), cohort(tmp_path / "few.json", cases[:5]), tmp_path / "few", cpu)
-    assert len(few.tables) == 1  # no thirds of five
+    assert not any(one.title.startswith("by annotated") for one in few.tables)  # no thirds of five
+
+
+def test_recall_by_diameter_says_which_sizes_are_lost() -> None:
+    """Phantoms with up to 20 lesions; a planted segmenter finds those above 10 mm, and nothing else."""
+    scores, patients = [], []
+    for case in range(8):
+        lesion = phantom(1, case, (32, 32, 32), (6.0, 6.0, 6.0), 1, (1, 20))[1] == 3  # taken for 4 mm
+        pieces, count = components(lesion)
+        sizes = np.array([diameter_mm((pieces == n).sum() * 0.064) for n in range(1, count + 1)])
+        scores.append(lesion_scores(lesion, np.isin(pieces, 1 + np.flatnonzero(sizes > 10)), (4.0, 4.0, 4.0)))
+        assert scores[-1].lesion_mm == pytest.approx(sizes)
+        patients.append(str(case))
+    found = recall_by_diameter(scores, patients)
+    assert [value(recall) for _, recall in found if recall] == [0, 0, 1, 1][: sum(count > 0 for count, _ in found)]
+    assert sum(count for count, _ in found) == sum(one.lesions for one in scores)
+    assert min(count for count, _ in found[:3]) > 2
+    at_the_ends = lesion_scores(np.ones((1, 1, 1), bool), np.ones((1, 1, 1), bool), (1, 1, 1))
+    bins = [
+        [count for count, _ in recall_by_diameter([replace(at_the_ends, lesion_ml=(np.pi / 6 * mm**3 / 1000,))], "p")]
+        for mm in (4.999, 5.001, 9.999, 10.001, 19.999, 20.001)
+    ]
+    assert [row.index(1) for row in bins] == [0, 1, 1, 2, 2, 3]
+    assert [recall is None for _, recall in recall_by_diameter([at_the_ends], "p")] == [
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 @given(st.lists(st.integers(1, 10_000), min_size=6, max_size=40, unique=True))
@@ -305,7 +347,7 @@ def test_the_region_is_the_one_asked_for(tmp_path: Path, cpu: Accelerator) -> No
         result = evaluated(positive_controls(framing=framing), manifest, tmp_path, cpu, region=region)
         assert result.facts["region"] == used
         assert (told in result.notes) == (used == "crop")
-        assert row(result.tables[0], UNION)["false positives per case"] == (used == "scan")
+        assert row(result.tables[1], UNION)["false positives per case"] == (used == "scan")
         assert row(result.tables[0], "lesion 4")["Dice"].value == 1
 
 
@@ -363,7 +405,11 @@ def test_the_commands_run_end_to_end(
     assert "2 label maps" in capsys.readouterr().out
     evaluate = ("evaluate", "segmenter", trained_segmenter)
     assert command(*evaluate, manifest, "--out", out) == 0
+    assert capsys.readouterr().out.splitlines()[0].strip() == "split: val"
+    assert Result.load(out / "segmenter.json").splits == ("val",)
+    assert command(*evaluate, manifest, "--out", out, "--split", "test") == 0
     said = capsys.readouterr().out
+    assert said.splitlines()[0].strip() == "split: test"
     assert str(out / "segmenter.json") in said
     assert "segmentation of 2 cases" in said
     assert Result.load(out / "segmenter.json").facts["cases"] == 2
@@ -380,7 +426,7 @@ def test_the_commands_run_end_to_end(
     cases = [replace(case, split="test") for case in Manifest.load(manifest).select("train")]
     replace(Manifest.load(manifest), cases=tuple(cases)).save(workplace / "leak.json")
     capsys.readouterr()
-    assert command(*evaluate, workplace / "leak.json", "--out", out) == 1
+    assert command(*evaluate, workplace / "leak.json", "--out", out, "--split", "test") == 1
     assert "error: the segmenter was trained on 4 of these 4 cases" in capsys.readouterr().err
 
 

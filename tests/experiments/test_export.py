@@ -16,12 +16,13 @@ import pytest
 from reported_set import COPIES, FRESH, Reported
 
 from latentsynth.data import nifti
+from latentsynth.data.identity import volume_hash
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.sharing.export import export_set
 from latentsynth.sharing.filter import filter_set
-from latentsynth.types import Case
+from latentsynth.types import Case, Labels
 
 LICENCE = "CC-BY-4.0"
 
@@ -77,6 +78,33 @@ def test_what_was_filtered_is_exported_voxel_by_voxel(reported: Reported, filter
     assert (description["SYNTHETIC"], description["numTraining"], description["licence"]) == (True, 5, LICENCE)
     assert description["channel_names"] == {"0": "CT"}
     assert description["labels"]["background"] == 0
+
+
+def test_labels_leave_consecutive(tmp_path: Path) -> None:
+    """As nnU-Net asks; the names stay with their voxels, and the card says which value was another."""
+    rng = np.random.default_rng(0)
+    cases = []
+    for n in range(2):
+        image, mask = (
+            rng.normal(size=(5, 6, 7)).astype(np.float32),
+            rng.choice([0, 1, 4, 9], (5, 6, 7)).astype(np.int16),
+        )
+        nifti.write(tmp_path / f"{n}.nii.gz", image, np.eye(4))
+        nifti.write(tmp_path / f"{n}_mask.nii.gz", mask, np.eye(4))
+        hashes = (volume_hash(image, np.eye(4)),), volume_hash(mask, np.eye(4))
+        files = (tmp_path / f"{n}.nii.gz",), tmp_path / f"{n}_mask.nii.gz"
+        cases.append(Case(f"c{n}", f"p{n}", *files, "train", "external", image_hashes=hashes[0], mask_hash=hashes[1]))
+    labels = Labels((0, 1, 4, 9), ("background", "a", "b", "c"))
+    Manifest("set", ("MR",), labels, tuple(cases)).save(tmp_path / "manifest.json")
+    card = export(tmp_path / "manifest.json", tmp_path / "out", None, without_report="test")
+    described = json.loads((tmp_path / "out" / "dataset.json").read_text())["labels"]
+    assert described == {"background": 0, "a": 1, "b": 2, "c": 3}
+    for n, case in enumerate(cases):
+        before = nifti.read(case.mask)[0]  # type: ignore[arg-type]
+        after = nifti.read(tmp_path / "out" / "labelsTr" / f"synthetic_{n:05d}.nii.gz")[0]
+        for value, name in zip(labels.values, labels.names, strict=True):
+            assert np.array_equal(before == value, after == described[name])
+    assert "0 = background, 1 = a, 2 = b (4 before" in card
 
 
 def test_the_card_says_what_was_measured(reported: Reported, filtered: Path, tmp_path: Path) -> None:

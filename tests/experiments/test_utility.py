@@ -21,8 +21,9 @@ from latentsynth.errors import ConfigError, DataError
 from latentsynth.experiments.runs import RunPlace, autoencoder_run, generator_run
 from latentsynth.experiments.utility.jobs import Job
 from latentsynth.experiments.utility.study import Utility, own
-from latentsynth.experiments.utility.summary import comparisons, read_scores, sentences
+from latentsynth.experiments.utility.summary import TESTED, comparisons, over_seeds, read_scores, sentences
 from latentsynth.experiments.utility.synthetic import dosed
+from latentsynth.metrics.significance import Verdict
 from latentsynth.provenance import LEDGER, Ledger, voxel_hash
 from latentsynth.results import Result
 from latentsynth.sharing.filter import filter_disagreeing
@@ -88,6 +89,11 @@ def test_arms_are_mixed_as_declared_and_trained_equally_long(finished: Utility) 
 def test_what_is_left_behind(finished: Utility) -> None:
     result = Result.load(finished.folder / "utility.json")
     assert result.facts["baseline"] == "real"
+    facts = result.facts["comparisons"]
+    assert {Verdict(one["verdict"]) for one in facts} == {row[-1] for row in result.tables[1].rows}
+    assert [(one["arm"], one["found"]["difference"]) for one in facts] == [
+        (row[2], row[6].value) for row in result.tables[1].rows
+    ]
     assert [row[2] for row in result.tables[0].rows] == [*finished.config.arms]
     page = (finished.folder / "report.html").read_text()
     assert "Does training on synthetic patients help?" in page
@@ -175,14 +181,14 @@ def test_the_scale_shortens_everything_that_is_trained(overrides: list[str]) -> 
 
 def test_folds_add_up_to_all_patients(tmp_path: Path, overrides: list[str]) -> None:
     jobs = written(tmp_path, config(overrides), {"real": 0.0}, patients=4)
-    first = read_scores(tmp_path, jobs, ("lesion",))["unet", 5, "real"]["dice"]
+    first = over_seeds(read_scores(tmp_path, jobs, ("lesion",)))["unet", 5, "real"]["dice"]
     moved = [replace(job, fold=fold) for job in jobs for fold in (0, 1)]
     for job in moved:
         whole = (tmp_path / "cells" / replace(job, fold=None).name / "test" / "segmenter.csv").read_text().splitlines()
         file = tmp_path / "cells" / job.name / "test" / "segmenter.csv"
         file.parent.mkdir(parents=True)
         file.write_text("\n".join([whole[0], *(whole[1:5] if job.fold == 0 else whole[5:])]))
-    assert read_scores(tmp_path, moved, ("lesion",))["unet", 5, "real"]["dice"] == first
+    assert over_seeds(read_scores(tmp_path, moved, ("lesion",)))["unet", 5, "real"]["dice"] == first
 
 
 def test_a_second_run_does_nothing(finished: Utility, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,9 +239,11 @@ def test_a_larger_dose_keeps_the_volumes_of_a_smaller_one(finished: Utility, tmp
         assert Ledger.beside(path) == Ledger.load(painted / LEDGER)
 
 
-def written(folder: Path, study: UtilityStudy, shifts: dict[str, float], patients: int = 40) -> list[Job]:
-    """Cells whose segmenters differ by planted shifts of Dice."""
-    jobs = [Job(arm, "unet", 5, seed) for arm in shifts for seed in (0, 1)]
+def written(
+    folder: Path, study: UtilityStudy, shifts: dict[str, float], patients: int = 40, seeds: int = 3
+) -> list[Job]:
+    """Cells whose segmenters differ by planted shifts: of Dice, as much of surface Dice, and 100 mm of HD95 for every 1 of it."""
+    jobs = [Job(arm, "unet", 5, seed) for arm in shifts for seed in range(seeds)]
     rng = np.random.default_rng(0)
     base = rng.uniform(0.5, 0.8, patients)
     columns = ("patient", "label", "dice", "surface_dice", "hd95_mm", "volume_error", "lesions", "lesions_found")
@@ -247,42 +255,67 @@ def written(folder: Path, study: UtilityStudy, shifts: dict[str, float], patient
             lines = csv.writer(stream)
             lines.writerow(columns)
             for n in range(patients):
+                lesions = 4 if n else 0  # the first patient has none
                 for label, dice in (("liver", score[n] - 0.1), ("lesion", score[n] + 0.1)):
-                    lines.writerow((f"p{n}", label, dice, dice, 3.0, -0.5, 4, 1 if label == "lesion" else 4))
+                    far = 30 - 100 * shifts[job.arm]
+                    lines.writerow(
+                        (f"p{n}", label, dice, dice, far, -0.5, lesions, min(lesions, 1 if label == "lesion" else 4))
+                    )
     return jobs
 
 
-def test_planted_effects_are_said_in_words(tmp_path: Path, overrides: list[str]) -> None:
-    study = config(overrides)
-    shifts = {"real": 0.0, "half": -0.05, "added": 0.05, "bridge": 0.001}
-    scores = read_scores(tmp_path, written(tmp_path, study, shifts), ("lesion",))
-    by = scores["unet", 5, "added"]
-    assert by["lesions_found"]["p0"] == 0.25  # the liver is no lesion
+def test_planted_effects_get_their_verdict_by_every_measure(tmp_path: Path, overrides: list[str]) -> None:
+    study = config([*overrides, "contrasts=[[added, half]]"])
+    shifts = {"real": 0.0, "half": -0.05, "added": 0.05, "bridge": 0.003}
+    by_seed = read_scores(tmp_path, written(tmp_path, study, shifts), ("lesion",))
+    by = over_seeds(by_seed)["unet", 5, "added"]
+    assert by["lesions_found"]["p1"] == 0.25  # the liver is no lesion
     assert by["volume_error"]["p0"] == 0.5
-    found = comparisons(study, scores)
+    found = comparisons(study, by_seed)
+    words: dict[tuple[str, str], list[str]] = {(one.arm, one.reference): [] for one in found}
+    for one in found:
+        words[one.arm, one.reference].append(one.verdict.value)
+    assert words == {
+        ("half", "real"): ["harm", "harm", "harm", "equivalent"],
+        ("added", "real"): ["gain", "gain", "gain", "equivalent"],  # a smaller distance is a gain
+        ("bridge", "real"): ["equivalent", "equivalent", "lower, within the margin", "equivalent"],
+        ("added", "half"): ["gain", "gain", "gain", "equivalent"],
+    }
+    assert [one.measure for one in found] == [*TESTED] * 4
+    one = next(one for one in found if (one.arm, one.reference, one.measure) == ("added", "real", "dice"))
+    assert one.found.patients == 40  # patients, not patients times seeds
+    assert one.found.difference == pytest.approx(0.05, abs=0.005)
+    assert one.found.signs == "+++"
+    assert one.found.p <= one.ranks <= len(found) * one.found.p + 1e-12
+    assert one.found.p_mean <= one.mean <= one.adjusted == max(one.ranks, one.mean)
+    assert {one.found.patients for one in found if one.measure == "lesions_found"} == {39}
     said = sentences(study, found)
-    assert [line.partition(": ")[2].partition(" (")[0] for line in said] == [
-        "half against real: harm",
-        "added against real: a gain",
-        "bridge against real: equivalent, within 0.01",
-    ]
-    one, adjusted = found["unet", 5, "added"]
-    assert one.patients == 40  # patients, not patients times seeds
-    assert one.difference == pytest.approx(0.05, abs=0.005)
-    assert one.p <= adjusted <= 3 * one.p + 1e-12
+    assert len(said) == 4 + 1  # the debug study has one seed
+    assert said[0].startswith("unet, 5 patients: half against real: Dice harm (-0.05")
 
 
 def test_few_patients_cannot_be_significant_and_it_is_said(tmp_path: Path, overrides: list[str]) -> None:
     study = config(overrides)
     jobs = written(tmp_path, study, {"real": 0.0, "half": -0.2, "added": 0.2}, patients=5)
-    said = sentences(study, comparisons(study, read_scores(tmp_path, jobs, ("lesion",))))
-    assert "nothing here can be significant" in said[-1]
-    assert not any("a gain" in line or "harm" in line for line in said)
+    found = comparisons(study, read_scores(tmp_path, jobs, ("lesion",)))
+    assert {one.verdict for one in found} <= {Verdict.NO_EVIDENCE, Verdict.EQUIVALENT}
+    said = sentences(study, found)
+    assert "nothing here can be significant" in said[-2]
+    assert said[-1].startswith("seeds: 1; one says nothing")
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        (["contrasts=[[half, none]]"], "contrasts: 'none' is none of the arms"),
+        (["contrasts=[[half, real]]"], "or with the baseline, which is tested anyway"),
+        (["contrasts=[[half, half]]"], "tests an arm with itself"),
+        (["contrasts=[[half, added], [added, half]]"], "contrasts holds ['added', 'half'] twice"),
+        (
+            ["sizes=[5, all]", "arms.synthetic.sizes=[all]", "contrasts=[[rules, synthetic]]"],
+            "are never trained at one size",
+        ),
+        (["margins.hd95_mm=0"], "margins.hd95_mm: Input should be greater than 0"),
         (["baseline=none"], "baseline 'none' is none of the arms"),
         (["arms.real.sizes=[9]"], "size 9 is none of the study's sizes"),
         (["arms.added.model=gan"], "model 'gan' is none of diffusion"),

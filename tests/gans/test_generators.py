@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.gans.base import Generator, Painted
+from latentsynth.gans.base import Generator, Inputs, Painted
 from latentsynth.gans.cyclegan import Cycle, CycleDiscriminators, Translators, cycle_loss
 from latentsynth.gans.discriminators import PatchDiscriminators
 from latentsynth.gans.latent import LatentGenerator
@@ -99,7 +99,7 @@ def scene(model: Generator, batch: int = 3, seed: int = 0) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def paint(model: Generator, seeds: list[int], **given: Any) -> Tensor:
-    return model(Draws.seeded(seeds), **given).image
+    return model(Inputs(Draws.seeded(seeds), **given)).image
 
 
 def distance(one: Tensor, two: Tensor) -> float:
@@ -149,12 +149,12 @@ def test_the_global_state_of_randomness_is_left_alone(name: str, shape: tuple[in
     for training in (True, False):
         model.train(training)
         before = torch.get_rng_state()
-        first = model(Draws.seeded([1, 2]), **given, mixing=0.5).image
+        first = model(Inputs(Draws.seeded([1, 2]), **given, mixing=0.5)).image
         assert torch.equal(torch.get_rng_state(), before)
         model.load_state_dict(model.state_dict())
         torch.manual_seed(99)
         if not training:  # in training, running means and spectral norms move on
-            assert torch.equal(model(Draws.seeded([1, 2]), **given, mixing=0.5).image, first)
+            assert torch.equal(model(Inputs(Draws.seeded([1, 2]), **given, mixing=0.5)).image, first)
 
 
 @cases()
@@ -162,7 +162,7 @@ def test_a_saved_generator_makes_the_same_images(tmp_path: Path, name: str, shap
     model = build(name, shape).train()
     given = scene(model, 2)
     with torch.enable_grad():
-        model(Draws.seeded([7, 8]), **given)  # moves what is tracked in training
+        model(Inputs(Draws.seeded([7, 8]), **given))  # moves what is tracked in training
     model.eval().save(tmp_path / "part")
     again = Generator.from_pretrained(tmp_path / "part")
     assert type(again) is type(model)
@@ -205,7 +205,7 @@ class Doubles(Draws):
 def test_gradient_reaches_every_parameter(name: str, shape: tuple[int, ...]) -> None:
     model = build(name, shape).double().train()
     given = {key: value.double() for key, value in scene(model, 2).items()}
-    made = model(Doubles.seeded([1, 2]), **given)
+    made = model(Inputs(Doubles.seeded([1, 2]), **given))
     (made.image * noise(2, CHANNELS, *shape)).sum().backward()
     idle = {
         key for key, weight in model.named_parameters() if weight.grad is None or float(weight.grad.abs().max()) < 1e-12
@@ -472,9 +472,9 @@ def test_divergence_is_kullbacks_and_leiblers() -> None:
     torch.testing.assert_close(divergence, torch.distributions.kl_divergence(posterior, prior).sum(1))
     assert float(divergence[0]) == 0
     assert float(divergence[1:].min()) > 0.5
-    made = model(Draws.seeded(range(4)), masks(FLAT, 4), style=scans)
+    made = model(Inputs(Draws.seeded(range(4)), masks(FLAT, 4), style=scans))
     assert torch.equal(made.divergence, divergence)
-    assert model(Draws.seeded([0])).divergence is None
+    assert model(Inputs(Draws.seeded([0]))).divergence is None
 
 
 def test_codes_of_a_vae_spread_as_it_reads() -> None:
@@ -546,7 +546,7 @@ def test_mixed_styles_change_hands_once(name: str) -> None:
     """The first layers follow the first latent, the last the second; every layer in between can be where."""
     model, seeds = build(name, FLAT), range(60)
     first, second = styles_of_two_latents(model, seeds)
-    mixed = model(Draws.seeded(seeds), mixing=1.0).styles
+    mixed = model(Inputs(Draws.seeded(seeds), mixing=1.0)).styles
     layers = mixed.shape[1]
     from_first = (mixed - first[:, None]).abs().amax(2) < 1e-6
     from_second = (mixed - second[:, None]).abs().amax(2) < 1e-6
@@ -566,13 +566,13 @@ def styles_of_two_latents(model: Generator, seeds: Any) -> tuple[Tensor, Tensor]
 def test_unmixed_styles_are_one(name: str) -> None:
     model, seeds = build(name, FLAT), range(60)
     first, _ = styles_of_two_latents(model, seeds)
-    styles = model(Draws.seeded(seeds)).styles
+    styles = model(Inputs(Draws.seeded(seeds))).styles
     torch.testing.assert_close(styles, first[:, None].expand_as(styles))
 
 
 def test_styles_are_mixed_as_often_as_asked() -> None:
     model = build("stylegan2", FLAT)
-    styles = mixed_styles(model.mapping, 5, Draws.seeded(range(600)), None, 1.0, 0.3)
+    styles = mixed_styles(model.mapping, 5, Inputs(Draws.seeded(range(600)), mixing=0.3))
     mixed = (styles[:, 0] != styles[:, -1]).any(1).float().mean()
     assert float(mixed) == pytest.approx(0.3, abs=0.09)  # 5 standard deviations
 
@@ -581,7 +581,7 @@ def test_styles_are_mixed_as_often_as_asked() -> None:
 @torch.no_grad()
 def test_every_layer_listens_to_its_own_style(name: str) -> None:
     model = build(name, FLAT)
-    made = model(Draws.seeded([1]))
+    made = model(Inputs(Draws.seeded([1])))
     assert made.styles is not None
 
     def image(styles: Tensor) -> Tensor:
@@ -613,7 +613,7 @@ def test_noise_per_voxel_comes_with_its_strength(name: str) -> None:
 
 def test_path_lengths_can_be_taken_of_styles() -> None:
     for name in ("stylegan1", "stylegan2"):
-        made = build(name, FLAT)(Draws.seeded([1, 2]))
+        made = build(name, FLAT)(Inputs(Draws.seeded([1, 2])))
         (gradient,) = torch.autograd.grad(made.image.square().sum(), made.styles)
         assert bool((gradient.abs().amax(2) > 0).all())
 
@@ -628,8 +628,8 @@ class Plays(nn.Module):
         super().__init__()
         self.rule = rule
 
-    def forward(self, draws: Draws, x: Tensor) -> Painted:
-        return Painted(self.rule(x))
+    def forward(self, inputs: Inputs) -> Painted:
+        return Painted(self.rule(cast(Tensor, inputs.mask)))
 
 
 def cycle_of(painter: Callable[[Tensor], Tensor], reader: Callable[[Tensor], Tensor], labels: int = 2) -> Cycle:

@@ -11,7 +11,7 @@ import torch
 from helpers import perturb
 from torch import Tensor
 
-from latentsynth.gans.base import Discriminator, Generator, pyramid, resize
+from latentsynth.gans.base import Discriminator, Generator, Inputs, pyramid, resize
 from latentsynth.gans.progressive import GrownDiscriminator, Growth, ProgressiveGenerator, StyleGAN1Generator
 from latentsynth.randomness import Draws
 from latentsynth.training.recipes.adversarial import grown_level
@@ -44,7 +44,7 @@ def discriminator(shape: tuple[int, ...]) -> GrownDiscriminator:
 @torch.no_grad()
 def painted(model: Generator, level: float) -> Tensor:
     model.grow(level)
-    return model(Draws.seeded([1, 2])).image
+    return model(Inputs(Draws.seeded([1, 2]))).image
 
 
 def images(shape: tuple[int, ...], seed: int = 0) -> Tensor:
@@ -118,7 +118,7 @@ LEARNING = {0: ((0,), (0,)), 0.5: ((0, 1), (0, 1)), 1: ((0, 1), (1,)), 1.25: ((0
 def test_stages_learn_once_they_are_grown(family: str, shape: tuple[int, ...], level: float) -> None:
     model = generator(family, shape).train()
     model.grow(level)
-    image = model(Draws.seeded([1, 2])).image
+    image = model(Inputs(Draws.seeded([1, 2]))).image
     blocks, outputs = LEARNING[level]
     expected = {f"blocks.{n}" for n in blocks} | {f"images.{n}" for n in outputs}
     if family == "progressive":
@@ -173,7 +173,7 @@ def test_size_survives_saving(tmp_path: Path, family: str) -> None:
         image = painted(model, level)
         model.save(tmp_path / "part")
         again = Generator.from_pretrained(tmp_path / "part")
-        assert torch.equal(again(Draws.seeded([1, 2])).image, image)
+        assert torch.equal(again(Inputs(Draws.seeded([1, 2]))).image, image)
     judge = discriminator(SHAPES[0]).eval()
     judge.grow(0.75)
     judge.save(tmp_path / "judge")
@@ -185,7 +185,7 @@ def test_styles_are_those_of_the_layers_in_use() -> None:
     model = generator("stylegan1", SHAPES[0])
     for level, layers in ((0, 1), (0.5, 3), (1, 3), (1.001, 5), (2, 5)):
         model.grow(level)
-        assert model(Draws.seeded([1, 2]), mixing=1.0).styles.shape == (2, layers, 8)
+        assert model(Inputs(Draws.seeded([1, 2]), mixing=1.0)).styles.shape == (2, layers, 8)
 
 
 @pytest.mark.parametrize("stage", [1, 8, 1000])

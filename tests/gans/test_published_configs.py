@@ -9,6 +9,7 @@ import torch
 
 from latentsynth.config import CycleGANConfig, GanRun, load
 from latentsynth.gans import Annotation, build_discriminator, build_generator
+from latentsynth.gans.base import Inputs
 from latentsynth.gans.cyclegan import Translators
 from latentsynth.gans.progressive import GrownDiscriminator, ProgressiveGenerator, StyleGAN1Generator
 from latentsynth.randomness import Draws
@@ -52,7 +53,7 @@ def test_it_builds_and_makes_what_its_discriminator_judges(path: Path) -> None:
             if isinstance(network, ProgressiveGenerator | StyleGAN1Generator | GrownDiscriminator):
                 network.growth.grown = torch.tensor(1000 * network.growth.last, device="cpu")  # it is read as a number
         mask = torch.zeros(2, labels, *shape) if labels else None
-        made = generator(Draws.seeded([0, 1], "meta"), mask, place=place).image
+        made = generator(Inputs(Draws.seeded([0, 1], "meta"), mask, place=place)).image
         opinion = judge(made, mask, place)
     assert made.shape == (2, channels, *shape)
     assert opinion.logits[0].shape[0] == 2

@@ -13,7 +13,7 @@ from scipy import signal
 from torch import Tensor, nn
 
 from latentsynth.errors import ConfigError
-from latentsynth.gans.base import Generator
+from latentsynth.gans.base import Generator, Inputs
 from latentsynth.gans.layers import activate
 from latentsynth.gans.stylegan2 import StyleGAN2Generator
 from latentsynth.gans.stylegan3 import (
@@ -247,15 +247,15 @@ def test_tracked_scale_brings_inputs_to_unit_square() -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_a_row_does_not_depend_on_the_others(training: bool) -> None:
     model = small().train(training)
-    alone = copy.deepcopy(model)(Draws.seeded([5])).image
-    among = copy.deepcopy(model)(Draws.seeded([3, 5, 9])).image
+    alone = copy.deepcopy(model)(Inputs(Draws.seeded([5]))).image
+    among = copy.deepcopy(model)(Inputs(Draws.seeded([3, 5, 9]))).image
     torch.testing.assert_close(among[1:2], alone, atol=1e-5, rtol=0)
     assert not torch.allclose(among[0], among[1], atol=0.01)
 
 
 def test_seeds_decide_the_image() -> None:
     model = small()
-    first, same, other = (model(Draws.seeded([seed])).image for seed in (1, 1, 2))
+    first, same, other = (model(Inputs(Draws.seeded([seed]))).image for seed in (1, 1, 2))
     assert torch.equal(first, same)
     assert not torch.allclose(first, other, atol=0.01)
     assert first.shape == (1, 1, 16, 20)
@@ -263,19 +263,19 @@ def test_seeds_decide_the_image() -> None:
 
 @torch.no_grad()
 def test_untrained_images_lie_within_the_range() -> None:
-    images = torch.stack([generator(seed)(Draws.seeded(range(4))).image for seed in range(3)])
+    images = torch.stack([generator(seed)(Inputs(Draws.seeded(range(4)))).image for seed in range(3)])
     assert 0.1 < float(images.square().mean().sqrt()) < 0.5
 
 
 def test_mixing_changes_nothing() -> None:
     model = small()
-    assert torch.equal(model(Draws.seeded([1]), mixing=1.0).image, model(Draws.seeded([1])).image)
+    assert torch.equal(model(Inputs(Draws.seeded([1]), mixing=1.0)).image, model(Inputs(Draws.seeded([1]))).image)
 
 
 def test_truncation_leads_to_the_mean_image() -> None:
     model = small()
     model.mapping.mean.copy_(torch.randn(8, generator=torch.Generator().manual_seed(0)))
-    images = [model(Draws.seeded([1, 2]), truncation=t).image for t in (1.0, 0.5, 0.0)]
+    images = [model(Inputs(Draws.seeded([1, 2]), truncation=t)).image for t in (1.0, 0.5, 0.0)]
     spread = [(image[0] - image[1]).abs().mean().item() for image in images]
     assert spread[0] > spread[1] > 0.01 > 1e-5 > spread[2]
     torch.testing.assert_close(images[2][:1], model.synthesise(model.mapping.mean[None]), atol=1e-5, rtol=0)
@@ -285,24 +285,24 @@ def test_place_matters_where_it_is_asked_for() -> None:
     places = [torch.tensor([p]) for p in (-0.5, 0.5)]
     for placed in (True, False):
         model = small(placed=placed)
-        low, high = (model(Draws.seeded([1]), place=place).image for place in places)
+        low, high = (model(Inputs(Draws.seeded([1]), place=place)).image for place in places)
         assert torch.equal(low, high) != placed
 
 
 def test_saved_generator_makes_the_same_images(tmp_path: Path) -> None:
     model = small().train()
     for _ in range(3):
-        model(Draws.seeded(range(4)))  # moves what is tracked
+        model(Inputs(Draws.seeded(range(4))))  # moves what is tracked
     model.eval()
     model.save(tmp_path / "generator")
     loaded = Generator.from_pretrained(tmp_path / "generator")
     assert isinstance(loaded, StyleGAN3Generator)
-    assert torch.equal(loaded(Draws.seeded([7])).image, model(Draws.seeded([7])).image)
+    assert torch.equal(loaded(Inputs(Draws.seeded([7]))).image, model(Inputs(Draws.seeded([7]))).image)
 
 
 def test_gradient_reaches_every_parameter() -> None:
     model = small(placed=True).train()
-    image = model(Draws.seeded(range(4)), place=torch.linspace(-1, 1, 4)).image
+    image = model(Inputs(Draws.seeded(range(4)), place=torch.linspace(-1, 1, 4))).image
     (image * torch.randn(image.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -320,7 +320,7 @@ def test_channels_fall_only_where_grids_are_large() -> None:
 @pytest.mark.parametrize("shape", [(40, 28), (33, 50), (100, 36)])
 def test_grids_need_not_be_powers_of_two(shape: tuple[int, int]) -> None:
     model = generator(shape=shape)
-    assert model(Draws.seeded([0])).image.shape == (1, 1, *shape)
+    assert model(Inputs(Draws.seeded([0]))).image.shape == (1, 1, *shape)
     assert agreement(model, (1.0, 0.0)) > 45  # as on other grids: the margins and filters fit these as well
     assert agreement(model, (0.0, 0.5)) > 45
 
@@ -343,4 +343,4 @@ def test_masks_and_references_are_refused() -> None:
     model = small()
     for argument in ("mask", "style"):
         with pytest.raises(ValueError, match="neither a mask nor a reference"):
-            model(Draws.seeded([0]), **{argument: torch.zeros(1, 1, 16, 20)})
+            model(Inputs(Draws.seeded([0]), **{argument: torch.zeros(1, 1, 16, 20)}))

@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers import tiny_model
 
+from latentsynth import checkpoint
 from latentsynth.config import GanSamplingConfig, LabelSamplingConfig, ProgressiveGANConfig
 from latentsynth.errors import CheckpointError, ConfigError, DataError
 from latentsynth.gans import build_generator
@@ -102,13 +103,20 @@ def test_altered_checkpoints_are_refused(tmp_path: Path) -> None:
         file = tmp_path / name / "config.json"
         value = json.loads(file.read_text())
         change(value["settings"])
+        value["checksum"] = checkpoint.checksum(value)
         file.write_text(json.dumps(value))
         return tmp_path / name
 
     with pytest.raises(CheckpointError, match="has settings"):
         load_mask_maker(altered("more", lambda s: s.update(slice_axis=1)))
-    with pytest.raises(CheckpointError, match=r"affine has shape \(3, 4\)"):
-        load_mask_maker(altered("less", lambda s: s.update(affine=s["affine"][:3])))
+    impossible = {
+        "affine": (None, "here", [[1.0] * 4] * 3, [[1.0] * 4] * 4, [["1", 0, 0, 0]] * 4, [[float("nan")] * 4] * 4),
+        "volume_ml": (None, [1.0], [2.0, 1.0], [-1.0, 1.0], [0.0, float("inf")]),
+    }
+    for n, (name, value) in enumerate((name, value) for name, values in impossible.items() for value in values):
+        with pytest.raises(CheckpointError, match=rf"{name}|NaN|Infinity") as caught:
+            load_mask_maker(altered(str(n), lambda s, name=name, value=value: s.update({name: value})))
+        assert "\n" not in str(caught.value)
     vae_maker((8, 16, 8)).save(tmp_path / "grid", Ledger(), {})
     with pytest.raises(CheckpointError, match=r"grid is \(8, 16, 8\), expected \(8, 16, 12\)"):
         load_mask_maker(tmp_path / "grid")

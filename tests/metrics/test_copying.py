@@ -7,10 +7,12 @@ from functools import partial
 import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
+from scipy.stats import binomtest
 
 from latentsynth.errors import DataError
 from latentsynth.metrics.copying import (
     authentic,
+    copy_rate,
     data_copying,
     nearest_ratio,
     published,
@@ -29,6 +31,31 @@ def normal(rows: int, features: int = 32, seed: int = 0) -> np.ndarray:
 def jittered(rows: np.ndarray, count: int, size: float = 0.05) -> np.ndarray:
     rng = np.random.default_rng(9)
     return rows[rng.integers(0, len(rows), count)] + size * rng.normal(size=(count, rows.shape[1]))
+
+
+def test_the_copy_rate_of_one_case_a_patient_is_clopper_and_pearsons() -> None:
+    for flags in (0, 3, 24):
+        found = copy_rate(np.arange(24) < flags, [str(n) for n in range(24)])
+        expected = binomtest(flags, 24).proportion_ci()
+        assert found == pytest.approx((flags / 24, expected.low, expected.high))
+    nothing = copy_rate(np.zeros(30, bool), [str(n % 6) for n in range(30)])
+    assert nothing == pytest.approx((0, 0, 1 - 0.025 ** (1 / 6)))  # patients count, not their cases
+
+
+def test_patients_of_many_cases_weigh_no_more_in_the_copy_rate() -> None:
+    flags = np.array([True] * 9 + [False] * 2)
+    assert copy_rate(flags, list("aaaaaaaaabc"))[0] == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("rate", [0.03, 0.2])
+def test_the_copy_rate_is_covered_however_alike_the_cases_of_a_patient(rate: float) -> None:
+    """12 patients of 5 cases, from independent to all alike: at least 95 % of 400 sets."""
+    rng, people = np.random.default_rng(3), [str(n % 12) for n in range(60)]
+    for alike in (0.05, 0.5, 0.95):
+        spread = (1 - alike) / alike
+        chances = rng.beta(rate * spread, (1 - rate) * spread, (400, 12))
+        found = [copy_rate(rng.random(60) < np.tile(one, 5), people) for one in chances]
+        assert np.mean([low <= rate <= high for _, low, high in found]) >= 0.95
 
 
 def test_reproduced_without_draws_is_a_count() -> None:

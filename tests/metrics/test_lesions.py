@@ -14,6 +14,7 @@ from scipy import ndimage
 from latentsynth.errors import DataError
 from latentsynth.metrics.lesions import components, lesion_scores, volume_error
 from latentsynth.metrics.surfaces import Mask, volume_ml
+from latentsynth.phantom.cohort import phantom
 
 SPACING = (0.5, 1.0, 4.0)
 seeds = st.integers(0, 2**32 - 1)
@@ -55,35 +56,40 @@ def test_components_are_numbered_from_one_and_cover_the_mask() -> None:
 
 
 @pytest.mark.parametrize(
-    ("length", "hit", "min_overlap", "found"),
+    ("length", "hit", "min_iou", "found"),
     [(10, 1, 0.1, True), (20, 1, 0.1, False), (10, 0, 0.1, False), (20, 2, 0.1, True), (10, 4, 0.5, False),
      (10, 5, 0.5, True), (10, 9, 1.0, False), (10, 10, 1.0, True), (25, 7, 0.28, True)],
 )  # fmt: skip
-def test_a_lesion_is_found_from_the_least_overlap_on(length: int, hit: int, min_overlap: float, found: bool) -> None:
-    """With ties found: in floating point 0.28 × 25 is above 7."""
-    score = lesion_scores(rod(length), rod(hit), SPACING, min_overlap)
+def test_a_lesion_is_found_from_the_least_overlap_on(length: int, hit: int, min_iou: float, found: bool) -> None:
+    """With ties found: in floating point 0.28 x 25 is above 7."""
+    score = lesion_scores(rod(length), rod(hit), SPACING, min_iou)
     assert (score.lesions, score.found, score.lesion_found) == (1, int(found), (found,))
     assert score.recall == found
-    assert score.false_positives == 0  # little overlap is no find, but no false alarm either
+    assert score.false_positives == int(hit > 0 and not found)
 
 
 def test_the_least_overlap_is_a_tenth_unless_told() -> None:
     assert [lesion_scores(rod(20), rod(hit), SPACING).found for hit in (1, 2)] == [0, 1]
+    assert [lesion_scores(rod(hit), rod(20), SPACING).found for hit in (1, 2)] == [0, 1]
 
 
-def test_overlap_is_a_share_of_the_reference_lesion_not_of_the_prediction() -> None:
+def test_one_component_finds_one_lesion_and_one_lesion_is_found_by_one_component() -> None:
     flood = np.ones_like(empty())
-    assert lesion_scores(rod(2), flood, SPACING, 1.0).found == 1
-    assert lesion_scores(flood, rod(2), SPACING).found == 0
+    two = rod(8) | rod(8, start=14)
+    assert lesion_scores(two, flood, SPACING).found == 0
+    bridge = lesion_scores(two, rod(20), SPACING)
+    assert (bridge.found, bridge.lesions, bridge.false_positives) == (1, 2, 0)
+    assert (bridge.recall, bridge.precision, bridge.f1) == (0.5, 1.0, pytest.approx(2 / 3))
+    pieces = lesion_scores(rod(20), two, SPACING)
+    assert (pieces.found, pieces.lesions, pieces.false_positives) == (1, 1, 1)
+    assert (pieces.recall, pieces.precision, pieces.f1) == (1.0, 0.5, pytest.approx(2 / 3))
 
 
-def test_several_pieces_find_a_lesion_together_and_one_piece_finds_several() -> None:
-    pieces = rod(2) | rod(2, start=8)
-    assert lesion_scores(rod(10), pieces, SPACING, 0.4).found == 1
-    assert lesion_scores(rod(10), rod(2), SPACING, 0.4).found == 0
-    bridge = rod(20)
-    both = lesion_scores(pieces, bridge, SPACING, 1.0)
-    assert (both.found, both.lesions, both.false_positives, both.recall) == (2, 2, 0, 1.0)
+def test_the_best_pairs_are_made_not_the_first() -> None:
+    """The long component overlaps both lesions, and the short one the first alone."""
+    lesions = rod(10) | rod(10, start=14)
+    both = lesion_scores(lesions, rod(3) | rod(18, start=6), SPACING)
+    assert (both.lesion_found, both.false_positives) == ((True, True), 0)
 
 
 def test_a_mixed_case_by_hand() -> None:
@@ -93,8 +99,9 @@ def test_a_mixed_case_by_hand() -> None:
     score = lesion_scores(reference, predicted, SPACING)
     assert score.lesion_found == (True, False, True)
     assert score.lesion_ml == pytest.approx((0.008, 0.016, 0.020))  # 2 mm³ a voxel
+    assert score.lesion_mm == pytest.approx(tuple((6 * 2 * n / np.pi) ** (1 / 3) for n in (4, 8, 10)))
     assert (score.found, score.lesions, score.false_positives) == (2, 3, 2)
-    assert score.recall == pytest.approx(2 / 3)
+    assert (score.recall, score.precision, score.f1) == (pytest.approx(2 / 3), 0.5, pytest.approx(4 / 7))
 
 
 def test_a_neighbour_without_overlap_is_a_false_positive() -> None:
@@ -105,12 +112,15 @@ def test_empty_masks() -> None:
     nothing = lesion_scores(empty(), empty(), SPACING)
     assert (nothing.found, nothing.lesions, nothing.false_positives) == (0, 0, 0)
     assert nothing.lesion_ml == nothing.lesion_found == ()
-    assert math.isnan(nothing.recall)
+    assert all(math.isnan(one) for one in (nothing.recall, nothing.precision, nothing.f1))
     alarm = lesion_scores(empty(), rod(3) | rod(3, row=6), SPACING)
     assert (alarm.lesions, alarm.false_positives) == (0, 2)
     assert math.isnan(alarm.recall)
+    assert (alarm.precision, alarm.f1) == (0, 0)
     missed = lesion_scores(rod(3), empty(), SPACING)
     assert (missed.found, missed.lesions, missed.false_positives, missed.recall) == (0, 1, 0, 0.0)
+    assert math.isnan(missed.precision)
+    assert missed.f1 == 0
 
 
 @given(seed=seeds)
@@ -133,11 +143,37 @@ def test_lesions_add_up_and_axes_do_not_matter(seed: int) -> None:
 @given(seed=seeds)
 @settings(max_examples=25)
 def test_a_false_positive_of_one_is_a_lesion_missed_by_the_other(seed: int) -> None:
-    """Swapped masks at the smallest overlap: what touches nothing is what is not found."""
+    """Matching knows no sides: what one finds by itself is what the other misses, and F1 is the same."""
     a, b = blob(seed, 0.95), blob(seed + 1, 0.95)
-    forth, back = lesion_scores(a, b, SPACING, 1e-9), lesion_scores(b, a, SPACING, 1e-9)
+    forth, back = lesion_scores(a, b, SPACING, 0.05), lesion_scores(b, a, SPACING, 0.05)
+    assert forth.found == back.found
     assert forth.false_positives == back.lesions - back.found
     assert back.false_positives == forth.lesions - forth.found
+    assert (forth.f1, forth.recall) == (back.f1, back.precision)
+
+
+@pytest.fixture(scope="module")
+def many() -> list[Mask]:
+    """Masks of phantoms with up to 20 lesions."""
+    return [phantom(0, case, (32, 32, 32), (6.0, 6.0, 6.0), 1, (1, 20))[1] == 3 for case in range(6)]
+
+
+def test_lesions_that_are_left_out_of_many_are_those_that_are_missed(many: list[Mask]) -> None:
+    for n, mask in enumerate(many):
+        pieces, count = components(mask)
+        lost = np.random.default_rng(n).random(count) < 0.4
+        score = lesion_scores(mask, mask & ~np.isin(pieces, 1 + np.flatnonzero(lost)), (6.0, 6.0, 6.0))
+        assert score.lesion_found == tuple((~lost).tolist())
+        assert score.false_positives == 0
+        back = lesion_scores(mask & ~np.isin(pieces, 1 + np.flatnonzero(lost)), mask, (6.0, 6.0, 6.0))
+        assert back.false_positives == lost.sum()
+    assert max(components(mask)[1] for mask in many) > 8
+
+
+def test_one_blob_over_many_lesions_finds_one_at_most(many: list[Mask]) -> None:
+    for mask in many:
+        for grown in (np.ones_like(mask), ndimage.binary_dilation(mask, iterations=9)):
+            assert lesion_scores(mask, grown, (6.0, 6.0, 6.0)).found <= components(grown)[1] == 1
 
 
 def test_volume_error_is_predicted_minus_reference() -> None:
@@ -154,10 +190,10 @@ def test_volume_error_has_no_share_of_an_empty_reference() -> None:
     assert math.isnan(volume_error(empty(), empty(), SPACING)[1])
 
 
-@pytest.mark.parametrize("min_overlap", [0.0, -0.1, 1.1, math.nan])
-def test_an_overlap_that_is_none_is_refused(min_overlap: float) -> None:
-    with pytest.raises(DataError, match=r"min_overlap is .* above 0 and at most 1"):
-        lesion_scores(rod(3), rod(3), SPACING, min_overlap)
+@pytest.mark.parametrize("min_iou", [0.0, -0.1, 1.1, math.nan])
+def test_an_overlap_that_is_none_is_refused(min_iou: float) -> None:
+    with pytest.raises(DataError, match=r"min_iou is .* above 0 and at most 1"):
+        lesion_scores(rod(3), rod(3), SPACING, min_iou)
 
 
 def test_masks_and_spacings_that_do_not_fit_are_refused() -> None:

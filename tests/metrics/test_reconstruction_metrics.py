@@ -53,7 +53,7 @@ def test_ssim_agrees_with_scikit_image() -> None:
         maps = []
         for channel in range(2):
             _, full = structural_similarity(
-                a[case, channel].double().numpy(), b[case, channel].double().numpy(), data_range=2.0, full=True,
+                (1 + a[case, channel].double().numpy()) / 2, (1 + b[case, channel].double().numpy()) / 2, data_range=1.0, full=True,
                 gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
             )  # fmt: skip
             maps.append(full[5:-5, 5:-5, 5:-5].mean())
@@ -68,6 +68,21 @@ def test_ssim_is_one_for_equal_images_symmetric_and_falls_with_noise() -> None:
     b, worse = a + noise(a, 0.05), a + noise(a, 0.3)
     torch.testing.assert_close(ssim(a, b), ssim(b, a))
     assert (ssim(a, b) > ssim(a, worse) + 0.1).all()
+
+
+@pytest.mark.parametrize("level", [0.0, 0.5, 1.0])
+def test_ssim_of_opposite_constants_is_their_luminance_from_zero(level: float) -> None:
+    """Two constants x and y in [0, 1] score (2 x y + c) / (x^2 + y^2 + c): opposites in [-1, 1] are unlike."""
+    a = torch.full((1, 1, 12, 12, 12), level)
+    x, y, c = (1 + level) / 2, (1 - level) / 2, 0.01**2
+    assert ssim(a, -a).item() == pytest.approx((2 * x * y + c) / (x**2 + y**2 + c), abs=5e-3)  # MONAI works in float32
+
+
+def test_an_image_and_its_negative_are_unlike() -> None:
+    a = images()
+    assert (ssim(a, -a) < -0.5).all()  # their structures are opposite
+    bright = 0.7 + 0.3 * a  # so are those of a bright scan, which only agreed in the size of its mean
+    assert (ssim(bright, -bright) < 0.1).all()
 
 
 def test_lesion_error_by_hand() -> None:

@@ -29,7 +29,8 @@ def by_skimage(a: np.ndarray, b: np.ndarray, shape: Sequence[int]) -> float:
     """The default of scikit-image at every second voxel whose window of 7 lies inside."""
     means = []
     for x, y in zip(a.reshape(shape), b.reshape(shape), strict=True):
-        _, full = structural_similarity(x.astype(float), y.astype(float), win_size=7, data_range=2.0, full=True)
+        x, y = ((1 + one.astype(float)) / 2 for one in (x, y))
+        _, full = structural_similarity(x, y, win_size=7, data_range=1.0, full=True)
         means.append(full[3:-3:2, 3:-3:2, 3:-3:2].mean())
     return float(np.mean(means))
 
@@ -73,10 +74,18 @@ def test_axes_shorter_than_the_window_are_taken_whole() -> None:
         for j in range(0, 6, 2):
             a, b = (v[0, :, i : i + 7, j : j + 7].ravel() for v in (x, y))
             (va, c), (_, vb) = np.cov(a, b)
-            ma, mb = a.mean(), b.mean()
+            ma, mb = 1 + a.mean(), 1 + b.mean()
             c1, c2 = 0.02**2, 0.06**2
             top.append((2 * ma * mb + c1) * (2 * c + c2) / (ma**2 + mb**2 + c1) / (va + vb + c2))
     assert nearest_by_ssim(queries[:1], reference[:1], 1, shape)[0][0, 0] == pytest.approx(1 - np.mean(top), abs=2e-5)
+
+
+def test_a_volume_is_not_near_its_negative() -> None:
+    """Whose luminance from the middle of the window is the same: a bright one scored 0.9 where values were in [-1, 1]."""
+    shape = (1, 12, 12, 12)
+    bright = (0.7 + 0.3 * volumes(3, shape)).astype(np.float32)
+    distances, _ = nearest_by_ssim(bright, -bright, 3, shape)
+    assert distances.min() > 0.9
 
 
 def test_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

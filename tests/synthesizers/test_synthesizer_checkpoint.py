@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 from collections.abc import Callable
@@ -54,13 +55,21 @@ def edit(file: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     file.write_text(json.dumps(value))
 
 
+def forge(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Alters a header as somebody would on purpose: with a checksum that fits."""
+
+    def renewed(value: dict[str, Any]) -> None:
+        change(value)
+        value["checksum"] = checkpoint.checksum(value)
+
+    edit(folder / "config.json", renewed)
+
+
 def reseal(folder: Path) -> None:
-    """Renews the fingerprints in the header, so that only the strict loader of the parts can object."""
-
-    def renew(value: dict[str, Any]) -> None:
-        value["parts"] = {name: checkpoint.part_fingerprint(folder / name) for name in value["parts"]}
-
-    edit(folder / "config.json", renew)
+    """Renews the hashes of parts too, so that only their strict loader can object."""
+    forge(folder, lambda value: value.update(
+        parts={name: checkpoint.part_fingerprint(folder / name) for name in value["parts"]}
+    ))  # fmt: skip
 
 
 def condition(model: Synthesizer) -> Condition:
@@ -145,6 +154,27 @@ def truncate(folder: Path) -> None:
     reseal(folder)
 
 
+def poison(value: float) -> Callable[[Path], None]:
+    """One weight of a thousand; the samples would still look plausible."""
+
+    def fault(folder: Path) -> None:
+        state = load_file(folder / "denoiser" / WEIGHTS)
+        next(tensor for tensor in state.values() if tensor.ndim > 1).view(-1)[7] = value
+        save_file(state, folder / "denoiser" / WEIGHTS)
+        reseal(folder)
+
+    return fault
+
+
+def swap(folder: Path) -> None:
+    """Weights of the same architecture, from another training."""
+    state = load_file(folder / "denoiser" / WEIGHTS)
+    save_file(
+        {name: tensor * 1.5 if tensor.is_floating_point() else tensor for name, tensor in state.items()},
+        folder / "denoiser" / WEIGHTS,
+    )
+
+
 def part_config(part: str, **changes: Any) -> Callable[[Path], None]:
     """Changes keys of a part's config; None removes one."""
 
@@ -162,11 +192,11 @@ def another_target(folder: Path) -> None:
 
 
 def header(**changes: Any) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "config.json", lambda value: value.update(changes))
+    return lambda folder: forge(folder, lambda value: value.update(changes))
 
 
 def nested(section: str, key: str, value: Any) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "config.json", lambda found: found[section].update({key: value}))
+    return lambda folder: forge(folder, lambda found: found[section].update({key: value}))
 
 
 FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -174,11 +204,24 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "unexpected tensor": (add_tensor, "unexpected tensor stowaway"),
     "tensor of another shape": (reshape_tensor, "latent_std has shape"),
     "pickle": (pickle_weights, "a pickle, which can run code"),
-    "truncated weights": (truncate, "weights are damaged"),
+    "truncated weights": (truncate, r"safetensors is damaged"),
     "truncated weights, as copied": (
         lambda folder: (folder / "denoiser" / WEIGHTS).write_bytes(b"\x08" * 100),
         "fingerprint",
     ),
+    "weights that are not numbers": (poison(torch.nan), "tensor .* holds NaN or infinity"),
+    "infinite weights": (poison(torch.inf), "tensor .* holds NaN or infinity"),
+    "weights of another training": (swap, "part denoiser has fingerprint .* do not fit together"),
+    "part that cannot be": (part_config("denoiser", channels="wide"), "no Denoiser can be made of it"),
+    "part that was added": (
+        lambda folder: shutil.copytree(folder / "denoiser", folder / "other"),
+        "part other, which was not saved with it",
+    ),
+    "ledger edited": (
+        lambda folder: (folder / "ledger.json").write_text('{"patients": [], "voxels": []}'),
+        "ledger.json has fingerprint",
+    ),
+    "no ledger": (lambda folder: (folder / "ledger.json").unlink(), "ledger.json has fingerprint nothing"),
     "no part": (lambda folder: shutil.rmtree(folder / "denoiser"), "part denoiser has fingerprint nothing"),
     "unknown key of a part": (part_config("denoiser", dropout=0.1), "dropout.* unknown for Denoiser"),
     "missing key of a part": (part_config("denoiser", prediction=None), "prediction.* missing for Denoiser"),
@@ -192,11 +235,53 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "kind changed": (header(kind="autoencoder"), "kind autoencoder"),
     "format changed": (header(format="latentsynth-checkpoint/0"), "checkpoint/0, expected latentsynth-checkpoint/"),
     "unknown key": (header(author="me"), "author"),
-    "missing key": (lambda folder: edit(folder / "config.json", lambda v: v.pop("metrics")), "metrics"),
+    "missing key": (lambda folder: forge(folder, lambda v: v.pop("metrics")), "metrics"),
     "fingerprints removed": (header(parts={}), "part"),  # fails: an empty list of parts verifies nothing
     "unknown setting": (nested("settings", "sigma", 1), "sigma"),
     "unknown sampling setting": (nested("settings", "sampling", {"stepz": 3}), "stepz"),  # fails: ConfigError
-    "domain damaged": (nested("domain", "labels", {"values": [0, 0], "names": ["a", "b"]}), "domain is damaged"),
+    "domain damaged": (
+        nested("domain", "labels", {"values": [0, 0], "names": ["a", "b"]}),
+        r"domain\.labels.*must ascend",
+    ),
+    "domain that is nothing": (header(domain=None), "domain: "),
+    "domain incomplete": (
+        lambda folder: forge(folder, lambda v: v["domain"]["framing"].pop("fit")),
+        "domain is incomplete",
+    ),
+    "unknown key of the domain": (nested("domain", "colour", "red"), r"domain\.colour"),
+    "unknown crop": (
+        lambda folder: forge(folder, lambda v: v["domain"]["framing"].update(crop="evil")),
+        r"framing\.crop.*'evil'",
+    ),
+    "a switch for a length": (
+        lambda folder: forge(folder, lambda v: v["domain"]["grid"].update(shape=[True, 16, 16])),
+        r"grid\.shape\.0",
+    ),
+    "text for a length": (
+        lambda folder: forge(folder, lambda v: v["domain"]["grid"].update(shape=["16", 16, 16])),
+        r"grid\.shape\.0",
+    ),
+    "limits that are not numbers": (nested("domain", "limits", [[float("nan"), 1.0]]), r"config\.json.*(limits|NaN)"),
+    "infinite limits": (nested("domain", "limits", [[0.0, float("inf")]]), r"config\.json.*(limits|Infinity)"),
+    "limits upside down": (nested("domain", "limits", [[300.0, -100.0]]), "expected one ascending pair"),
+    "limits of two channels": (nested("domain", "limits", [[0.0, 1.0], [0.0, 1.0]]), "expected one ascending pair"),
+    "no limits": (nested("domain", "limits", []), "expected one ascending pair"),
+    "parts that are nothing": (header(parts=None), "parts: "),
+    "parts in a list": (header(parts=["denoiser"]), "parts: "),
+    "part outside the folder": (nested("parts", "../denoiser", "0" * 16), r"parts\.\.\./denoiser"),
+    "part without hash": (nested("parts", "denoiser", None), r"parts\.denoiser"),
+    "scores that are not numbers": (header(metrics={"loss": float("nan")}), r"config\.json.*(metrics|NaN)"),
+    "scores in words": (header(metrics={"loss": "good"}), r"metrics\.loss"),
+    "settings that are nothing": (header(settings=None), "settings: "),
+    "kind that is nothing": (header(kind=None), "kind: "),
+    "shift that is not a number": (
+        lambda folder: forge(folder, lambda v: v["settings"]["sampling"].update(shift=float("nan"))),
+        r"config\.json.*(shift|NaN)",
+    ),
+    "steps of the sampler in words": (
+        lambda folder: forge(folder, lambda v: v["settings"]["sampling"].update(steps="few")),
+        "steps",
+    ),
     "not JSON": (lambda folder: (folder / "config.json").write_text('{"format": '), "config.json"),  # fails: DataError
     "not an object": (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
     "no header": (lambda folder: (folder / "config.json").unlink(), "holds no config.json"),
@@ -212,6 +297,37 @@ def test_a_damaged_checkpoint_is_refused(copied: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=words) as caught:
         LatentDiffusion.from_pretrained(copied)
     assert "\n" not in str(caught.value)
+
+
+EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "crop": lambda value: value["domain"]["framing"].update(crop="whole"),
+    "limits": lambda value: value["domain"].update(limits=[[0.0, 1.0]]),
+    "name of a label": lambda value: value["domain"]["labels"]["names"].__setitem__(1, "nothing"),
+    "sampling": lambda value: value["settings"]["sampling"].update(steps=1),
+    "score": lambda value: value["metrics"].update(loss=0.1),
+    "hash of the ledger": lambda value: value.update(ledger="0" * 16),
+    "checksum": lambda value: value.update(checksum="0" * 16),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_a_header_edited_by_hand_is_refused(copied: Path, name: str) -> None:
+    """Every value is possible by itself; what it says is not what was saved."""
+    edit(copied / "config.json", EDITS[name])
+    for load in (LatentDiffusion.from_pretrained, load_synthesizer):
+        with pytest.raises(CheckpointError, match="was edited since it was written"):
+            load(copied)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_every_file_has_the_mode_of_the_umask(mask: int, tmp_path: Path) -> None:
+    before = os.umask(mask)
+    try:
+        tiny_model("kl").save(tmp_path / "checkpoint", Ledger(), {})
+    finally:
+        os.umask(before)
+    for path in [tmp_path / "checkpoint", *(tmp_path / "checkpoint").rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask, path
 
 
 def test_parts_of_two_checkpoints_do_not_mix(copied: Path, tmp_path: Path) -> None:
@@ -336,11 +452,11 @@ def another_generator(make: Callable[[], Any]) -> Callable[[Path], None]:
 
 
 def setting(**changes: Any) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "config.json", lambda value: value["settings"].update(changes))
+    return lambda folder: forge(folder, lambda value: value["settings"].update(changes))
 
 
 def without(key: str) -> Callable[[Path], None]:
-    return lambda folder: edit(folder / "config.json", lambda value: value["settings"].pop(key))
+    return lambda folder: forge(folder, lambda value: value["settings"].pop(key))
 
 
 def exchange(folder: Path) -> None:
@@ -410,8 +526,8 @@ GAN_FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "foreign setting": (ON_LATENTS, setting(form="joint"), "has settings .*form"),
     "no autoencoder": (ON_LATENTS, lambda folder: shutil.rmtree(folder / "autoencoder"), "fingerprint nothing"),
     "fewer parts": (
-        ON_LATENTS, lambda folder: edit(folder / "config.json", lambda value: value["parts"].pop("autoencoder")),
-        "binds parts",
+        ON_LATENTS, lambda folder: forge(folder, lambda value: value["parts"].pop("autoencoder")),
+        "part autoencoder, which was not saved with it",
     ),
 }  # fmt: skip
 

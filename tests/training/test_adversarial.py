@@ -10,7 +10,7 @@ from torch import Tensor
 
 from latentsynth.config import GanRun, build
 from latentsynth.gans import Opinion, Painted
-from latentsynth.gans.base import Discriminator, Generator
+from latentsynth.gans.base import Discriminator, Generator, Inputs
 from latentsynth.gans.losses import accuracy
 from latentsynth.parallel import start
 from latentsynth.training.recipes.adversarial import Game, grown_level
@@ -49,8 +49,8 @@ class Level(Generator):
     def grow(self, level: float) -> None:
         self.levels.append(level)
 
-    def forward(self, draws, mask=None, style=None, place=None, truncation=1.0, mixing=0.0):  # type: ignore[no-untyped-def]
-        return Painted(self.value + self.noise * draws.normal(1, 8, 8, 8))
+    def forward(self, inputs: Inputs) -> Painted:
+        return Painted(self.value + self.noise * inputs.draws.normal(1, 8, 8, 8))
 
 
 class Judge(Discriminator):
@@ -215,8 +215,9 @@ def test_pooled_fakes_bring_their_places_along() -> None:
             return Scene(real, None, place, real)
 
     class Own(Level):
-        def forward(self, draws, mask=None, style=None, place=None, truncation=1.0, mixing=0.0):  # type: ignore[no-untyped-def]
-            return Painted(place.view(-1, 1, 1, 1).expand(-1, 1, 8, 8) + 0 * self.value)
+        def forward(self, inputs: Inputs) -> Painted:
+            assert inputs.place is not None
+            return Painted(inputs.place.view(-1, 1, 1, 1).expand(-1, 1, 8, 8) + 0 * self.value)
 
     class Told(Judge):
         def forward(self, image, mask=None, place=None, parts=1):  # type: ignore[no-untyped-def]

@@ -54,6 +54,18 @@ def test_both_processes_end_with_the_same_weights(name: str, pair: Path) -> None
     assert all(a != b for a, b in zip(early["digests"][:1], ranks[0]["digests"], strict=False))  # and they did train
 
 
+def test_two_processes_resume_from_a_sound_state_to_the_same_weights(pair: Path, workplace: Path) -> None:
+    """The newest state was damaged after an unbroken run, so both went on from the one before."""
+    for rank in (0, 1):
+        unbroken, resumed = (
+            json.loads((pair / f"{name}-32-rank{rank}.json").read_text()) for name in ("ae-pair-unbroken", "ae-pair")
+        )
+        assert unbroken == resumed
+    assert sorted(p.name for p in (workplace / "ae-pair" / "state").iterdir()) == ["0000000024", "0000000032"]
+    seen = [line["images_seen"] for line in read_metrics(workplace / "ae-pair") if "autoencoder/loss" in line]
+    assert seen == list(range(4, 33, 4))
+
+
 def test_two_processes_have_the_loss_curve_of_one(pair: Path, workplace: Path, trained_ldm: Path) -> None:
     curves = []
     for run in (trained_ldm, workplace / "ldm-pair"):

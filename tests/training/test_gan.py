@@ -14,6 +14,7 @@ from latentsynth.config import GanRun, build, load
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import CheckpointError, ConfigError, DataError
+from latentsynth.gans.base import Inputs
 from latentsynth.parallel import start
 from latentsynth.provenance import Ledger
 from latentsynth.randomness import Draws
@@ -122,7 +123,7 @@ def test_a_latent_gan_learns_the_latents_of_the_mask(
     def far(model: Any) -> float:
         with torch.no_grad():
             spatial = model.conditioner(Condition(masks)).spatial
-            made = model.generator(Draws.seeded(range(len(masks))), spatial).image
+            made = model.generator(Inputs(Draws.seeded(range(len(masks))), spatial)).image
             return float((made - model.autoencoder.encode(real)).abs().mean())
 
     assert far(trained["latent_gan"]) < 0.9 * far(load_synthesizer(config.run))

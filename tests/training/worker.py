@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from latentsynth.config import AutoencoderRun, GanRun, LdmRun, SegmenterRun, load
 from latentsynth.data.exchange.requests import requests
@@ -27,7 +29,7 @@ def leave_digests(folder: Path) -> None:
     """Makes every saving of state also write what this process's weights are."""
     save = RunFolder.save_state
 
-    def save_and_tell(run: RunFolder, images_seen: int) -> None:
+    def save_and_tell(run: RunFolder, images_seen: int, sections: Mapping[str, Any]) -> None:
         digests = []
         for model in run.accelerator._models:
             digest = hashlib.sha256()
@@ -37,14 +39,28 @@ def leave_digests(folder: Path) -> None:
         facts = {"world": run.accelerator.num_processes, "digests": digests}
         name = f"{run.path.name}-{images_seen}-rank{run.accelerator.process_index}.json"
         (folder / name).write_text(json.dumps(facts))
-        save(run, images_seen)
+        save(run, images_seen, sections)
 
     RunFolder.save_state = save_and_tell
 
 
+def damage_newest_state(run: Path, folder: Path) -> None:
+    """Makes the next training of a finished run go on from the state before, and keeps the digests of the first."""
+    accelerator = start()
+    if accelerator.is_main_process:
+        for file in folder.glob(f"{run.name}-32-rank*.json"):
+            file.rename(folder / file.name.replace(run.name, f"{run.name}-unbroken"))
+        newest = sorted((run / "state").iterdir())[-1]
+        (newest / "modules.safetensors").write_bytes(b"torn")
+    accelerator.wait_for_everyone()
+
+
 def main(folder: Path, autoencoder: Path, ldm: Path, masks: Path, samples: Path) -> None:
     leave_digests(folder)
-    train_autoencoder(load(AutoencoderRun, autoencoder))
+    config = load(AutoencoderRun, autoencoder)
+    train_autoencoder(config)
+    damage_newest_state(config.run, folder)
+    train_autoencoder(config)
     run = load(LdmRun, ldm)
     train_ldm(run)
     synthesize(load_synthesizer(run.run), requests(masks), samples, start(), per_mask=3)

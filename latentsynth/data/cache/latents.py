@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from latentsynth.data.cache.cutting import Cut
@@ -19,6 +19,7 @@ from latentsynth.errors import DataError
 from latentsynth.files import atomic_path
 from latentsynth.parallel import copies_of_rows
 from latentsynth.provenance import fingerprint
+from latentsynth.tensors import write_tensors
 
 # image (B, C, I, J, K) -> mean and deviation of raw latents, each (B, c, i, j, k)
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -71,7 +72,7 @@ class LatentCache:
                 if volume.mask is not None:
                     tensors["mask"] = torch.from_numpy(volume.mask)
                 with atomic_path(self.path(entry)) as temporary:
-                    save_file(tensors, temporary)
+                    write_tensors(temporary, tensors)
                 advance()
 
     def item(self, entry: int) -> dict[str, Any]:

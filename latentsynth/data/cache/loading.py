@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from latentsynth.errors import TrainingError
-from latentsynth.randomness import Stream, keyed_generator
+from latentsynth.randomness import Stream, generator
 
 
 class Positions(Dataset[dict[str, Any]]):
@@ -28,7 +28,7 @@ class Positions(Dataset[dict[str, Any]]):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         epoch, place = divmod(position, self.count)
-        order = torch.randperm(self.count, generator=keyed_generator(self.seed, epoch, Stream.ORDER))
+        order = generator(self.seed, Stream.ORDER, epoch).permutation(self.count)
         return {**self.items(int(order[place])), "position": position}
 
 

@@ -48,6 +48,6 @@ def distort(
         torch.manual_seed(int(rng.integers(2**31)))
         out = tio.Compose(steps)(subject)
     moved = (
-        None if mask is None else np.rint(out["mask"].numpy()[0]).astype(np.uint8)
+        None if mask is None else np.rint(out["mask"].numpy()[0]).astype(mask.dtype)
     )  # TorchIO returns labels as float
     return np.clip(2 * out["image"].numpy() - 1, -1, 1).astype(np.float32), moved

@@ -11,19 +11,21 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti, windows
 from latentsynth.data.frames import Frame, lay, resample, resample_labels
 from latentsynth.data.identity import check_files, files_of, identity
+from latentsynth.data.intake.checks import SPACING_MM, disagreement, spacing
 from latentsynth.errors import DataError
 from latentsynth.files import atomic_path, read_json, write_json
 from latentsynth.provenance import fingerprint
+from latentsynth.randomness import Stream, generator
+from latentsynth.tensors import write_tensors
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 
-_VERSION = 2  # raise it when preprocessing changes, so that old caches are not read
+_VERSION = 3  # raise it when preprocessing changes, so that old caches are not read
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Volume:
 
     Attributes:
         image: float32 in [-1, 1], shape ``(C, I, J, K)``.
-        mask: Indices into ``Labels.values``, uint8, shape ``(I, J, K)``; None where there is no annotation.
+        mask: Indices into ``Labels.values``, int16, shape ``(I, J, K)``; None where there is no annotation.
         limits: Per channel, the scanner units that map to -1 and 1.
         zoom: 1, or how far the frame zoomed out to hold the lesion.
     """
@@ -85,7 +87,7 @@ class Recipe:
             affine = native[0][1]
         shape = native[0][0].shape if labels is None else labels.shape
         frame, zoom = self.frame(affine, shape, labels, case.case_id)
-        rng = np.random.default_rng([self.seed, copy, int(fingerprint(case.case_id), 16)])
+        rng = generator(self.seed, Stream.AUGMENT, copy, int(fingerprint(case.case_id), 16))
         if copy:
             frame = _move(frame, self.augment, rng)
         image, between = window_channels(native, self.grid.windows, frame, case.images, case.limits)
@@ -117,14 +119,41 @@ def window_channels(
         The image, float32, ``(C, *frame.shape)``, and per channel the scanner units that map to -1 and 1.
 
     Raises:
-        DataError: A channel is constant.
+        DataError: A channel is constant, or lies on another grid than the first.
     """
+    check_grids(native, names)
     limits = channel_limits(native, between, names, known)
     channels = [
         windows.normalise(resample(voxels, affine, frame, fill=ends[0]), ends)
         for (voxels, affine), ends in zip(native, limits, strict=True)
     ]
     return np.stack(channels) if channels else np.zeros((0, *frame.shape), np.float32), limits
+
+
+def check_grids(native: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[Path]) -> None:
+    """Refuses the channels of a scan unless they lie on one voxel grid, whose spacing can be that of a scan.
+
+    Args:
+        native: Voxels and affine per channel, as read.
+        names: What to call the channels in an error.
+
+    Raises:
+        DataError: With the file, and how far it is from the first.
+    """
+    low, high = SPACING_MM
+    for (voxels, affine), name in zip(native, names, strict=True):
+        edges = spacing(affine)
+        if not all(low <= edge <= high for edge in edges):
+            found = " x ".join(f"{edge:.3g}" for edge in edges)
+            raise DataError(
+                f"{name} has voxels of {found} mm, expected {low} to {high} mm per axis: correct the header"
+            )
+        apart = disagreement(native[0][0].shape, native[0][1], voxels.shape, affine)
+        if apart:
+            raise DataError(
+                f"{name} does not lie on the grid of {names[0].name} ({apart}): resample it onto that image, or restore its "
+                "header"
+            )
 
 
 def channel_limits(
@@ -168,8 +197,16 @@ def check_labels(voxels: np.ndarray, labels: Labels, name: str) -> None:
 
 
 def to_index(values: np.ndarray, labels: Labels) -> np.ndarray:
-    """Label values to indices into ``labels.values``, uint8."""
-    return np.searchsorted(labels.values, values).astype(np.uint8)
+    """Label values to indices into ``labels.values``, int16: a parcellation has more labels than a byte counts.
+
+    Raises:
+        DataError: A value is no label of ``labels``.
+    """
+    known = np.asarray(labels.values)
+    index = np.searchsorted(known, values).clip(max=len(known) - 1).astype(np.int16)
+    if not np.array_equal(known[index], values):
+        check_labels(values, labels, "the label map")
+    return index
 
 
 def one_hot(index: Tensor, labels: int) -> Tensor:
@@ -308,7 +345,7 @@ def _save(path: Path, volume: Volume) -> None:
         tensors["mask"] = torch.from_numpy(volume.mask).contiguous()
     facts = {"limits": json.dumps(volume.limits), "zoom": json.dumps(volume.zoom)}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata=facts)
+        write_tensors(temporary, tensors, facts)
 
 
 def _load(path: Path, name: str) -> Volume:

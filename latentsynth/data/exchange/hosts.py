@@ -10,7 +10,7 @@ from nibabel.affines import voxel_sizes
 
 from latentsynth.data import nifti, windows
 from latentsynth.data.cache.cutting import distance_to
-from latentsynth.data.cache.volumes import channel_limits, window_channels
+from latentsynth.data.cache.volumes import channel_limits, check_grids, window_channels
 from latentsynth.data.exchange.requests import Placed, Request, to_scanner
 from latentsynth.data.frames import Frame, resample
 from latentsynth.data.identity import check_files
@@ -40,7 +40,8 @@ class Host:
         """Reads a scan.
 
         Raises:
-            DataError: A file is unreadable or constant, or the scan has another number of channels.
+            DataError: A file is unreadable or constant, channels lie on different grids, or the scan has another number of
+                channels.
         """
         if len(case.images) != domain.grid.channels:
             raise DataError(
@@ -49,6 +50,7 @@ class Host:
             )
         native = tuple(nifti.read(path) for path in case.images)
         check_files(case, native)
+        check_grids(native, case.images)
         return cls(case, native, channel_limits(native, domain.grid.windows, case.images, case.limits), domain)
 
     @property
@@ -96,7 +98,8 @@ class Host:
                 are the scan's own, exactly.
 
         Returns:
-            Per channel, voxels of the scan's grid and number type.
+            Per channel, voxels on the scan's grid, in its own number type, or in the smallest that holds what was painted
+            where that does not: a lesion darker than anything an unsigned scan can store.
         """
         lesion = np.isin(placed.values, self.domain.labels.lesions(self.domain.framing))
         spacing = voxel_sizes(placed.affine)
@@ -110,11 +113,22 @@ class Host:
         made = to_scanner(image, placed, self.domain, self.limits)
         out = []
         for (voxels, _), new in zip(self.native, made, strict=True):
-            kept = voxels.copy()
-            mixed = share[where] * new[where] + (1 - share[where]) * kept[where]
-            kept[where] = np.rint(mixed) if kept.dtype.kind in "iu" else mixed
+            mixed = share[where] * new[where] + (1 - share[where]) * voxels[where]
+            mixed = np.rint(mixed) if voxels.dtype.kind in "iu" else mixed
+            kept = voxels.astype(_holding(voxels.dtype, mixed))
+            kept[where] = mixed
             out.append(kept)
         return out
+
+
+def _holding(stored: np.dtype, values: np.ndarray) -> np.dtype:
+    """A number type that holds all that another one does, and some values besides."""
+    if stored.kind not in "iu" or not values.size:
+        return stored
+    low, high = int(values.min()), int(values.max())
+    # Wider types hold the narrower one's values: 16 bits with a sign those of 8 without, and so on.
+    wider = (np.dtype(f"i{size}") for size in (2, 4, 8) if size > stored.itemsize)
+    return next(t for t in (stored, *wider) if np.iinfo(t).min <= low and high <= np.iinfo(t).max)
 
 
 def paired(requests: Sequence[Request], hosts: Sequence[Case]) -> list[Case]:

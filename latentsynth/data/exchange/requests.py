@@ -8,14 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy import ndimage
 
 from latentsynth.data import nifti, windows
 from latentsynth.data.cache.volumes import check_labels, read_mask, to_index
 from latentsynth.data.frames import Frame, lay, resample, resample_labels
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
+from latentsynth.metrics.lesions import components, lesion_scores
 from latentsynth.provenance import Ledger, fingerprint, voxel_hash
-from latentsynth.types import Domain, Fit, Framing, Split
+from latentsynth.types import Domain, Fit, Framing, Labels, Split
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Placed:
     """A mask brought to a model's grid.
 
     Attributes:
-        index: Label indices on the grid, uint8, ``(I, J, K)``.
+        index: Label indices on the grid, int16, ``(I, J, K)``.
         values: Label values on the mask's own grid, int16.
         affine: The mask's own affine.
         frame: The grid's frame in world coordinates.
@@ -54,6 +56,48 @@ class Placed:
     affine: np.ndarray
     frame: Frame
     zoom: float
+
+    def given(self, labels: Labels) -> np.ndarray:
+        """The mask as the model gets it: label values on the mask's own grid, int16, 0 beyond the model's grid."""
+        own = Frame(self.affine, self.values.shape)
+        index = resample(self.index, self.frame.affine, own, 0, extend=True, smooth=False, order=0)
+        return np.array(labels.values, np.int16)[index.astype(np.int16)]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What of a mask a volume can show.
+
+    Attributes:
+        values: Label values on the mask's own grid, int16, without the lesions that the model never got.
+        lesions: How many lesions the mask asks for: connected components of all lesion labels together.
+        lost: How many of them the model never got: too small for its voxels.
+    """
+
+    values: np.ndarray
+    lesions: int
+    lost: int
+
+    @classmethod
+    def of(cls, asked: np.ndarray, given: np.ndarray, lesions: Sequence[int]) -> Shown:
+        """Compares a mask with what the model got of it.
+
+        A lesion is lost if less than a tenth of it is lesion there (:func:`latentsynth.metrics.lesions.lesion_scores`).
+
+        Args:
+            asked: Label values, ``(I, J, K)``.
+            given: The same as the model gets them (:meth:`Placed.given`).
+            lesions: Label values that count as lesion.
+        """
+        wanted, got = np.isin(asked, list(lesions)), np.isin(given, list(lesions))
+        boxes = ndimage.find_objects(wanted.view(np.uint8))  # most of a scan holds nothing
+        if not boxes:
+            return cls(asked, 0, 0)
+        box, values = boxes[0], asked.copy()
+        found = lesion_scores(wanted[box], got[box], (1.0, 1.0, 1.0)).lesion_found
+        gone = np.isin(components(wanted[box])[0], np.flatnonzero(~np.array(found)) + 1)
+        values[box][gone] = given[box][gone]
+        return cls(values, len(found), found.count(False))
 
 
 def requests(source: Path, split: Split | None = None) -> list[Request]:
@@ -67,7 +111,7 @@ def requests(source: Path, split: Split | None = None) -> list[Request]:
         DataError: Nothing there, or names that collide.
     """
     if source.is_dir():
-        files = sorted(p for p in source.iterdir() if p.name.endswith(nifti.SUFFIXES))
+        files = nifti.files(source)
         if not files:
             raise DataError(f"{source} holds no NIfTI file (*.nii, *.nii.gz): give a folder of masks")
         found = [Request(nifti.stem(path), path) for path in files]
@@ -107,7 +151,7 @@ def place(request: Request, domain: Domain, fit: Fit | None = None) -> Placed:
         shape, spacing = domain.grid.shape, np.array(domain.grid.spacing_mm)
         affine = np.diag([*spacing, 1.0])
         affine[:3, 3] = -spacing * (np.array(shape) - 1) / 2
-        return Placed(np.zeros(shape, np.uint8), np.zeros(shape, np.int16), affine, Frame(affine, shape), 1.0)
+        return Placed(np.zeros(shape, np.int16), np.zeros(shape, np.int16), affine, Frame(affine, shape), 1.0)
     values, affine = read_mask(request.mask, domain.labels)
     return place_array(values, affine, domain, str(request.mask), fit)
 

@@ -1,12 +1,15 @@
 """A folder of synthetic volumes on disk.
 
 It is an nnU-Net raw cohort (``imagesTr``, ``labelsTr``, ``dataset.json``) with a JSON sidecar per volume, a manifest and a
-contact sheet. A volume counts as done when its sidecar stands, which is written last.
+contact sheet. ``labelsTr`` holds the masks that were asked for, without the lesions that the model's grid cannot hold, since no
+volume shows those; ``masks_given`` the masks as the model got them, in its own voxels. A volume counts as done when its sidecar stands, which is written
+last.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +17,46 @@ import numpy as np
 
 from latentsynth import outputs
 from latentsynth.data import nifti, windows
-from latentsynth.data.exchange.requests import Placed, Request
+from latentsynth.data.exchange.requests import Placed, Request, Shown
 from latentsynth.data.identity import volume_hash
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.files import clear_partial, read_json, write_json
 from latentsynth.provenance import LEDGER, sidecar, voxel_hash
-from latentsynth.types import Case, Domain, Labels
+from latentsynth.types import Case, Domain
 
 KIND = "synthetic volumes"
-FOLDERS = ("imagesTr", "labelsTr", "sidecars")
+GIVEN = "masks_given"
+FOLDERS = ("imagesTr", "labelsTr", GIVEN, "sidecars")
+FORMAT = 2  # of the sidecars
+
+
+@dataclass(frozen=True)
+class LostLesions:
+    """Lesions that were asked for, and that the model never got.
+
+    Attributes:
+        volumes: Volumes made.
+        short: Those of them whose mask lost a lesion.
+        lesions: Lesions asked for, over all volumes.
+        lost: How many of them were lost.
+    """
+
+    volumes: int
+    short: int
+    lesions: int
+    lost: int
+
+    @classmethod
+    def of(cls, out: Path) -> LostLesions:
+        """Of the volumes that stand in an output folder."""
+        facts = [read_json(file) for file in sorted((out / "sidecars").glob("*.json"))]
+        return cls(
+            len(facts),
+            sum(one["lesions_lost"] > 0 for one in facts),
+            sum(one["lesions"] for one in facts),
+            sum(one["lesions_lost"] for one in facts),
+        )
 
 
 def collect(out: Path, domain: Domain) -> Manifest:
@@ -76,18 +109,19 @@ def is_done(out: Path, request: Request, seed: int, placed: Placed) -> bool:
 
 def claim(out: Path, recipe: dict[str, Any], domain: Domain) -> None:
     """Opens the output folder for this checkpoint and these settings, or refuses one that belongs to others."""
-    outputs.claim(out, KIND, recipe, FOLDERS)
+    outputs.claim(out, KIND, {"sidecars": FORMAT, **recipe}, FOLDERS)
     for name in FOLDERS:
         clear_partial(out / name)
-    describe(out, f"{out.name} (synthetic)", domain.channels, domain.labels)
 
 
 def finish(out: Path, manifest: Manifest) -> None:
     """Says that a cohort is complete."""
+    describe(out, f"{out.name} (synthetic)", manifest)
     outputs.finish(
         out,
         [
             *case_files(out, manifest),
+            *(out / GIVEN / f"{case.case_id}.nii.gz" for case in manifest.cases),
             *(out / name for name in ("dataset.json", "manifest.json", LEDGER, "contact_sheet.png")),
         ],
     )
@@ -101,16 +135,25 @@ def case_files(out: Path, manifest: Manifest) -> list[Path]:
     return found
 
 
-def describe(out: Path, name: str, channels: Sequence[str], labels: Labels) -> None:
-    """The ``dataset.json`` of an nnU-Net raw cohort, marked as synthetic."""
+def describe(out: Path, name: str, manifest: Manifest, **more: Any) -> None:
+    """The ``dataset.json`` of an nnU-Net raw cohort, marked as synthetic.
+
+    What nnU-Net 2 asks of it: the number of cases, one file ending, and a label 0 of the name "background". It also asks
+    that label values be consecutive, which those of the manifest need not be.
+    """
+    names = dict(zip(manifest.labels.names, manifest.labels.values, strict=True))
+    if "background" not in names:
+        names = {"background" if value == 0 else label: value for label, value in names.items()}
     write_json(
         out / "dataset.json",
         {
             "name": name,
-            "channel_names": {str(n): channel for n, channel in enumerate(channels)},
-            "labels": {label: value for value, label in zip(labels.values, labels.names, strict=True)},
+            "channel_names": {str(n): channel for n, channel in enumerate(manifest.channels)},
+            "labels": names,
+            "numTraining": len(manifest.cases),
             "file_ending": ".nii.gz",
             "SYNTHETIC": True,
+            **more,
         },
     )
 
@@ -125,11 +168,15 @@ def write(
     domain: Domain,
     facts: dict[str, Any],
 ) -> None:
-    """Images in scanner units, mask, then the sidecar that makes them count."""
+    """Images in scanner units, mask as shown and as given, then the sidecar that makes them count."""
     name = name_of(request, seed)
-    for channel, voxels in enumerate(scanner):
-        nifti.write(out / "imagesTr" / f"{name}_{channel:04d}.nii.gz", voxels, placed.affine)
-    nifti.write(out / "labelsTr" / f"{name}.nii.gz", placed.values, placed.affine)
+    for channel, image in enumerate(scanner):
+        nifti.write(out / "imagesTr" / f"{name}_{channel:04d}.nii.gz", image, placed.affine)
+    voxels = nifti.canonical_hash(scanner[0], placed.affine)
+    given = placed.given(domain.labels)
+    shown = Shown.of(placed.values, given, domain.labels.lesions(domain.framing))
+    nifti.write(out / "labelsTr" / f"{name}.nii.gz", shown.values, placed.affine)
+    nifti.write(out / GIVEN / f"{name}.nii.gz", given, placed.affine)
     per_image = [
         name for name, window in zip(domain.channels, domain.grid.windows, strict=True) if window.kind == "percentile"
     ]
@@ -138,10 +185,14 @@ def write(
         sidecar(
             mask=request.mask.name if request.mask else None,
             mask_voxels=voxel_hash(placed.values),
+            lesions=shown.lesions,
+            lesions_lost=shown.lost,
             parents=list(request.parents),
-            voxels=nifti.canonical_hash(scanner[0], placed.affine),
-            image_hashes=[volume_hash(voxels, placed.affine) for voxels in scanner],
-            mask_hash=volume_hash(placed.values, placed.affine),
+            voxels=voxels,
+            image_hashes=[
+                volume_hash(image, placed.affine, voxels if n == 0 else "") for n, image in enumerate(scanner)
+            ],
+            mask_hash=volume_hash(shown.values, placed.affine),
             limits=dict(zip(domain.channels, limits, strict=True)),
             median_window_channels=[] if "host" in facts else per_image,
             **facts,

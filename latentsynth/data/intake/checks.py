@@ -5,18 +5,24 @@ Every file is opened once. A problem says which file, what was found, what was e
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 
 from latentsynth.data import nifti
-from latentsynth.data.identity import unfit_id, volume_hash
+from latentsynth.data.identity import turned_hash, unfit_id, volume_hash
+from latentsynth.data.intake.headers import Remark, header_remarks
 from latentsynth.data.intake.layouts import RawCohort
+from latentsynth.data.intake.respacing import Spacing, respaced
 from latentsynth.errors import AxesError, VolumeError
+from latentsynth.metrics.lesions import components
 from latentsynth.progress import bar
 from latentsynth.types import Case, Labels
 
@@ -52,21 +58,26 @@ class CaseFacts:
 
     Attributes:
         hashes: :func:`latentsynth.provenance.voxel_hash` of each image, "" where it could not be read.
-        constant: Whether each image holds one value throughout.
+        turned: :func:`latentsynth.data.identity.turned_hash` of each, also of the numbers in the file where its header
+            scales them; nothing where the image could not be read or holds one value throughout.
         shape: Voxels ``(I, J, K)`` in the file's own axis order, or None if no image could be read.
         spacing_mm: Voxel edges in mm along the same axes, or None.
         label_voxels: Voxels per label value in the mask, 0 included; empty without a valid mask.
         image_hashes: As in :class:`latentsynth.types.Case`, "" for an image that could not be read.
         mask_hash: The same of the mask.
+        lesion_voxels: Voxels of every lesion: connected voxels of labels other than background and ignored ones.
+        remarks: What its headers leave open.
     """
 
     hashes: tuple[str, ...] = ()
-    constant: tuple[bool, ...] = ()
+    turned: tuple[tuple[str, ...], ...] = ()
     shape: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
     label_voxels: dict[int, int] = field(default_factory=dict)
     image_hashes: tuple[str, ...] = ()
     mask_hash: str = ""
+    lesion_voxels: tuple[int, ...] = ()
+    remarks: tuple[Remark, ...] = ()
 
     @property
     def voxels(self) -> str:
@@ -75,7 +86,12 @@ class CaseFacts:
 
 
 def check_case(
-    case: Case, channels: Sequence[str], labels: Labels | None, *, allow_unlabelled: bool = False
+    case: Case,
+    channels: Sequence[str],
+    labels: Labels | None,
+    *,
+    allow_unlabelled: bool = False,
+    spacing_mm: Spacing | None = None,
 ) -> tuple[list[Problem], CaseFacts]:
     """Reads the files of one case and reports everything that is wrong with them.
 
@@ -84,6 +100,7 @@ def check_case(
         channels: Names of the images it must have.
         labels: Values its mask may hold; None allows any whole number from 0.
         allow_unlabelled: Accept a case without a mask. A mask that is named but missing stays a problem.
+        spacing_mm: Goes before that of the headers.
     """
     problems: list[Problem] = []
 
@@ -96,53 +113,88 @@ def check_case(
         cure = "change the --patient expression so that it matches this case id, or complete the patient column"
         report(case.case_id, "no patient", "a patient id for every case", cure)
 
-    hashes, placed, constant = [], [], []
+    hashes, placed = [], []
+    turned: list[tuple[str, ...]] = []
+    remarks: list[Remark] = []
     grid: _VoxelGrid | None = None
     for number, path in enumerate(case.images):
         name = channels[number] if number < len(channels) else f"undeclared channel {number}"
-        read = _read(path, f"a readable 3D NIfTI file for {name}", case.case_id, problems)
+        read = _read(path, f"a readable 3D NIfTI file for {name}", case.case_id, problems, spacing_mm)
         if read is None:
             hashes.append("")
             placed.append("")
-            constant.append(False)
+            turned.append(())
             continue
+        remarks += header_remarks(path)
         voxels, affine = read
         if grid is None:
             grid = voxels.shape, affine
-            low, high = SPACING_MM
-            if not all(low <= edge <= high for edge in spacing(affine)):
-                report(path, f"spacing {_mm(spacing(affine))}", f"{low} to {high} mm per axis", "correct the header")
+            finest, coarsest = SPACING_MM
+            if not all(finest <= edge <= coarsest for edge in spacing(affine)):
+                expected = f"{finest} to {coarsest} mm per axis"
+                report(path, f"spacing {_mm(spacing(affine))}", expected, "correct the header")
         else:
             apart = disagreement(*grid, voxels.shape, affine)
             if apart:
                 report(path, apart, f"the grid of {case.images[0].name}", "resample it onto the first image")
         hashes.append(nifti.canonical_hash(voxels, affine))
         placed.append(volume_hash(voxels, affine, hashes[-1]))
-        constant.append(bool(voxels.min() == voxels.max()))
+        low, high = float(voxels.min()), float(voxels.max())
+        turned.append(_turned(path, voxels) if low < high else ())
+        if low == high:
+            cure = "name the right file, or leave the case out; a missing channel cannot be filled in"
+            report(path, f"one value throughout ({low:g})", f"a scan for {name}", cure)
     split_channels = any("axes" in problem.found for problem in problems)  # one 4D file: the count says nothing more
     if len(case.images) != len(channels) and not split_channels:
         file, expected = case.images[0] if case.images else case.case_id, f"{len(channels)} ({', '.join(channels)})"
         report(file, f"{len(case.images)} images", expected, "complete the case or remove it")
-    repeats = [h for h, count in Counter(hashes).items() if h and count > 1 and not constant[hashes.index(h)]]
-    for repeat in repeats:
-        twins = [image for image, h in zip(case.images, hashes, strict=True) if h == repeat]
-        report(twins[1], f"the same voxels as {twins[0].name}", "another image per channel", "name the right file")
+    for (one, mine), (two, theirs) in itertools.combinations(zip(case.images, turned, strict=True), 2):
+        if set(mine) & set(theirs):
+            report(two, f"the same voxels as {one.name}", "another image per channel", "name the right file")
 
-    counts: dict[int, int] = {}
-    mask_hash = ""
+    mask = _MaskFacts()
     if case.mask is not None:
-        counts, mask_hash, own_grid = _check_mask(case.mask, case, labels, grid, problems)
-        grid = grid or (None if case.images else own_grid)
+        mask = _check_mask(case.mask, case, labels, grid, problems, spacing_mm)
+        grid = grid or (None if case.images else mask.grid)
+        remarks += header_remarks(case.mask) if mask.grid else []
     elif not allow_unlabelled:
         file = case.images[0] if case.images else case.case_id
         report(file, "no mask", "a mask for every case", "add the mask, or give --allow-unlabelled for autoencoders")
+    facts = CaseFacts(tuple(hashes), tuple(turned), label_voxels=mask.label_voxels)
+    facts = replace(facts, remarks=tuple(r for r in remarks if spacing_mm is None or r.doubt == "no orientation"))
     if grid is None:
-        return problems, CaseFacts(tuple(hashes), tuple(constant), label_voxels=counts)
+        return problems, facts
     (i, j, k), edges = grid[0], spacing(grid[1])
-    return problems, CaseFacts(tuple(hashes), tuple(constant), (i, j, k), edges, counts, tuple(placed), mask_hash)
+    return problems, replace(
+        facts,
+        shape=(i, j, k),
+        spacing_mm=edges,
+        image_hashes=tuple(placed),
+        mask_hash=mask.mask_hash,
+        lesion_voxels=mask.lesion_voxels,
+    )
 
 
-def _read(path: Path, expected: str, case_id: str, problems: list[Problem]) -> tuple[np.ndarray, np.ndarray] | None:
+def _turned(path: Path, voxels: np.ndarray) -> tuple[str, ...]:
+    stored: Any = nib.load(path).dataobj  # type: ignore[attr-defined]
+    if stored.slope == 1:
+        return (turned_hash(voxels),)
+    return turned_hash(voxels), turned_hash(stored.get_unscaled().reshape(voxels.shape))
+
+
+@dataclass(frozen=True)
+class _MaskFacts:
+    """What a mask tells: fields as those of :class:`CaseFacts`, and its grid; empty if it is no label map."""
+
+    label_voxels: dict[int, int] = field(default_factory=dict)
+    mask_hash: str = ""
+    lesion_voxels: tuple[int, ...] = ()
+    grid: _VoxelGrid | None = None
+
+
+def _read(
+    path: Path, expected: str, case_id: str, problems: list[Problem], spacing_mm: Spacing | None
+) -> tuple[np.ndarray, np.ndarray] | None:
     """Voxels and affine; None, and a problem, where they are not finite numbers on a usable grid."""
     if not path.is_file():
         cure = "add the file, or remove the case with all its files"
@@ -150,6 +202,7 @@ def _read(path: Path, expected: str, case_id: str, problems: list[Problem]) -> t
         return None
     try:
         voxels, affine = nifti.read(path)
+        affine = respaced(affine, spacing_mm)
     except VolumeError as error:
         cure = error.cure
         if isinstance(error, AxesError):
@@ -176,15 +229,16 @@ def _check_mask(
     labels: Labels | None,
     grid: _VoxelGrid | None,
     problems: list[Problem],
-) -> tuple[dict[int, int], str, _VoxelGrid | None]:
-    """Voxels per label, hash and grid of the mask; empty, and a problem, if the mask is no label map."""
+    spacing_mm: Spacing | None,
+) -> _MaskFacts:
+    """Reads the mask; adds a problem if it is no label map."""
 
     def report(found: str, expected: str, cure: str) -> None:
         problems.append(Problem(case.case_id, str(path), found, expected, cure))
 
-    read = _read(path, "a readable 3D NIfTI label map", case.case_id, problems)
+    read = _read(path, "a readable 3D NIfTI label map", case.case_id, problems, spacing_mm)
     if read is None:
-        return {}, "", None
+        return _MaskFacts()
     voxels, affine = read
     if grid is not None:
         apart = disagreement(*grid, voxels.shape, affine)
@@ -195,15 +249,17 @@ def _check_mask(
         low, high = float(voxels.min()), float(voxels.max())
         found = f"{'values' if whole else 'fractions'} from {low:g} to {high:g}"
         report(found, f"whole numbers from 0 to {nifti.MAX_LABEL}", "threshold it, or name the right file")
-        return {}, "", None
+        return _MaskFacts()
     counts = {int(v): int(n) for v, n in enumerate(np.bincount(voxels.ravel().astype(np.int64))) if n}
-    if set(counts) == {0}:
-        report("an empty mask", "at least one voxel that is not 0", "annotate the case or remove its mask")
+    nothing = (0, *(labels.ignored if labels else ()))
+    if set(counts) <= set(nothing):
+        report("an empty mask", "at least one annotated voxel", "annotate the case or remove its mask")
     unknown = sorted(set(counts) - set(labels.values)) if labels else []
     if unknown:
         values = ", ".join(map(str, labels.values if labels else ()))
         report(f"unknown labels {unknown[:8]}", f"labels {values}", "declare the label or correct the mask")
-    return counts, volume_hash(voxels, affine), (voxels.shape, affine)
+    lesions = tuple(np.bincount(components(~np.isin(voxels, nothing))[0].ravel())[1:].tolist())
+    return _MaskFacts(counts, volume_hash(voxels, affine), lesions, (voxels.shape, affine))
 
 
 def check_cohort(
@@ -224,7 +280,10 @@ def check_cohort(
     facts = []
     with bar("checking scans", len(cohort.cases), "cases", show=progress) as done:
         for case in cohort.cases:
-            found, fact = check_case(case, cohort.channels, cohort.labels, allow_unlabelled=allow_unlabelled)
+            spacing_mm = cohort.spacings.get(case.case_id)
+            found, fact = check_case(
+                case, cohort.channels, cohort.labels, allow_unlabelled=allow_unlabelled, spacing_mm=spacing_mm
+            )
             problems += found
             facts.append(fact)
             done.advance()
@@ -252,17 +311,18 @@ def _leak(case: Case, path: Path, group: list[tuple[Case, Path]]) -> Problem:
 
 
 def twins(cases: Iterable[Case], facts: Iterable[CaseFacts]) -> list[list[tuple[Case, Path]]]:
-    """Groups of images in different cases with the same voxels, whatever their orientation or number type on disk.
+    """Groups of images in different cases with the same voxels, whatever their headers, orientation and number type.
 
-    Images that hold one value throughout (an absent channel filled with zeros) are left out: they look alike without
-    being one scan.
+    Images that hold one value throughout are left out: they look alike without being one scan.
     """
     places: dict[str, list[tuple[Case, Path]]] = defaultdict(list)
     for case, fact in zip(cases, facts, strict=True):
-        for path, name, constant in zip(case.images, fact.hashes, fact.constant, strict=True):
-            if name and not constant and all(c is not case for c, _ in places[name]):
-                places[name].append((case, path))
-    return [group for group in places.values() if len(group) > 1]
+        for path, names in zip(case.images, fact.turned, strict=True):
+            for name in names:
+                if all(c is not case for c, _ in places[name]):
+                    places[name].append((case, path))
+    groups = {tuple(path for _, path in group): group for group in places.values() if len(group) > 1}
+    return list(groups.values())
 
 
 def spacing(affine: np.ndarray) -> tuple[float, float, float]:

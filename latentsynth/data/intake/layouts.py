@@ -9,7 +9,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class RawCohort:
         patients_declared: A column or an expression gave the patients; otherwise every case is its own patient.
         splits_declared: The cases carry the splits of the source.
         notes: What the user should hear about how the source was read.
+        spacings: By case id, voxel edges in mm along the file's axes that go before those of the headers.
     """
 
     name: str
@@ -46,6 +47,7 @@ class RawCohort:
     patients_declared: bool
     splits_declared: bool
     notes: tuple[str, ...] = ()
+    spacings: dict[str, tuple[float, float, float]] = field(default_factory=dict)
 
 
 def recognise(source: Path) -> str:
@@ -65,7 +67,7 @@ def recognise(source: Path) -> str:
     listed = value.get("training")
     images = [entry.get("image") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     exists = any(isinstance(image, str) and (source / image).is_file() for image in images)
-    if "modality" in value and not exists and any((source / "imagesTr").glob("*_0000.nii*")):
+    if "modality" in value and not exists and any(name.endswith("_0000") for name in _listing(source / "imagesTr", [])):
         return "nnunet"
     if "modality" in value or "training" in value:
         return "decathlon"
@@ -91,6 +93,8 @@ def read_cohort(source: Path, layout: str | None = None, patient_regex: str | No
     cohort = _READERS[layout or recognise(source)](source)
     if len(cohort.channels) > 4 or (not cohort.channels and layout != "masks"):
         raise DataError(f"{source} has {len(cohort.channels)} channels {cohort.channels}, expected 1 to 4: choose some")
+    if len(set(cohort.channels)) < len(cohort.channels):  # what is kept per channel is found by its name
+        raise DataError(f"{source} gives two channels one name {cohort.channels}: give each its own")
     cases = tuple(sorted(cohort.cases, key=lambda case: (case.case_id, case.images)))
     cohort = replace(cohort, cases=cases)
     return cohort if patient_regex is None else _with_patients(cohort, patient_regex)
@@ -122,22 +126,22 @@ def _nnunet(source: Path) -> RawCohort:
     ending = value.get("file_ending", ".nii.gz")
     if ending not in SUFFIXES:
         raise DataError(f"{source} holds {ending!r} files, expected {' or '.join(SUFFIXES)}: convert them to NIfTI")
-    images, masks = _listing(source / "imagesTr", ending), _listing(source / "labelsTr", ending)
-    numbers: dict[str, set[int]] = defaultdict(set)
+    notes: list[str] = []
+    images, masks = (_listing(source / name, notes) for name in ("imagesTr", "labelsTr"))
+    numbered: dict[str, dict[int, Path]] = defaultdict(dict)
     stray = []
-    for name in images:
+    for name, path in images.items():
         match = re.fullmatch(r"(.+)_(\d{4})", name)
         if match:
-            numbers[match[1]].add(int(match[2]))
+            numbered[match[1]][int(match[2])] = path
         else:
-            stray.append(name + ending)
-    if not numbers:
+            stray.append(path.name)
+    if not numbered:
         folder = source / "imagesTr" if (source / "imagesTr").is_dir() else source
         raise DataError(f"{source} has no image imagesTr/CASE_0000{ending} but {_contents(folder)}; {_EXPECTED}")
-    notes = []
     if stray:
         notes.append(f"{len(stray)} files in imagesTr have no channel number and are not read: {few(stray, 4)}")
-    if any((source / "imagesTs").glob(f"*{ending}")):
+    if _listing(source / "imagesTs", []):
         notes.append("imagesTs is not read: its images have no masks")
     # Every declared channel is named although its file may be missing, and every undeclared one that exists: the
     # checks then report both. So they do for a mask without any image.
@@ -146,12 +150,12 @@ def _nnunet(source: Path) -> RawCohort:
             case_id=name,
             patient_id=name,
             images=tuple(
-                source / "imagesTr" / f"{name}_{number:04d}{ending}"
-                for number in sorted(numbers.get(name, set()) | set(range(len(channels))))
+                numbered.get(name, {}).get(number, source / "imagesTr" / f"{name}_{number:04d}{ending}")
+                for number in sorted({*numbered.get(name, {}), *range(len(channels))})
             ),
-            mask=source / "labelsTr" / f"{name}{ending}" if name in masks else None,
+            mask=masks.get(name),
         )
-        for name in {*numbers, *masks}
+        for name in {*numbered, *masks}
     )
     return RawCohort(_name(source, value), channels, _labels(source, value), cases, False, False, tuple(notes))
 
@@ -227,7 +231,7 @@ def _table(source: Path) -> RawCohort:
     channels = list(dict.fromkeys(name for _, row in rows for name in row["images"]))
     patients = any(row.get("patient") for _, row in rows)
     splits = any(row.get("split") for _, row in rows)
-    cases = []
+    cases, spacings = [], {}
     for line, row in rows:
         images = tuple(path.parent / row["images"][name] for name in channels if row["images"].get(name))
         case_id = row.get("case") or (stem(images[0]) if images else f"line {line}")
@@ -240,18 +244,21 @@ def _table(source: Path) -> RawCohort:
                 tables.as_split(row.get("split"), f"{path} line {line}") if splits else "train",
             )
         )
+        if row.get("spacing"):
+            spacings[case_id] = tables.as_spacing(row["spacing"], f"{path} line {line}")
     extra = sorted({key for _, row in rows for key in row if key not in tables.KEYS})
     notes = (f"columns that are not used: {', '.join(extra)}",) if extra else ()
     names = ("image",) if channels == ["image_0"] else tuple(channels)
-    return RawCohort(path.stem, names, None, tuple(cases), patients, splits, notes)
+    return RawCohort(path.stem, names, None, tuple(cases), patients, splits, notes, spacings)
 
 
 def _masks(source: Path) -> RawCohort:
-    files = sorted(p for p in source.glob("*") if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+    notes = ["these cases are masks without images"]
+    files = _listing(source, notes)
     if not files:
         raise DataError(f"{source} is no folder of masks: give a folder of NIfTI files, one mask each")
-    cases = tuple(Case(stem(file), stem(file), (), file) for file in files)
-    return RawCohort(source.resolve().name, (), None, cases, False, False, ("these cases are masks without images",))
+    cases = tuple(Case(name, name, (), file) for name, file in files.items())
+    return RawCohort(source.resolve().name, (), None, cases, False, False, tuple(notes))
 
 
 # Common ---------------------------------------------------------------------------------------------------------
@@ -285,10 +292,30 @@ def few(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _listing(folder: Path, ending: str) -> set[str]:
-    """Names without ``ending``; hidden files (macOS leaves ``._CASE.nii.gz``) are not files of the cohort."""
-    found = folder.glob(f"*{ending}") if folder.is_dir() else ()
-    return {path.name[: -len(ending)] for path in found if not path.name.startswith(".")}
+def _listing(folder: Path, notes: list[str]) -> dict[str, Path]:
+    """NIfTI files by their names without endings, whichever of the endings they have; what else lies there is noted.
+
+    Hidden files (macOS leaves ``._CASE.nii.gz``) are not files of the cohort.
+
+    Raises:
+        DataError: One name stands with two endings.
+    """
+    found: dict[str, Path] = {}
+    others = []
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        if not path.name.lower().endswith(SUFFIXES):
+            others.append(path.name)
+            continue
+        if stem(path) in found:
+            raise DataError(
+                f"{folder} holds {stem(path)} twice, as {found[stem(path)].name} and as {path.name}: remove or rename one"
+            )
+        found[stem(path)] = path
+    if others:
+        notes.append(f"{len(others)} files in {folder.name} are no NIfTI files and are not read: {few(others, 4)}")
+    return found
 
 
 _READERS: dict[str, Callable[[Path], RawCohort]] = {

@@ -14,7 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from latentsynth.data.intake.checks import CaseFacts, Problem, check_cohort, twins
+from latentsynth.data.intake.headers import CURES
 from latentsynth.data.intake.layouts import RawCohort, few, read_cohort, recognise
+from latentsynth.data.intake.respacing import write_respaced
 from latentsynth.data.intake.splits import FRACTIONS, declared_splits, require_fractions, split_patients
 from latentsynth.data.manifest import KIND, SPLITS, Manifest
 from latentsynth.errors import DataError
@@ -22,6 +24,8 @@ from latentsynth.files import read_json
 from latentsynth.outputs import claim_file
 from latentsynth.types import Case, Labels
 
+_SMALL = 8  # voxels; a lesion of fewer does not survive half the resolution
+_OFTEN_IGNORED = 255
 EXTERNAL = "external"  # source of synthetic cases that another program made
 
 
@@ -131,6 +135,10 @@ def prepare(
         if empty:
             notes.append(f"no case is in split {' or '.join(empty)}")
         labels = cohort.labels or _found_labels(fact for _, fact in kept)
+        copies = out.with_name(f"{out.stem}_respaced")
+        cases = write_respaced(cases, cohort.spacings, copies)
+        if cohort.spacings:
+            notes.append(f"{len(cohort.spacings)} cases have the spacing of the table, in copies under {copies}")
         manifest = Manifest(cohort.name, cohort.channels, labels, tuple(cases))
         manifest.save(out)
     volumes = Counter(case.patient_id for case in cases).values()
@@ -172,15 +180,59 @@ def _remarks(cohort: RawCohort, cases: Sequence[Case], facts: Sequence[CaseFacts
         if len({case.patient_id for case, _ in group}) == 1:
             names = few([case.case_id for case, _ in group])
             notes.append(f"warning: the same scan {len(group)} times in patient {group[0][0].patient_id}: {names}")
-    flat = [case.case_id for case, fact in zip(cases, facts, strict=True) if any(fact.constant)]
-    if flat:
-        notes.append(f"warning: an image holds one value throughout in {len(flat)} cases: {few(flat)}")
+    notes += _headers(facts)
+    notes += _unannotated(cohort.labels, cases, facts)
+    notes += _small_lesions(cases, facts)
     seen = {value for fact in facts for value in fact.label_voxels}
     named = zip(cohort.labels.values, cohort.labels.names, strict=True) if cohort.labels else ()
     absent = [name for value, name in named if value and value not in seen]
     if absent and seen:
         notes.append(f"declared labels that no mask holds: {few(absent)}")
     return notes
+
+
+def _headers(facts: Iterable[CaseFacts]) -> list[str]:
+    """One note per kind of doubt, with the first file in full and the number of others."""
+    remarks = [remark for fact in facts for remark in fact.remarks]
+    notes = []
+    for doubt, cure in CURES.items():
+        found = [remark for remark in remarks if remark.doubt == doubt]
+        if found:
+            others = f" and {len(found) - 1} files more" if len(found) > 1 else ""
+            notes.append(f"warning: header with {doubt} in {found[0].file}{others}: {found[0].found}: {cure}")
+    return notes
+
+
+def _unannotated(labels: Labels | None, cases: Sequence[Case], facts: Sequence[CaseFacts]) -> list[str]:
+    """What the labels leave unannotated, and in which cases how much."""
+    notes = []
+    for value in labels.ignored if labels else ():
+        held = [(c.case_id, f) for c, f in zip(cases, facts, strict=True) if f.label_voxels.get(value)]
+        shares = [100 * fact.label_voxels[value] / sum(fact.label_voxels.values()) for _, fact in held]
+        where = f"{min(shares):.2g} to {max(shares):.2g} % of {few([name for name, _ in held])}" if held else "no case"
+        name = labels.names[labels.values.index(value)] if labels else ""
+        notes.append(
+            f"label {value} ({name}) marks voxels that nobody annotated, {where}: it never counts as lesion and stays a "
+            "label of its own; leave cases out that hold much of it"
+        )
+    found = sorted({value for fact in facts for value in fact.label_voxels})
+    if labels is None and len(found) > 2 and found[-1] == _OFTEN_IGNORED and found[-2] < _OFTEN_IGNORED // 2:
+        notes.append(
+            f"warning: label {_OFTEN_IGNORED} beside {found[:-1]} often marks voxels that nobody annotated, and counts as "
+            'lesion here: if so, name it "ignore" in a dataset.json, or set it to 0'
+        )
+    return notes
+
+
+def _small_lesions(cases: Sequence[Case], facts: Sequence[CaseFacts]) -> list[str]:
+    held = {c.case_id: n for c, f in zip(cases, facts, strict=True) if (n := sum(v < _SMALL for v in f.lesion_voxels))}
+    if not held:
+        return []
+    every = sum(len(fact.lesion_voxels) for fact in facts)
+    return [
+        f"{sum(held.values())} of {every} lesions are smaller than 2 x 2 x 2 voxels of their scan, in {len(held)} cases "
+        f"({few(sorted(held))}): a coarser grid loses them, and `latentsynth plan` counts what its grid holds"
+    ]
 
 
 def _found_labels(facts: Iterable[CaseFacts]) -> Labels:
@@ -229,6 +281,9 @@ def _summary(report: PrepareReport, manifest: Manifest) -> list[tuple[str, str]]
         voxels = [fact.label_voxels[value] for fact in facts.values() if value in fact.label_voxels]
         typical = f", median {median(voxels):g} voxels there" if voxels else ""
         lines.append((f"label {value}", f"{name}: in {len(voxels)} cases{typical}"))
+    lesions = [len(fact.lesion_voxels) for fact in facts.values() if fact.label_voxels]
+    if lesions:
+        lines.append(("lesions", f"{sum(lesions)} in {len(lesions)} masks, {_range(lesions, 'd')} each"))
     shapes = [fact.shape for fact in facts.values() if fact.shape]
     edges = [fact.spacing_mm for fact in facts.values() if fact.spacing_mm]
     lines.append(("shape", " x ".join(_range(axis, "d") for axis in zip(*shapes, strict=True))))

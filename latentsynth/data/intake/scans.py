@@ -25,7 +25,7 @@ def scans(source: Path, channels: int, split: Split | None = None) -> list[Case]
         DataError: Nothing there, or a case without one of its channels.
     """
     if source.is_dir():
-        files = sorted(path for path in source.iterdir() if path.name.endswith(nifti.SUFFIXES))
+        files = nifti.files(source)
         if not files:
             raise DataError(f"{source} holds no NIfTI file (*.nii, *.nii.gz): give a folder of scans")
         return _grouped(source, files, channels)

@@ -1,21 +1,20 @@
-"""What a cohort is like: extents, spacing and intensities of its scans, and the grid and windows that suit them."""
+"""What a cohort is like: extents, spacing and intensities of its scans, and the grid that suits them."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
 
 from latentsynth.data import nifti
+from latentsynth.data.intake.intensities import Intensities, intensities
+from latentsynth.data.intake.lesions import Lesions
 from latentsynth.errors import DataError
 from latentsynth.progress import bar
-from latentsynth.types import Case
-
-_CT_AIR = -900.0  # a channel that reaches below this is in Hounsfield units
+from latentsynth.types import Case, Framing, Labels
 
 
 def choose_grid(
@@ -53,55 +52,52 @@ class Survey:
 
     Attributes:
         scans: Extents of the scans along the canonical axes, mm, ``(N, 3)``.
-        lesions: Extents of the annotations, mm, ``(M, 3)``; annotated cases alone.
+        extents: Extents of all lesions of a case together, mm, ``(M, 3)``; annotated cases alone.
         spacing: Median voxel spacing, mm, ``(3,)``.
-        intensities: Per channel, a sample of foreground voxels of all scans.
+        intensities: Per channel, what each scan holds.
+        lesions: Those of the annotated cases, ``M``.
     """
 
     scans: np.ndarray
-    lesions: np.ndarray
+    extents: np.ndarray
     spacing: np.ndarray
-    intensities: list[np.ndarray]
+    intensities: list[list[Intensities]]
+    lesions: list[Lesions]
 
 
-def survey(cases: tuple[Case, ...], channels: int) -> Survey:
+def survey(cases: tuple[Case, ...], channels: int, labels: Labels) -> Survey:
     """Reads some cases.
+
+    Args:
+        cases: Which.
+        channels: Images per case, at least one.
+        labels: Of the cohort; all count as lesion but background and ignored ones.
 
     Raises:
         DataError: A scan is unreadable or has one intensity only.
     """
-    scans, lesions, spacings = [], [], []
-    intensities: list[list[np.ndarray]] = [[] for _ in range(channels)]
+    scans, extents, spacings, lesions = [], [], [], []
+    seen: list[list[Intensities]] = [[] for _ in range(channels)]
     rng = np.random.default_rng(0)
     with bar("reading scans", len(cases), "cases") as shown:
         for case in cases:
+            marked = None
+            if case.mask is not None:
+                values, place = nifti.read_labels(case.mask)
+                marked = np.isin(values, labels.lesions(Framing()))
+                lesions += [Lesions.find(case.case_id, marked, place)] if marked.any() else []
             for channel, path in enumerate(case.images):
                 voxels, affine = nifti.read(path)
-                values = voxels[voxels > voxels.min()].ravel()
-                if not values.size:
+                if voxels.min() == voxels.max():
                     raise DataError(f"{path} has one intensity only: remove this case or this channel")
-                intensities[channel].append(rng.choice(values, min(values.size, 4000)).astype(np.float32))
+                seen[channel].append(intensities(case.case_id, voxels, marked, rng))
             orientation = nib.orientations.io_orientation(affine)
             order = np.argsort(orientation[:, 0])
             spacing = voxel_sizes(affine)[order]
             scans.append(np.array(voxels.shape)[order] * spacing)
             spacings.append(spacing)
-            if case.mask is not None:
-                mask, _ = nifti.read_labels(case.mask)
-                where = np.argwhere(nib.orientations.apply_orientation(mask > 0, orientation))
-                if len(where):
-                    lesions.append((where.max(axis=0) - where.min(axis=0) + 1) * spacing)
+            if marked is not None and marked.any():
+                at = lesions[-1].at
+                extents.append((at.max(axis=0) - at.min(axis=0) + 1)[order] * spacing)
             shown.advance()
-    pooled = [np.concatenate(values) for values in intensities]
-    return Survey(np.array(scans), np.array(lesions), np.median(spacings, axis=0), pooled)
-
-
-def propose_window(name: str, values: np.ndarray) -> dict[str, Any]:
-    """Fixed for units that mean the same in every scan (CT, PET), percentiles of each image otherwise."""
-    if values.min() < _CT_AIR or "CT" in name.upper().split():
-        tissue = values[values > -500]
-        low, high = np.percentile(tissue if tissue.size else values, (1, 99.5))
-        return {"kind": "fixed", "low": float(np.floor(low / 10) * 10), "high": float(np.ceil(high / 10) * 10)}
-    if any(word in name.upper() for word in ("PET", "SUV")):
-        return {"kind": "fixed", "low": 0.0, "high": float(f"{np.percentile(values, 99.9):.2g}")}
-    return {"kind": "percentile", "low": 0.5, "high": 99.5}
+    return Survey(np.array(scans), np.array(extents), np.median(spacings, axis=0), seen, lesions)

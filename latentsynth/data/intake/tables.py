@@ -13,7 +13,14 @@ from latentsynth.errors import DataError
 from latentsynth.types import Split
 
 SUFFIXES = (".csv", ".jsonl")
-KEYS = ("case", "patient", "images", "mask", "split")  # what a row may hold; CSV spells images as several columns
+KEYS = (
+    "case",
+    "patient",
+    "images",
+    "mask",
+    "split",
+    "spacing",
+)  # what a row may hold; CSV spells images as several columns
 
 
 def read_rows(path: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -47,6 +54,22 @@ def as_split(value: object, place: str) -> Split:
         if value == split:
             return split
     raise DataError(f"{place} has split {value or ''!r}, expected {', '.join(SPLITS)}: correct it")
+
+
+def as_spacing(value: object, place: str) -> tuple[float, float, float]:
+    """Reads three edges of a voxel in mm along the file's axes: ``0.5 x 0.5 x 5``, or a list; ``place`` says where it stands.
+
+    Raises:
+        DataError: It is not three positive numbers.
+    """
+    texts = value if isinstance(value, list) else re.split(r"[\sx*;,]+", str(value).strip())
+    try:
+        i, j, k = (float(text) for text in texts)
+        if all(0 < edge < float("inf") for edge in (i, j, k)):
+            return i, j, k
+    except (TypeError, ValueError):
+        pass
+    raise DataError(f"{place} has spacing {value!r}, expected three lengths in mm such as 0.5 x 0.5 x 5: correct it")
 
 
 def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
@@ -99,13 +122,20 @@ def _jsonl_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
         except json.JSONDecodeError as error:
             raise DataError(f"{path} line {line} is not JSON ({error}): correct it") from None
         row = {_key(key): entry for key, entry in row.items()} if isinstance(row, dict) else {}
-        images = row.get("images")
+        # The columns of a CSV are keys here too; besides, "images" or "image" may hold the list or the names at once.
+        columns = {_channel(key): key for key in row if _channel(key) and isinstance(row[key], str)}
+        listed = [key for key in ("images", "image") if key in row and key not in columns.values()]
+        if len(listed) + bool(columns) > 1:
+            raise DataError(f"{path} line {line} names images by {[*columns.values(), *listed]}: keep one way")
+        images = row.pop(listed[0]) if listed else {name: row.pop(key) for name, key in columns.items()} or None
         if isinstance(images, str | list):
             listed = [images] if isinstance(images, str) else images
             images = {f"image_{number}": image for number, image in enumerate(listed)}
         texts = [*images.values(), row.get("mask") or ""] if isinstance(images, dict) else [None]
         if not all(isinstance(entry, str) for entry in texts):
-            raise DataError(f'{path} line {line}: expected {{"images": [PATHS] or {{NAME: PATH}}, "mask": PATH, ...}}')
+            raise DataError(
+                f'{path} line {line}: expected {{"image": PATH, PATHS or {{NAME: PATH}}, "mask": PATH, ...}}'
+            )
         ids = {key: "" if row.get(key) is None else str(row[key]) for key in ("case", "patient")}
         rows.append((line, {**row, **ids, "images": images}))
     return rows

@@ -17,21 +17,21 @@ from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, rng
 from latentsynth.evaluation.features import extract
-from latentsynth.evaluation.fidelity.comparison import FidelityScores, compare, principal, spread
+from latentsynth.evaluation.fidelity.comparison import compare, csv_columns, csv_row, principal, spread
+from latentsynth.evaluation.fidelity.radiomics import UNIT, regions
+from latentsynth.evaluation.fidelity.sharpness import CONTROL, Cell, sharpness, sharpness_table
 from latentsynth.extractors.networks import Extractor
 from latentsynth.figures import Tile, contact_sheet
-from latentsynth.metrics.bootstrap import ratio_interval
 from latentsynth.metrics.diversity import mean_similarity, ms_ssim_scales, random_pairs
-from latentsynth.metrics.sharpness import detail
-from latentsynth.parallel import over_cases
 from latentsynth.plots import scatters
 from latentsynth.progress import bar
-from latentsynth.results import Estimate, Picture, Result, Table, TableCell, close_results, open_results, write_csv
+from latentsynth.results import Picture, Result, Table, TableCell, close_results, open_results, write_csv
 from latentsynth.types import Framing, Grid
 
 _LEAST = 8  # real patients; their halves hold the neighbourhoods of precision and recall
 _PAIRS = 60  # pairs of volumes whose similarity is averaged
 _SHOWN = 4
+_UNIT = "Features are centred and scaled by the real ones: a Frechet distance of 1 is all the variance of the real set."
 
 
 def evaluate_fidelity(
@@ -41,6 +41,7 @@ def evaluate_fidelity(
     extractors: Sequence[Extractor],
     out: Path,
     accelerator: Accelerator,
+    cell: Cell | None = None,
 ) -> Result:
     """Compares sets of synthetic volumes with real ones.
 
@@ -51,6 +52,7 @@ def evaluate_fidelity(
         extractors: Networks that turn volumes into features.
         out: Folder for ``fidelity.json``, ``fidelity.csv`` and pictures.
         accelerator: The processes that share the cases.
+        cell: Voxels of the grid per latent cell of the generators, whose traces are looked for; None looks for none.
 
     Raises:
         DataError: Too few real patients, or cohorts that do not fit together.
@@ -65,14 +67,26 @@ def evaluate_fidelity(
     features = {
         cohort.name: extract(extractors, cohort, caches[cohort.name], accelerator) for cohort in (real, *samples)
     }
-    tables, rows = [], []
+    tables: list[Table] = []
+    rows: list[tuple[TableCell, ...]] = []
     for one in extractors:
         of = {name: features[name][one.name] for name in names}
         scores = compare(of[real.name], {cohort.name: of[cohort.name] for cohort in samples})
-        tables += [scores.table(one), scores.bias(one)]
-        rows += [(one.name, *row) for row in scores.rows]
+        tables += [scores.table(one.name, one.fingerprint, _UNIT), scores.comparisons(one.name), scores.bias(one.name)]
+        rows += [(one.name, *csv_row(row)) for row in scores.rows]
+    textures = regions(caches[real.name].recipe.grid, caches[real.name].recipe.framing)
+    for texture in textures:
+        of = {cohort.name: texture.of(cohort, caches[cohort.name], accelerator) for cohort in (real, *samples)}
+        few = [name for name, one in of.items() if len(set(one.patients)) < (_LEAST if name == real.name else 2)]
+        if few:
+            notes.append(f"no {texture.name}: too few cases of {', '.join(few)} have one in the prepared volumes")
+            continue
+        scores = compare(of[real.name], {cohort.name: of[cohort.name] for cohort in samples}, each=True)
+        tables += [scores.table(texture.name, texture.fingerprint, UNIT), scores.comparisons(texture.name)]
+        rows += [(texture.name, *csv_row(row)) for row in scores.rows]
     tables.append(_diversity((real, *samples), caches, accelerator))
-    tables.append(_sharpness((real, *samples), caches, accelerator))
+    sharp = sharpness((real, *samples), caches[real.name].recipe, cell, accelerator)
+    tables += [sharpness_table(cohort.name, sharp[cohort.name], sharp[CONTROL]) for cohort in samples]
     notes += [note for cohort in samples for note in (*_related(real, cohort), *generator_saw(real.cases, cohort))]
     recipe = caches[real.name].recipe
     result = Result(
@@ -80,8 +94,9 @@ def evaluate_fidelity(
         "How close do synthetic volumes come to real ones?",
         {
             "cohorts": {c.name: {"manifest": c.manifest.fingerprint, "cases": len(c.cases)} for c in (real, *samples)},
-            "extractors": {one.name: {"fingerprint": one.fingerprint, "preprocessing": one.preprocessing} for one in extractors},
+            "extractors": {one.name: {"fingerprint": one.fingerprint, "preprocessing": one.preprocessing} for one in (*extractors, *textures)},
             "preprocessing": preprocessing(recipe.grid, recipe.framing),
+            "sharpness": {name: one.facts for name, one in sharp.items()},
         },
         tuple(tables),
         (
@@ -89,10 +104,11 @@ def evaluate_fidelity(
             Picture("fidelity_features.png", "features on the first two principal components of the real ones"),
         ),
         (*notes, preprocessing(recipe.grid, recipe.framing)),
+        splits=real.splits,
     )  # fmt: skip
     if accelerator.is_main_process:
         result.save(out)  # first: a picture that fails must not cost the numbers
-        write_csv(out / "fidelity.csv", ("extractor", "volumes", *FidelityScores.columns), rows)
+        write_csv(out / "fidelity.csv", ("extractor", *csv_columns()), rows)
         _sheet(out / "fidelity_cases.png", (real, *samples), caches)
         panels = {one.name: {name: features[name][one.name].values for name in names} for one in extractors}
         scatters(out / "fidelity_features.png", {name: principal(sets) for name, sets in panels.items()})
@@ -110,8 +126,8 @@ def check_cohorts(real: Cohort, samples: Sequence[Cohort]) -> None:
     patients = len(set(real.patients))
     if patients < _LEAST:
         raise DataError(
-            f"{patients} real patients are too few for a floor: give at least {_LEAST}, for example with "
-            "--split val --split test"
+            f"{patients} real patients are too few for a floor: give at least {_LEAST}, by another --split or "
+            "by larger --fractions of `prepare`"
         )
     check_names((real, *samples))
     for cohort in samples:
@@ -157,31 +173,8 @@ def _diversity(cohorts: Sequence[Cohort], caches: dict[str, VolumeCache], accele
     )
 
 
-def _sharpness(cohorts: Sequence[Cohort], caches: dict[str, VolumeCache], accelerator: Accelerator) -> Table:
-    """Fine detail of every cohort, as a share of that of the real scans."""
-    rows: list[tuple[TableCell, ...]] = []
-    values: dict[str, list[float]] = {}
-    for cohort in cohorts:
-        work = partial(_detail, caches[cohort.name])
-        values[cohort.name] = over_cases(accelerator, f"sharpness of {cohort.name}", cohort.cases, work)
-        first, own = cohorts[0], (values[cohort.name], cohort.patients)
-        share = None if cohort is first else Estimate(*ratio_interval(own, (values[first.name], first.patients), rng()))
-        rows.append((cohort.name, cohort.mean(values[cohort.name]), share))
-    return Table(
-        "sharpness: detail of one voxel over the volume's own deviation",
-        ("volumes", "detail", f"share of {cohorts[0].name}"),
-        tuple(rows),
-        "below 1, volumes are smoother than real ones; synthetic volumes were resampled twice, to their masks' grids and "
-        "back, real ones once",
-    )
-
-
 def _image(cache: VolumeCache, n: int) -> torch.Tensor:
     return torch.from_numpy(cache.volume(n).image)
-
-
-def _detail(cache: VolumeCache, n: int) -> float:
-    return detail(cache.volume(n).image)
 
 
 def _related(real: Cohort, cohort: Cohort) -> list[str]:

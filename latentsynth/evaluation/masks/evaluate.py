@@ -128,6 +128,7 @@ def evaluate_masks(
         (distances, closeness, figures.copies(searches, level)),
         figures.PICTURES,
         (*figures.said(apart, scores, searches), *notes, figures.looked_at(lattice.voxel_mm, lattice.cell_mm)),
+        splits=real.splits,
     )
     if accelerator.is_main_process:
         result.save(out)  # first: a picture that fails must not cost the numbers
@@ -166,7 +167,7 @@ def _check(real: Cohort, train: Cohort, samples: Sequence[Cohort]) -> list[str]:
     if both:
         raise DataError(
             f"{len(both)} real cases are of training patients ({', '.join(both[:3])}): compare with patients that no "
-            "generator saw, for example --split val --split test"
+            "generator saw, those of --split val or test"
         )
     notes = []
     if not real.real:

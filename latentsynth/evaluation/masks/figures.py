@@ -69,7 +69,7 @@ def distances(cohorts: Sequence[Cohort], measures: Measures, located: str) -> tu
         "shape and place of lesions, against real ones",
         ("measure", "masks", "n", "median", f"median of {real.name}", "Wasserstein distance", f"floor: halves of {real.name}", "verdict"),
         tuple(rows),
-        "Wasserstein-1 distance in units of the measure, with its 95 % bootstrap interval over patients on both sides; floor: "
+        "Wasserstein-1 distance in units of the measure, with its 95 % interval over patients on both sides; floor: "
         "mean and central 95 % between random halves of the real patients, each at most as many as the set has. "
         f"{_DIFFERS}: the whole interval lies above the floor's. Resampling pushes distances up, so that a small one may lie "
         f"below its own interval. {located}",
@@ -81,15 +81,15 @@ def closeness(cohorts: Sequence[Cohort], measures: Measures) -> tuple[Table, Fid
     """Precision, recall, density and coverage of shapes; ``cohorts`` and ``measures`` as in :func:`distances`."""
     real, *sets = (_features(cohort, measures[cohort.name], measures[cohorts[0].name]) for cohort in cohorts)
     scores = compare(real, {cohort.name: one for cohort, one in zip(cohorts[1:], sets, strict=True)})
-    keys = ("cases", "precision", "recall", "density", "coverage")
-    rows = [(row[0], *(_of(row)[key] for key in keys)) for row in scores.rows]
+    rows = [(row.name, row.patients, row.cases, row.precision, row.recall, row.density, row.coverage) for row in scores.rows]  # fmt: skip
     table = Table(
         "how well shapes are covered",
-        ("masks", "n", *keys[1:]),
+        ("masks", "patients", "n", "precision", "recall", "density", "coverage"),
         tuple(rows),
         f"by volume (log), sphericity, pieces (log) and place, each in standard deviations of the real masks; {scores.at} masks "
         f"a side, {scores.neighbours} neighbours, mean over random halves of the real patients. Coverage: share of real "
-        "masks that have a synthetic one as near as their real neighbours; compare with the floor",
+        "masks that have a synthetic one as near as their real neighbours; compare with the floor. In brackets 95 % jackknife "
+        "intervals over patients",
     )
     return table, scores
 
@@ -107,7 +107,7 @@ def copies(searches: Mapping[str, Measured], level: float) -> Table:
         ("masks", "n", "Dice with the nearest, median", "highest", "flagged", "expected", "verdict"),
         tuple(rows),
         f"flagged: overlaps a training mask more than all but {level:.1%} of the {len(set(searches[real].features.patients))} real "
-        "patients do; the share has a bootstrap interval, expected is its 95 % beta-binomial interval where nothing was copied",
+        "patients do; the share, patients weighing alike, has an exact 95 % interval over them, expected is its 95 % beta-binomial interval where nothing was copied",
     )  # fmt: skip
 
 
@@ -119,13 +119,13 @@ def verdict(found: Measured) -> str:
 def said(apart: Mapping[str, list[str]], scores: FidelityScores, searches: Mapping[str, Measured]) -> list[str]:
     """What is wrong, in plain sentences."""
     notes = [f"{name}: masks differ from real ones in {'; '.join(found)}" for name, found in apart.items() if found]
-    floor, *rows = (_of(row) for row in scores.rows)
+    floor, *rows = scores.rows
     for name, row in zip(apart, rows, strict=True):
-        found = {key: (row[key], floor[key]) for key in ("recall", "coverage")}
+        found = {"recall": (row.recall, floor.recall), "coverage": (row.coverage, floor.coverage)}
         poor = [
-            f"{key} {of:.2f}, halves of real patients {best:.2f}"
+            f"{key} {of.value:.2f}, halves of real patients {best.value:.2f}"
             for key, (of, best) in found.items()
-            if isinstance(of, float) and isinstance(best, float) and of < _POOR * best
+            if of.value < _POOR * best.value
         ]
         if poor:
             notes.append(f"{name}: masks leave real shapes out ({'; '.join(poor)})")
@@ -238,10 +238,6 @@ def _numbers(values: np.ndarray, cohort: Cohort) -> tuple[np.ndarray, list[str]]
     """Values that are numbers, and their patients."""
     kept = np.flatnonzero(np.isfinite(values))
     return values[kept], [cohort.patients[n] for n in kept]
-
-
-def _of(row: tuple[TableCell, ...]) -> dict[str, TableCell]:
-    return dict(zip(FidelityScores.columns, row[1:], strict=True))
 
 
 def _features(cohort: Cohort, of: Mapping[str, np.ndarray], real: Mapping[str, np.ndarray]) -> Features:

@@ -16,6 +16,7 @@ from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, check_names, rng
 from latentsynth.evaluation.features import comparison_space, contrastive_extractor, train_contrastive, volumes
 from latentsynth.evaluation.inputs import check_apart, halves, open_cohort
+from latentsynth.evaluation.memorization.headers import Arrays
 from latentsynth.evaluation.memorization.measures import PatientGroups, search_copies, search_mask_copies
 from latentsynth.evaluation.memorization.report import copy_rate, write_memorization
 from latentsynth.evaluation.memorization.spaces import OWN, FeatureSpace, own_space
@@ -78,6 +79,10 @@ def measure_memorization(
             )
     smallest_rank(len({case.patient_id for case in groups.calibration.cases}), level)  # before anything is read
     notes = check_apart(learned, unseen, sets)
+    arrays = Arrays(learned, cache)
+    arrays.check_apart(unseen)
+    aligned = [arrays.aligned(cohort) for cohort in sets]
+    notes += [note for _, said in aligned for note in said]
     losses_of = {name: _membership(path, groups) for name, path in (losses or {}).items()}
     grid, framing = comparison_space(like, learned.manifest)
     masks = _comparable_masks((*groups.all, *sets))
@@ -86,7 +91,8 @@ def measure_memorization(
         raise DataError(f"{like} looks at crops around lesions, and some cases have no mask: give all cases masks")
     if accelerator.is_main_process:
         open_results(out)
-    caches = {c.name: volumes(c, grid, framing, labels, cache, accelerator, masks) for c in (*groups.all, *sets)}
+    laid = (*groups.all, *(cohort for cohort, _ in aligned))
+    caches = {c.name: volumes(c, grid, framing, labels, cache, accelerator, masks) for c in laid}
     if not masks:
         notes.append(Note("masks were not compared: some cases have none, or their labels differ"))
     chosen = [_space(word, learned, caches[learned.name], grid, framing, cache, images) for word in spaces or DEFAULT]

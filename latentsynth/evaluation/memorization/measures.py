@@ -21,8 +21,15 @@ from latentsynth.evaluation.memorization.reference import (
     one_per_patient,
 )
 from latentsynth.evaluation.memorization.spaces import FeatureSpace, mask_space
-from latentsynth.metrics.bootstrap import mean_interval
-from latentsynth.metrics.copying import authentic, data_copying, nearest_ratio, published, published_null, reproduced
+from latentsynth.metrics.copying import (
+    authentic,
+    copy_rate,
+    data_copying,
+    nearest_ratio,
+    published,
+    published_null,
+    reproduced,
+)
 from latentsynth.metrics.distribution import prdc
 from latentsynth.results import Estimate
 
@@ -197,7 +204,7 @@ def _measures(reference: ReferenceDistances, calibration: Features, own: np.ndar
     if k >= 1 and not reference.space.wide:
         closeness = prdc(calibration.values, one.features.values, k)
     return Measures(
-        Estimate(*mean_interval(reached, train.patients, rng())),
+        Estimate(*copy_rate(reached, train.patients)),
         float((nearest_ratio(one.distances) < _RATIO).mean()),
         float("nan") if np.isnan(own).any() else float(genuine.mean()),
         data_copying(train.values, calibration.values, one.features.values, rng(), 1 if reference.space.wide else 3, search=search),

@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latentsynth.evaluation.cohorts import rng
 from latentsynth.evaluation.features import Features
 from latentsynth.evaluation.memorization.spaces import FeatureSpace
-from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.metrics.conformal import discoveries, flagged_interval, least_calibration, p_values
-from latentsynth.metrics.copying import Search
+from latentsynth.metrics.copying import Search, copy_rate
 from latentsynth.results import Estimate
 
 
@@ -27,7 +25,7 @@ class Measured:
         p: Conformal p-values, ``(N,)``.
         flagged: Which lie nearer to the training set than all but a ``level`` share of unseen patients, ``(N,)``.
         discovered: Which remain at a false discovery rate of ``level`` over the set (Benjamini and Hochberg), ``(N,)``.
-        rate: Copy rate: share flagged, with its bootstrap interval over patients.
+        rate: Copy rate: share flagged, patients weighing alike, with its exact interval over them.
         expected: Interval of that share for independent patients.
         bound: Copy rate with calibration distances to the second-nearest patient; see :class:`ReferenceDistances`.
     """
@@ -105,7 +103,7 @@ class ReferenceDistances:
         flagged = self._low(p)
         bound = float("nan")
         if np.isfinite(self.second).all():
-            bound = float(self._low(p_values(distances[:, 0], self.second)).mean())
+            bound = copy_rate(self._low(p_values(distances[:, 0], self.second)), sample.patients)[0]
         independent = len(set(sample.patients))  # volumes of one mask are no independent draws
         return Measured(
             sample,
@@ -114,7 +112,7 @@ class ReferenceDistances:
             p,
             flagged,
             discoveries(p, self.level),
-            Estimate(*mean_interval(flagged, sample.patients, rng())),
+            Estimate(*copy_rate(flagged, sample.patients)),
             flagged_interval(len(self.first), independent, self.level),
             bound,
         )
@@ -154,10 +152,10 @@ class ReferenceDistances:
             return None
         p = p_values(distances, null)
         control_rate = float(self._low(p_values(checks, null)).mean()) if len(checks) else float("nan")
-        people = len({parents[n] for n in rows})
+        people = [parents[n] for n in rows]
         return Matched(
-            len(rows), len(null), float(self._low(p).mean()), control_rate,
-            flagged_interval(len(null), people, self.level), (rows, p),
+            len(rows), len(null), copy_rate(self._low(p), people)[0], control_rate,
+            flagged_interval(len(null), len(set(people)), self.level), (rows, p),
         )  # fmt: skip
 
     def _to_parent(self, sample: Features, parents: Sequence[str], people: Features) -> tuple[np.ndarray, np.ndarray]:

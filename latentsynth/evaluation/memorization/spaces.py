@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from torch import Tensor
 
 from latentsynth.data.cache.volumes import VolumeCache
@@ -22,6 +22,7 @@ from latentsynth.metrics.neighbours import nearest
 from latentsynth.metrics.registration import describe, nearest_by_registration
 from latentsynth.metrics.structural import nearest_by_dice, nearest_by_ssim
 from latentsynth.provenance import fingerprint
+from latentsynth.tensors import write_tensors
 
 OWN = ("voxels", "ssim", "registered")  # feature spaces that need no network
 _ALIGNED = 0.8  # share of patients that must come nearer to the others where they lie than moved
@@ -78,7 +79,7 @@ class ForegroundVoxels(Extractor):
 class WholeVolume(Extractor):
     """All voxels as they are."""
 
-    name, fingerprint, preprocessing = "ssim", "ssim", "all voxels in [-1, 1]"
+    name, fingerprint, preprocessing = "ssim", "ssim-2", "all voxels in [-1, 1]"
 
     def _features(self, image: Tensor) -> Tensor:
         return image.flatten(1)
@@ -156,7 +157,7 @@ def remembered(search: Search, folder: Path, name: str) -> Search:
             distances, rows = search(queries, reference, asked)
             kept = {"distances": np.ascontiguousarray(distances), "rows": np.ascontiguousarray(rows)}
             with atomic_path(file) as temporary:
-                save_file(kept, temporary)
+                write_tensors(temporary, kept)
         return kept["distances"][:, :k], kept["rows"][:, :k]
 
     return look

@@ -63,8 +63,8 @@ def verdicts_note(facts: Mapping[str, Any]) -> str:
     level, patients = facts["level"], facts["calibration"]["patients"]
     least = min(1.0, 1 / (patients + 1) / level)
     return (
-        f"copy rate: share at p <= {level:g} by {patients} calibration patients, with its bootstrap interval over "
-        "patients; expected: 95 % beta-binomial interval of that share for patients that nobody copied; discoveries: left by "
+        f"copy rate: share at p <= {level:g} by {patients} calibration patients, patients or masks weighing alike, with its exact "
+        "95 % interval over them (Clopper and Pearson); expected: 95 % beta-binomial interval of that share for patients that nobody copied; discoveries: left by "
         f"Benjamini and Hochberg at a false discovery rate of {level:g}; with {patients} calibration patients there "
         f"are none before {least:.0%} of a set lie closer than all of them"
     )

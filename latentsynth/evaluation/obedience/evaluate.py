@@ -24,10 +24,11 @@ from latentsynth.evaluation.cohorts import (
     rng,
 )
 from latentsynth.evaluation.obedience.intensities import Intensities, contrasts, distances, draw, intensities_of
-from latentsynth.evaluation.segmentation.strata import SizeBins
+from latentsynth.evaluation.segmentation.strata import DIAMETERS, SizeBins, recall_by_diameter
 from latentsynth.evaluation.sheets import same_masks, shared_patients
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.metrics.bootstrap import mean_interval, ratio_interval
+from latentsynth.metrics.lesions import LesionScores, lesion_scores
 from latentsynth.metrics.surfaces import dice, mean_dice
 from latentsynth.parallel import over_cases
 from latentsynth.plots import strips
@@ -48,6 +49,7 @@ class Answer:
         ml: Volume of the lesion labels asked for.
         dice: Mean Dice over labels of what was found with what was asked for; not a number where both are empty.
         intensities: Inside and around the lesion.
+        lesions: Which of the lesions asked for were found, one to one.
     """
 
     mask: np.ndarray
@@ -55,6 +57,7 @@ class Answer:
     ml: float
     dice: float
     intensities: Intensities
+    lesions: LesionScores
 
 
 def evaluate_obedience(
@@ -128,7 +131,9 @@ def _answers(model: Segmenter, cohort: Cohort, accelerator: Accelerator) -> list
         ml = float(inside.sum()) * voxel_ml * volume.zoom**3
         found = model.on_grid(volume.image)
         score = mean_dice(volume.mask, found, len(model.domain.labels))
-        return Answer(volume.mask, found, ml, score, intensities_of(volume.image, inside))
+        spacing = [mm * volume.zoom for mm in model.domain.grid.spacing_mm]
+        pieces = lesion_scores(inside, np.isin(found, lesions), spacing)
+        return Answer(volume.mask, found, ml, score, intensities_of(volume.image, inside), pieces)
 
     return over_cases(accelerator, f"segmenting {cohort.name}", cohort.cases, answer)
 
@@ -181,13 +186,14 @@ def _result(
             "Dice of what the segmenter finds with the mask that was asked for",
             ("volumes", "n", "patients", "own mask", f"share of {reference.name if reference else 'real'}", "other patients' masks"),
             tuple(rows),
-            "mean over cases and labels on the segmenter's grid, 95 % bootstrap intervals over patients; the last column "
+            "mean over labels and cases, then patients or masks, on the segmenter's grid, with 95 % intervals over these; the last column "
             "is what a model that ignores its mask would get",
         )
     ]  # fmt: skip
     if labels > 2:
         tables.append(_by_label(model, cohorts, answers))
     tables += _by_size(cohorts, answers, own)
+    tables.append(_lesions(cohorts, answers))
     if reference is not None:
         intensities = {name: [answer.intensities for answer in of] for name, of in answers.items()}
         tables.append(distances(model.domain.channels, cohorts, intensities))
@@ -215,7 +221,7 @@ def _result(
         pictures.insert(0, Picture("obedience_masks.png", "volumes of all cohorts for the same masks"))
     if reference is not None:
         pictures.append(Picture("obedience_intensities.png", "intensities inside and around the lesions"))
-    return Result("obedience", "Do volumes show the masks they were made for?", facts, tuple(tables), tuple(pictures), tuple(notes))  # fmt: skip
+    return Result("obedience", "Do volumes show the masks they were made for?", facts, tuple(tables), tuple(pictures), tuple(notes), splits=reference.splits if reference else ())  # fmt: skip
 
 
 def _by_label(model: Segmenter, cohorts: Sequence[Cohort], answers: dict[str, list[Answer]]) -> Table:
@@ -254,6 +260,24 @@ def _by_size(cohorts: Sequence[Cohort], answers: dict[str, list[Answer]], own: d
     return [Table("the same by lesion volume", columns, tuple(rows), f"thirds of the lesions of {cohorts[0].name}")]
 
 
+def _lesions(cohorts: Sequence[Cohort], answers: dict[str, list[Answer]]) -> Table:
+    """How many lesions are found again, one to one, and by their own size: a large one hides the small ones of its case."""
+    rows: list[tuple[TableCell, ...]] = []
+    for cohort in cohorts:
+        pieces = [answer.lesions for answer in answers[cohort.name]]
+        whole = (cohort.mean([getattr(one, key) for one in pieces]) for key in ("recall", "precision", "f1"))
+        sizes = (cell for n, recall in recall_by_diameter(pieces, cohort.patients) for cell in (recall, n))
+        rows.append((cohort.name, sum(one.lesions for one in pieces), *whole, *sizes))
+    return Table(
+        "lesions asked for that the segmenter finds, matched one to one",
+        ("volumes", "lesions", "recall", "precision", "F1", *(part for name in DIAMETERS for part in (name, "n"))),
+        tuple(rows),
+        "connected pieces of all lesion labels, found where one found piece and one asked for share a tenth of their union; "
+        "mean over cases, then recall of single lesions by diameter of the ball of the same volume; 95 % bootstrap intervals "
+        "over patients",
+    )
+
+
 def _write(
     out: Path,
     model: Segmenter,
@@ -269,7 +293,11 @@ def _write(
             cohort.cases, cohort.patients, answers[cohort.name], others[cohort.name], strict=True
         ):
             each = [_label_dice(answer, n) for n in range(1, len(names))]
-            rows.append((cohort.name, case.case_id, patient, answer.ml, answer.dice, *each, score))
+            pieces = answer.lesions
+            rows.append(
+                (cohort.name, case.case_id, patient, answer.ml, answer.dice, *each, score, pieces.lesions, pieces.found,
+                 pieces.false_positives)
+            )  # fmt: skip
     columns = (
         "volumes",
         "case",
@@ -278,6 +306,9 @@ def _write(
         "dice",
         *(f"dice_{n}" for n in names[1:]),
         "dice_other_masks",
+        "lesions",
+        "lesions_found",
+        "false_positives",
     )
     write_csv(out / "obedience.csv", columns, rows)
     strips(

@@ -70,7 +70,7 @@ def distances(channels: Sequence[str], cohorts: Sequence[Cohort], of: Mapping[st
         f"Wasserstein distance of intensities to {reference.name}",
         ("channel", "region of the lesion", f"floor: halves of {reference.name}", *(cohort.name for cohort in others)),
         tuple(rows),
-        "in units of the intensity window, which is 2 wide; around: within 3 voxels; 95 % bootstrap intervals over "
+        "in units of the intensity window, which is 2 wide; around: within 3 voxels; 95 % intervals over "
         "patients. The floor compares half as many cases, so a good model may fall below it",
     )
 

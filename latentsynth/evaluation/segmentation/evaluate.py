@@ -15,7 +15,7 @@ from latentsynth.data.cache.volumes import read_mask, to_index
 from latentsynth.data.frames import resample
 from latentsynth.evaluation.cohorts import Cohort, check_new, chosen_on, rng
 from latentsynth.evaluation.segmentation.scores import UNION, SegmentationScores, plain, score_case
-from latentsynth.evaluation.segmentation.strata import SizeBins
+from latentsynth.evaluation.segmentation.strata import DIAMETERS, SizeBins, recall_by_diameter
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.parallel import over_cases
@@ -29,7 +29,7 @@ def evaluate_segmenter(
     manifest_path: Path,
     out: Path,
     accelerator: Accelerator,
-    split: Split = "test",
+    split: Split = "val",
     region: str = "auto",
     tolerance_mm: float | None = None,
 ) -> Result:
@@ -93,11 +93,12 @@ def _result(
         Table(
             f"segmentation of {len(cohort.cases)} cases",
             ("label", "cases", "Dice", "median Dice", f"surface Dice ({tolerance:.3g} mm)", "HD95 (mm)", "volume error",
-             "lesions found", "false positives per case"),
+             "lesions found"),
             tuple(_summary(name, of) for name, of in by_label.items()),
-            "mean over cases with its 95 % bootstrap interval over patients; volume error: found minus annotated, as a share",
+            "mean over patients with its 95 % interval; volume error: found minus annotated, as a share",
         )
     ]  # fmt: skip
+    tables.append(_matched(by_label))
     lesion = next(n for n, v in zip(model.domain.labels.names, model.domain.labels.values, strict=True)
                   if v == model.domain.labels.lesions(model.domain.framing)[0])  # fmt: skip
     main = by_label.get(UNION, by_label[lesion])
@@ -113,7 +114,7 @@ def _result(
                 ),
             )
         )
-    tables += _by_lesion(main)
+    tables += _by_diameter(main)
     kinds = Counter(row.empty for row in rows if row.empty)
     conventions = {
         "both": "no voxel annotated and none found: Dice 1, HD95 0",
@@ -130,29 +131,46 @@ def _result(
         "tolerance_mm": tolerance,
     }
     picture = Picture("segmenter.png", "best, median and worst case: annotation, and what the segmenter found")
-    return Result("segmenter", "Segmentation of real patients", facts, tuple(tables), (picture,), tuple(notes))
+    return Result(
+        "segmenter",
+        "Segmentation of real patients",
+        facts,
+        tuple(tables),
+        (picture,),
+        tuple(notes),
+        splits=cohort.splits,
+    )
 
 
-def _by_lesion(rows: list[SegmentationScores]) -> list[Table]:
-    """Recall of single lesions by their own volume: a large one hides the small ones of its case."""
-    pairs = [pair for row in rows for pair in zip(row.lesion_ml, row.lesion_found, strict=True)]
-    strata = SizeBins.of([ml for ml, _ in pairs])
-    if strata is None or len(pairs) == len(rows):  # one lesion a case, which the table by case has said
+def _matched(by_label: dict[str, list[SegmentationScores]]) -> Table:
+    return Table(
+        "lesions, matched one to one",
+        ("label", "lesions", "recall", "precision", "F1", "false positives per case"),
+        tuple(
+            (name, sum(row.lesions for row in rows), _mean(rows, "lesion_recall"), _mean(rows, "lesion_precision"),
+             _mean(rows, "lesion_f1"), float(np.mean([row.false_positives for row in rows])))
+            for name, rows in by_label.items()
+        ),
+        "connected pieces, found where one found piece and one annotated piece share a tenth of their union; mean over the "
+        "cases that have lesions (recall), found pieces (precision), either (F1)",
+    )  # fmt: skip
+
+
+def _by_diameter(rows: list[SegmentationScores]) -> list[Table]:
+    """Recall of single lesions by their own size: a large one hides the small ones of its case."""
+    if not any(row.lesions for row in rows):
         return []
-    lines: list[tuple[TableCell, ...]] = []
-    for name in strata.names:
-        found = [hit for ml, hit in pairs if strata.name(ml) == name]
-        lines.append((name, len(found), sum(found) / len(found) if found else None))
-    return [Table(f"lesions by their own volume ({rows[0].label})", ("stratum", "lesions", "found"), tuple(lines))]
+    found = recall_by_diameter([row.pieces for row in rows], [row.patient for row in rows])
+    lines = tuple((name, count, recall) for name, (count, recall) in zip(DIAMETERS, found, strict=True))
+    note = "diameter of the ball of the same volume; mean over lesions with its 95 % bootstrap interval over patients"
+    return [Table(f"lesions by diameter ({rows[0].label})", ("diameter", "lesions", "recall"), lines, note)]
 
 
 def _summary(name: str, rows: list[SegmentationScores]) -> tuple[TableCell, ...]:
-    lesions = sum(row.lesions for row in rows)
     return (
         name, len(rows), _mean(rows, "dice"), float(np.median([row.dice for row in rows])), _mean(rows, "surface_dice"),
         _mean(rows, "hd95_mm"), _mean(rows, "volume_error"),
-        f"{sum(row.lesions_found for row in rows)} of {lesions}",
-        float(np.mean([row.false_positives for row in rows])),
+        f"{sum(row.lesions_found for row in rows)} of {sum(row.lesions for row in rows)}",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from latentsynth.metrics.lesions import lesion_scores, volume_error
+from latentsynth.metrics.lesions import LesionScores, lesion_scores, volume_error
 from latentsynth.metrics.surfaces import dice, surface_scores, volume_ml
 from latentsynth.types import Case, Labels
 
@@ -31,8 +31,11 @@ class SegmentationScores:
         volume_error_ml: Found minus annotated.
         volume_error: The same as a share of the annotated volume.
         lesions: Connected annotated pieces.
-        lesions_found: Of them, those of which at least a tenth was found.
-        false_positives: Connected pieces found where nothing is annotated.
+        lesions_found: Of them, those that a found piece of their own overlaps by a tenth of their union.
+        false_positives: Connected pieces found that are no annotated one's.
+        lesion_recall: Share of the annotated pieces that were found.
+        lesion_precision: Share of the pieces found that are an annotated one's.
+        lesion_f1: Harmonic mean of the two.
         empty: Which of the two masks is empty, if any.
         lesion_ml: Volume of every annotated piece.
         lesion_found: Whether each was found.
@@ -51,9 +54,17 @@ class SegmentationScores:
     lesions: int
     lesions_found: int
     false_positives: int
+    lesion_recall: float
+    lesion_precision: float
+    lesion_f1: float
     empty: str
     lesion_ml: tuple[float, ...]
     lesion_found: tuple[bool, ...]
+
+    @property
+    def pieces(self) -> LesionScores:
+        """The pieces alone."""
+        return LesionScores(self.lesions_found, self.lesions, self.false_positives, self.lesion_ml, self.lesion_found)
 
 
 def score_case(
@@ -99,6 +110,9 @@ def score_case(
                 pieces.lesions,
                 pieces.found,
                 pieces.false_positives,
+                pieces.recall,
+                pieces.precision,
+                pieces.f1,
                 surfaces.empty,
                 pieces.lesion_ml,
                 pieces.lesion_found,

@@ -1,4 +1,4 @@
-"""Lesions by size: thirds of a reference cohort."""
+"""Lesions by size: thirds of a reference cohort by volume, and fixed bins of diameter."""
 
 from __future__ import annotations
 
@@ -7,7 +7,37 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from latentsynth.evaluation.cohorts import rng
+from latentsynth.metrics.bootstrap import mean_interval
+from latentsynth.metrics.lesions import LesionScores
+from latentsynth.results import Estimate
+
 _LEAST = 6  # fewer cases give strata of one
+_DIAMETERS_MM = (5, 10, 20)
+DIAMETERS = ("up to 5 mm", "5 to 10 mm", "10 to 20 mm", "above 20 mm")
+
+
+def recall_by_diameter(scores: Sequence[LesionScores], patients: Sequence[str]) -> list[tuple[int, Estimate | None]]:
+    """Lesions of each of :data:`DIAMETERS`, and the share of them that was found, with its interval over patients; None where
+    there are none.
+
+    Args:
+        scores: Of every case.
+        patients: Whose each case is.
+    """
+    lesions = [
+        (int(np.searchsorted(_DIAMETERS_MM, mm)), hit, patient)
+        for one, patient in zip(scores, patients, strict=True)
+        for mm, hit in zip(one.lesion_mm, one.lesion_found, strict=True)
+    ]
+    bins = [[(hit, who) for n, hit, who in lesions if n == wanted] for wanted in range(len(DIAMETERS))]
+    return [
+        (
+            len(one),
+            Estimate(*mean_interval([float(hit) for hit, _ in one], [who for _, who in one], rng())) if one else None,
+        )
+        for one in bins
+    ]
 
 
 @dataclass(frozen=True)

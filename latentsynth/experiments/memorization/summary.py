@@ -107,7 +107,7 @@ def _copies(rows: Sequence[dict[str, Any]], spaces: Sequence[str], level: float)
         "copy rate at the end of training",
         ("model", "patients", "seed", "images", "CPU s", *(f"by {r}" for r in spaces), "expected", "membership AUC"),
         tuple(made),
-        f"share of volumes nearer to a training patient than {1 - level:.0%} of unseen patients are, with bootstrap intervals over masks; "
+        f"share of volumes nearer to a training patient than {1 - level:.0%} of unseen patients are, with exact intervals over masks; "
         "expected: 95 % interval of that share without copying",
     )  # fmt: skip
 

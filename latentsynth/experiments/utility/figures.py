@@ -20,7 +20,7 @@ Drawing = tuple[str, str, str, dict[str, list[Line]]]  # file, caption, label of
 
 def curves(config: UtilityStudy, scores: PatientScores) -> list[Drawing]:
     """What can be drawn as curves: by real patients always; by dose and by share of real ones where arms vary these."""
-    bars = "means over seeds and test patients; bars: 95 % bootstrap intervals over patients"
+    bars = "means over seeds and test patients; bars: 95 % intervals over patients"
     drawn: list[Drawing] = [
         (
             "utility.png",

@@ -8,6 +8,7 @@ from pathlib import Path
 
 KEPT = "kept.json"  # manifest of the volumes that a filter left, in its cell
 Place = tuple[str, int | str, str]  # segmenter, size, arm
+SeedScores = dict[Place, dict[int, dict[str, dict[str, float]]]]  # seed to measure to patient to score
 PatientScores = dict[Place, dict[str, dict[str, float]]]  # measure to patient to mean over seeds
 
 

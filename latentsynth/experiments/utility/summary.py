@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +22,9 @@ from latentsynth.evaluation.memorization.tables import VERDICTS, verdict_row, ve
 from latentsynth.evaluation.report import write_report
 from latentsynth.evaluation.segmentation.scores import UNION
 from latentsynth.experiments.utility import figures
-from latentsynth.experiments.utility.jobs import KEPT, FinishedStudy, Job, PatientScores, Place
+from latentsynth.experiments.utility.jobs import KEPT, FinishedStudy, Job, PatientScores, SeedScores
 from latentsynth.metrics.bootstrap import mean_interval, ratio_interval
-from latentsynth.metrics.significance import Paired, holm, paired, verdict
+from latentsynth.metrics.significance import FEWEST_SEEDS, Paired, Verdict, holm, paired, verdict
 from latentsynth.plots import panels
 from latentsynth.results import Estimate, Picture, Result, Table, TableCell, write_csv
 from latentsynth.sharing.filter import read_report
@@ -31,6 +33,40 @@ KIND = "utility"
 MEASURES = ("dice", "surface_dice", "hd95_mm", "lesions_found", "volume_error")
 _READ = ("patient", "label", "dice", "surface_dice", "hd95_mm", "volume_error", "lesions", "lesions_found")
 _TITLES = ("Dice", "surface Dice", "HD95 (mm)", "lesions found", "volume error, absolute")
+TESTED = MEASURES[:4]
+_LOWER_IS_BETTER = ("hd95_mm",)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One arm beside another by one measure.
+
+    Attributes:
+        segmenter: Which.
+        size: Patients of the subset, or "all".
+        arm: The arm.
+        reference: What it is compared with: the baseline, or the other arm of a declared contrast.
+        measure: One of :data:`TESTED`.
+        found: Differences, arm minus reference, and their tests.
+        ranks: p of the ranks, by Holm over all comparisons of the study.
+        mean: p of the mean, likewise.
+        verdict: What may be said.
+    """
+
+    segmenter: str
+    size: int | str
+    arm: str
+    reference: str
+    measure: str
+    found: Paired
+    ranks: float
+    mean: float
+    verdict: Verdict
+
+    @property
+    def adjusted(self) -> float:
+        """The larger of both, since a gain or harm needs both."""
+        return max(self.ranks, self.mean)
 
 
 def summarise(config: UtilityStudy, finished: FinishedStudy, accelerator: Accelerator) -> Result:
@@ -48,14 +84,16 @@ def summarise(config: UtilityStudy, finished: FinishedStudy, accelerator: Accele
     cohort = Cohort.load("test patients", finished.test, ("test",))
     labels = cohort.manifest.labels
     lesions = {labels.names[labels.values.index(value)] for value in labels.lesions(config.framing)}
-    scores = read_scores(folder, jobs, lesions)
-    found = comparisons(config, scores)
+    by_seed = read_scores(folder, jobs, lesions)
+    scores = over_seeds(by_seed)
+    found = comparisons(config, by_seed)
     drawn = figures.curves(config, scores)
     result = Result(
         KIND,
         "Does training on synthetic patients help?",
-        {"cohort": finished.cohort, "baseline": config.baseline, "margin": config.margin, "seeds": list(config.seeds), "sizes": list(config.sizes),
-         "arms": {name: arm.model_dump(mode="json") for name, arm in config.arms.items()}},
+        {"cohort": finished.cohort, "baseline": config.baseline, "margins": config.margins.model_dump(), "seeds": list(config.seeds), "sizes": list(config.sizes),
+         "arms": {name: arm.model_dump(mode="json") for name, arm in config.arms.items()},
+         "comparisons": [asdict(one) for one in found]},
         tuple(table for table in (_scores(config, scores), _comparisons(config, found), _copies(finished.uncopied)) if table),
         (*(Picture(file, caption) for file, caption, *_ in drawn),
          Picture("utility_examples.png", "the test patients that the baseline segments worst, middling and best, and what each arm finds in them")),
@@ -79,8 +117,8 @@ def summarise(config: UtilityStudy, finished: FinishedStudy, accelerator: Accele
     return result
 
 
-def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> PatientScores:
-    """Scores of test patients, labels averaged first, then seeds: the unit is the patient. Folds add up to all patients.
+def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> SeedScores:
+    """Scores of test patients by seed, labels averaged: the unit is the patient. Folds add up to all patients.
 
     Args:
         folder: Of the study.
@@ -90,59 +128,84 @@ def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> 
     Raises:
         DataError: The seeds of one arm were evaluated on other patients.
     """
-    gathered: dict[Place, dict[int, dict[str, dict[str, float]]]] = defaultdict(dict)
+    gathered: SeedScores = defaultdict(dict)
     for job in jobs:
         file = folder / "cells" / job.name / "test" / "segmenter.csv"
         found = _by_patient(read_csv(file, _READ), lesions)
         whole = gathered[job.segmenter, job.size, job.arm].setdefault(job.seed, {measure: {} for measure in MEASURES})
         for measure in MEASURES:
             whole[measure] |= found[measure]
-    scores: PatientScores = {}
     for place, by_seed in gathered.items():
-        seeds = list(by_seed.values())
-        patients = set(seeds[0][MEASURES[0]])
-        if any(set(one[MEASURES[0]]) != patients for one in seeds):
+        if len({frozenset(one[MEASURES[0]]) for one in by_seed.values()}) > 1:
             raise DataError(f"the seeds of {place} were evaluated on other patients: remove these cells and run again")
-        scores[place] = {
-            measure: {p: float(np.mean([one[measure][p] for one in seeds])) for p in sorted(patients)}
+    return dict(gathered)
+
+
+def over_seeds(scores: SeedScores) -> PatientScores:
+    """The mean over seeds of every patient's scores."""
+    return {
+        place: {
+            measure: {
+                p: float(np.mean([one[measure][p] for one in seeds.values()]))
+                for p in sorted(next(iter(seeds.values()))[measure])
+            }
             for measure in MEASURES
         }
-    return scores
-
-
-def comparisons(config: UtilityStudy, scores: PatientScores) -> dict[Place, tuple[Paired, float]]:
-    """Every arm against the baseline by Dice, with p-values that Holm adjusted over the whole study."""
-    found = {}
-    for (segmenter, size, arm), by in scores.items():
-        reference = scores.get((segmenter, size, config.baseline))
-        if arm == config.baseline or reference is None:
-            continue
-        patients = sorted(by["dice"])
-        pair = [np.array([one["dice"][p] for p in patients]) for one in (by, reference)]
-        found[segmenter, size, arm] = paired(pair[0], pair[1], config.margin, rng())
-    adjusted = holm([one.p for one in found.values()])
-    return {place: (one, float(p)) for (place, one), p in zip(found.items(), adjusted, strict=True)}
-
-
-def sentences(config: UtilityStudy, found: dict[Place, tuple[Paired, float]]) -> list[str]:
-    """One sentence per comparison."""
-    words = {
-        "gain": "a gain",
-        "harm": "harm",
-        "equivalent": f"equivalent, within {config.margin:g}",
-        "no evidence": "no evidence of a difference, nor of equivalence",
+        for place, seeds in scores.items()
     }
-    lines = []
-    for (segmenter, size, arm), (one, p) in found.items():
-        lines.append(
-            f"{segmenter}, {size} patients: {arm} against {config.baseline}: {words[verdict(one, p)]} "
-            f"(Dice {one.difference:+.3f} [{one.low:+.3f}, {one.high:+.3f}], adjusted p {p:.3g})"
+
+
+def comparisons(config: UtilityStudy, scores: SeedScores) -> list[Comparison]:
+    """Every arm against the baseline and every declared contrast, by each of :data:`TESTED`; Holm over all of them.
+
+    Patients without an annotated lesion count in no comparison by lesions found; fewer than two make none.
+    """
+    made: list[tuple[tuple[str, int | str, str, str, str], Paired]] = []
+    for segmenter, size in dict.fromkeys(place[:2] for place in scores):
+        here = [arm for one, other, arm in scores if (one, other) == (segmenter, size)]
+        pairs = [(arm, config.baseline) for arm in here if arm != config.baseline and config.baseline in here]
+        for arm, reference in (*pairs, *(pair for pair in config.contrasts if set(pair) <= set(here))):
+            for measure in TESTED:
+                one, other = (_table_of(scores[segmenter, size, name], measure) for name in (arm, reference))
+                scored = np.isfinite(one).all(0) & np.isfinite(other).all(0)
+                if scored.sum() > 1:
+                    found = paired(one[:, scored], other[:, scored], getattr(config.margins, measure))
+                    made.append(((segmenter, size, arm, reference, measure), found))
+    ranks, means = (holm([getattr(found, p) for _, found in made]).tolist() for p in ("p", "p_mean"))
+    return [
+        Comparison(
+            *names, found, of_ranks, of_mean, verdict(found, of_ranks, of_mean, names[-1] not in _LOWER_IS_BETTER)
         )
-    smallest = max((one.smallest_p for one, _ in found.values()), default=0.0)
+        for (names, found), of_ranks, of_mean in zip(made, ranks, means, strict=True)
+    ]
+
+
+def _table_of(by_seed: Mapping[int, Mapping[str, Mapping[str, float]]], measure: str) -> np.ndarray:
+    """Scores ``(seeds, patients)``, both in ascending order, so that two arms are paired."""
+    return np.array([[score for _, score in sorted(by_seed[seed][measure].items())] for seed in sorted(by_seed)])
+
+
+def sentences(config: UtilityStudy, found: Sequence[Comparison]) -> list[str]:
+    """One sentence per pair of arms, by all measures, Dice first."""
+    lines = []
+    titles = dict(zip(MEASURES, _TITLES, strict=True))
+    for (segmenter, size, arm, reference), group in groupby(found, lambda c: (c.segmenter, c.size, c.arm, c.reference)):
+        said = [
+            f"{titles[c.measure]} {c.verdict} ({c.found.difference:+.3f} [{c.found.low:+.3f}, {c.found.high:+.3f}], "
+            f"adjusted p {c.adjusted:.3g}, seeds {c.found.signs})"
+            for c in group
+        ]
+        lines.append(f"{segmenter}, {size} patients: {arm} against {reference}: {'; '.join(said)}")
+    smallest = max((one.found.smallest_p for one in found), default=0.0)
     if smallest * len(found) > 0.05:
         lines.append(
             f"with {len(found)} comparisons and so few test patients no adjusted p can fall below {smallest * len(found):.2g}: "
             "nothing here can be significant; use more test patients or fewer arms"
+        )
+    if len(config.seeds) < FEWEST_SEEDS:
+        lines.append(
+            f"seeds: {len(config.seeds)}; one says nothing of how much trainings vary, and two so little that intervals are wide; "
+            f"give {FEWEST_SEEDS} or more"
         )
     return lines
 
@@ -165,7 +228,7 @@ def _by_patient(rows: list[dict[str, str]], lesions: Collection[str]) -> dict[st
 
 
 def interval(values: dict[str, float]) -> Estimate:
-    """The mean over patients with its 95 % bootstrap interval."""
+    """The mean over patients with its 95 % interval."""
     return Estimate(*mean_interval(list(values.values()), list(values), rng()))
 
 
@@ -194,21 +257,27 @@ def _scores(config: UtilityStudy, scores: PatientScores) -> Table:
         "scores of real test patients",
         ("segmenter", "patients", "arm", *_TITLES, "share of baseline"),
         tuple(rows),
-        f"labels averaged first, then {len(config.seeds)} seeds, then patients, with 95 % bootstrap intervals over patients; "
+        f"labels averaged first, then {len(config.seeds)} seeds, then patients, with 95 % intervals over patients; "
         f"the share is Dice over that of {config.baseline}",
     )
 
 
-def _comparisons(config: UtilityStudy, found: dict[Place, tuple[Paired, float]]) -> Table:
+def _comparisons(config: UtilityStudy, found: Sequence[Comparison]) -> Table:
+    titles = dict(zip(MEASURES, _TITLES, strict=True))
     rows: list[tuple[TableCell, ...]] = [
-        (segmenter, size, arm, one.patients, Estimate(one.difference, one.low, one.high), one.p, p, one.smallest_p, one.effect, verdict(one, p))
-        for (segmenter, size, arm), (one, p) in found.items()
+        (c.segmenter, c.size, c.arm, c.reference, titles[c.measure], c.found.patients,
+         Estimate(c.found.difference, c.found.low, c.found.high), c.found.signs, c.found.p, c.found.p_mean, c.adjusted, c.found.smallest_p,
+         c.found.effect, c.verdict.value)
+        for c in found
     ]  # fmt: skip
+    margins = ", ".join(f"{titles[name]} {value:g}" for name, value in config.margins.model_dump().items())
     return Table(
-        f"against {config.baseline}, by Dice",
-        ("segmenter", "patients", "arm", "n", "difference", "p", "p, Holm", "smallest p", "effect", "verdict"),
+        "arms compared",
+        ("segmenter", "patients", "arm", "against", "by", "n", "difference", "seeds", "p", "p, mean", "p, Holm", "smallest p", "effect", "verdict"),
         tuple(rows),
-        "Wilcoxon signed-rank test over test patients; Holm over all rows; smallest p: if every patient changed in one "
-        "direction; effect: rank-biserial correlation; equivalent: 90 % interval of the difference within the margin of "
-        f"{config.margin:g}",
-    )
+        "difference: arm minus reference with its 95 % interval over seeds and patients; seeds: its sign in each; p: Wilcoxon "
+        "signed-rank test over test patients; p, mean: of the mean over seeds and patients; p, Holm: the larger of both, adjusted "
+        "over all rows; smallest p: if every patient changed in one direction; effect: rank-biserial correlation; gain and harm "
+        "need all of them to agree, else mixed; within the margin: by the "
+        f"90 % interval ({margins})",
+    )  # fmt: skip

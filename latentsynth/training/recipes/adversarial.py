@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from latentsynth.config import GameConfig, GanRun
 from latentsynth.gans.augment import adapt, adaptive_state, augment
-from latentsynth.gans.base import Discriminator, Generator, Opinion, Painted, beside
+from latentsynth.gans.base import Discriminator, Generator, Inputs, Opinion, Painted, beside
 from latentsynth.gans.losses import (
     accuracy,
     discriminator_loss,
@@ -157,15 +157,15 @@ class Game:
         scene: Scene = batch["scene"]
         return scene
 
-    def _draws(self, batch: Batch, stream: int) -> Draws:
+    def _draws(self, batch: Batch, stream: Stream, part: int = 0) -> Draws:
         device = batch["scene"].real.device
-        return Draws.keyed(self.config.seed, batch["position"], stream, device)
+        return Draws.keyed(self.config.seed, batch["position"], stream, device, part)
 
-    def _make(self, generator: nn.Module, scene: Scene, batch: Batch, stream: int) -> Painted:
+    def _make(self, generator: nn.Module, scene: Scene, batch: Batch, stream: Stream) -> Painted:
         inner = getattr(generator, "module", generator)
         style = scene.real if inner.encodes_style else None
         made: Painted = generator(
-            self._draws(batch, stream), scene.mask, style=style, place=scene.place, mixing=self.terms.mixing
+            Inputs(self._draws(batch, stream), scene.mask, style=style, place=scene.place, mixing=self.terms.mixing)
         )
         return made
 
@@ -175,7 +175,7 @@ class Game:
         images: list[Tensor],
         scene: Scene,
         batch: Batch,
-        stream: int,
+        stream: Stream,
         masks: list[Tensor | None] | None = None,
         places: list[Tensor | None] | None = None,
         alike: bool = False,
@@ -189,13 +189,13 @@ class Game:
         )
         if self.terms.noise:
             sigma = self.terms.noise * (1 - self.terms.noise_decay) ** self.step(batch)
-            draws = self._draws(batch, Stream.DISCRIMINATOR_NOISE + 100 * stream)
+            draws = self._draws(batch, Stream.DISCRIMINATOR_NOISE, stream)
             noise = [draws.normal(*image.shape[1:]) for _ in range(parts)]
             image = image + sigma * torch.cat(noise).to(image)
         if self.state["probability"]:
             together = beside(image, mask)
             together = torch.cat([
-                augment(part, self._draws(batch, stream + 100 * (1 if alike else n)), self.state["probability"], self.scenes.intensity_channels)
+                augment(part, self._draws(batch, stream, 0 if alike else n), self.state["probability"], self.scenes.intensity_channels)
                 for n, part in enumerate(together.chunk(parts), 1)
             ])  # fmt: skip
             image, mask = together[:, : image.shape[1]], None if mask is None else together[:, image.shape[1] :]

@@ -27,6 +27,7 @@ from latentsynth.errors import CheckpointError, DataError
 from latentsynth.metrics.reconstruction import perplexity
 from latentsynth.parallel import fill, share
 from latentsynth.provenance import Ledger
+from latentsynth.randomness import seed_weights
 from latentsynth.training.loop import Hooks, Modules, Player, fit, start_training
 from latentsynth.training.recipes.reconstruction import (
     GeneratorLoss,
@@ -57,7 +58,7 @@ def train_autoencoder(config: AutoencoderRun) -> dict[str, float]:
     training, validation = volume_caches(config.data, config.seed, manifest, accelerator)
     recipe = training.recipe
     domain = Domain(recipe.grid, recipe.framing, recipe.labels, manifest.channels, training.median_limits())
-    torch.manual_seed(config.seed)
+    seed_weights(config.seed)
     model, ledger = initial(config, domain)
     ledger = ledger | Ledger.of(manifest.select("train"))
     players = _players(config, model, domain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -51,8 +52,9 @@ class EncodedCohort:
     training: LatentCache
     validation: LatentCache
 
+    @cached_property
     def autoencoder(self) -> Autoencoder:
-        """Loads the autoencoder, frozen."""
+        """The autoencoder, frozen; loaded once."""
         return Autoencoder.from_pretrained(self.folder / "autoencoder").requires_grad_(False)
 
 
@@ -132,7 +134,7 @@ def encode(cohort: EncodedCohort, accelerator: Accelerator) -> None:
         if not missing:
             continue
         if model is None:
-            model = cohort.autoencoder().to(accelerator.device)
+            model = cohort.autoencoder.to(accelerator.device)
         run_encoder = _moments_on(model, accelerator)
         mine = own(accelerator, missing)
         with bar(f"encoding {name} volumes", len(mine), "volumes", accelerator.is_main_process) as shown:

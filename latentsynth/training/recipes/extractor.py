@@ -18,7 +18,7 @@ from latentsynth.extractors.contrastive import ContrastiveEncoder, contrastive_l
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.parallel import fill
 from latentsynth.provenance import Ledger
-from latentsynth.randomness import VALIDATION, Stream, keyed_generator
+from latentsynth.randomness import VALIDATION, Draws, Stream, seed_weights
 from latentsynth.training.loop import Batch, Hooks, Modules, Player, fit, start_training
 from latentsynth.training.run import RunFolder
 from latentsynth.types import Domain
@@ -52,7 +52,7 @@ def train_extractor(config: ExtractorRun) -> dict[str, float]:
     fill(training, "preparing training volumes", accelerator)
     fill(validation, "preparing validation volumes", accelerator)
     run = RunFolder(config, accelerator)
-    torch.manual_seed(config.seed)
+    seed_weights(config.seed)
     cells = (
         [min(_CELLS, max(1, n >> len(config.channels))) for n in data.grid.shape] if config.head == "layout" else None
     )
@@ -113,5 +113,5 @@ def train_extractor(config: ExtractorRun) -> dict[str, float]:
     return fit(players, items, run, config.train, Hooks(validate, sketch, export))
 
 
-def _view(images: Tensor, config: ExtractorRun, positions: Tensor, stream: int) -> Tensor:
-    return views(images, config.views, [keyed_generator(config.seed, int(p), stream) for p in positions])
+def _view(images: Tensor, config: ExtractorRun, positions: Tensor, stream: Stream) -> Tensor:
+    return views(images, config.views, Draws.keyed(config.seed, positions, stream))

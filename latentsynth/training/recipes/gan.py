@@ -20,6 +20,7 @@ from latentsynth.gans import Annotation, Generator, build_discriminator, build_g
 from latentsynth.masks.mask_gan import MaskGANMaker
 from latentsynth.parallel import mean_rows, share
 from latentsynth.provenance import Ledger
+from latentsynth.randomness import seed_weights
 from latentsynth.synthesizers import GAN, LatentGAN, Synthesizer, load_synthesizer
 from latentsynth.training.loop import Hooks, Modules, Player, fit, start_training
 from latentsynth.training.recipes.adversarial import Game
@@ -120,7 +121,7 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
     labels = len(domain.labels) if config.form == "image_given_mask" else 0
     channels = scenes.intensity_channels + (0 if labels else annotation.channels)
     ledger = Ledger.of(manifest.select("train"))
-    torch.manual_seed(config.seed)
+    seed_weights(config.seed)
     game: Game | CycleGame
     if config.generator.recipe == "cycle":
         game = CycleGame(config, scenes)
@@ -158,10 +159,10 @@ def _on_latents(config: GanRun, accelerator: Accelerator) -> _Setting:
     assert isinstance(config.generator, DenoiserConfig)  # as every family on latents is
     cohort = encoded_cohort(config.autoencoder, config.data.latents())
     domain = cohort.header.domain
-    autoencoder = cohort.autoencoder().to(accelerator.device)
+    autoencoder = cohort.autoencoder.to(accelerator.device)
     check_levels("generator.channels", len(config.generator.channels), autoencoder, domain)
     encode(cohort, accelerator)
-    torch.manual_seed(config.seed)
+    seed_weights(config.seed)
     conditioner = build_conditioner(config.conditioner, len(domain.labels), autoencoder.factors)
     channels, *shape = autoencoder.latent_shape(domain.grid.shape)
     fresh = build_generator(config.generator, shape, channels, conditioner.channels, False)

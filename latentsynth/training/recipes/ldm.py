@@ -22,7 +22,7 @@ from latentsynth.diffusion.times import automatic_shift
 from latentsynth.errors import ConfigError
 from latentsynth.parallel import mean_rows, share
 from latentsynth.provenance import Ledger
-from latentsynth.randomness import VALIDATION, Stream, keyed_noise, keyed_uniform
+from latentsynth.randomness import VALIDATION, Stream, keyed_noise, keyed_uniform, seed_weights
 from latentsynth.synthesizers import LatentDiffusion
 from latentsynth.training.loop import Batch, Hooks, Modules, Player, fit, start_training
 from latentsynth.training.recipes.autoencoder import copy_weights
@@ -50,8 +50,8 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
         warnings.warn(warning, UserWarning, stacklevel=2)
     run = RunFolder(config, accelerator)  # before anything is made: it may be refused
     encode(cohort, accelerator)
-    torch.manual_seed(config.seed)
-    autoencoder = cohort.autoencoder().to(accelerator.device)
+    autoencoder = cohort.autoencoder.to(accelerator.device)
+    seed_weights(config.seed)  # after loading, which draws too
     check_levels("denoiser.channels", len(config.denoiser.channels), autoencoder, cohort.header.domain)
     conditioner = build_conditioner(
         config.conditioner, len(cohort.manifest.labels), autoencoder.factors, autoencoder.latent_channels,

@@ -13,7 +13,7 @@ from latentsynth.diffusion import TimeSampler, denoising_loss, schedule_named, t
 from latentsynth.diffusion.times import automatic_shift
 from latentsynth.masks.label_vae import vae_terms
 from latentsynth.masks.mask_diffusion import MaskAttributes
-from latentsynth.randomness import VALIDATION, Stream, keyed_generator, keyed_noise, keyed_uniform
+from latentsynth.randomness import VALIDATION, Stream, generator, keyed_noise, keyed_uniform
 from latentsynth.training.loop import Batch, Modules
 
 _COUNT_UNKNOWN = 0.5  # the count is seldom asked for, so half of the cases train without
@@ -50,7 +50,7 @@ class VAELoss:
         for stack, position in zip(stacks, positions, strict=True):
             filled = stack[:, 1:].flatten(1).any(1).nonzero().flatten()
             first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, len(stack) - 1)
-            draw = torch.rand(count, generator=keyed_generator(self.seed, int(position), Stream.MASK_SLICE))
+            draw = torch.from_numpy(generator(self.seed, Stream.MASK_SLICE, int(position)).random(count))
             chosen.append(stack[(first + (draw * (last - first + 1)).long()).to(stack.device)])
         return torch.cat(chosen)
 

@@ -24,7 +24,7 @@ from latentsynth.masks.slice_vae import SliceVAEMaker, describe
 from latentsynth.masks.trained import TrainedMaker
 from latentsynth.parallel import mean_rows, share
 from latentsynth.provenance import Ledger
-from latentsynth.randomness import VALIDATION
+from latentsynth.randomness import VALIDATION, seed_weights
 from latentsynth.training.loop import Hooks, Loss, Modules, Player, fit, start_training
 from latentsynth.training.recipes.autoencoder import volume_caches
 from latentsynth.training.recipes.gan import train_gan
@@ -80,7 +80,7 @@ def train_masks(config: MaskRun | GanRun) -> dict[str, float]:
     manifest = Manifest.load(config.data.manifest).masks_alone()
     training, validation = volume_caches(config.data, config.seed, manifest, accelerator)
     run = RunFolder(config, accelerator)
-    torch.manual_seed(config.seed)
+    seed_weights(config.seed)
     setting = (_diffusion if config.generator.recipe == "diffusion" else _vae)(config, training, validation)
     ledger = Ledger.of(manifest.select("train"))
 

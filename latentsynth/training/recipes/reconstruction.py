@@ -54,7 +54,7 @@ class GeneratorLoss:
 
     def __call__(self, modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         image, terms = batch["image"], self.config
-        noise = keyed_noise(self.seed, batch["position"], self.latent_shape, Stream.NOISE).to(image)
+        noise = keyed_noise(self.seed, batch["position"], self.latent_shape, Stream.RECONSTRUCTION).to(image)
         out = modules["autoencoder"](image, noise)
         weight = 1 + (terms.lesion_weight - 1) * batch["mask"][:, self.lesions].sum(1, keepdim=True)
         error = (_pointwise(terms.reconstruction, out.image - image) * weight).mean() / weight.mean()

@@ -24,7 +24,7 @@ from latentsynth.figures import Tile, contact_sheet
 from latentsynth.metrics.surfaces import dice, mean_dice
 from latentsynth.parallel import fill, mean_rows, share
 from latentsynth.provenance import LEDGER, Ledger
-from latentsynth.randomness import Stream, keyed_generator
+from latentsynth.randomness import Stream, generator, seed_weights
 from latentsynth.segmentation import SegmentationNetwork, Segmenter, build_network
 from latentsynth.segmentation.segmenter import KIND
 from latentsynth.training.loop import Batch, Hooks, Modules, Player, fit, start_training
@@ -53,7 +53,7 @@ def train_segmenter(config: SegmenterRun) -> dict[str, float]:
         fill(cache, f"preparing training volumes ({n + 1} of {len(cohort.training)})", accelerator)
     fill(cohort.validation, "preparing validation volumes", accelerator)
     run = RunFolder(config, accelerator)
-    torch.manual_seed(config.seed)
+    seed_weights(config.seed)
     domain = cohort.domain()
     network = initial(config, domain)
     validation = cohort.validation
@@ -245,7 +245,7 @@ def _drawn(cases: Sequence[Case], source: SourceConfig, seed: int) -> Sequence[C
             f"{source.manifest} has {len(patients)} annotated patients in split {source.split}, patients={source.patients} asks "
             "for more: lower it"
         )
-    order = torch.randperm(len(patients), generator=keyed_generator(seed, 0, Stream.PATIENTS)).tolist()
+    order = generator(seed, Stream.PATIENTS).permutation(len(patients)).tolist()
     drawn = {patients[n] for n in order[: source.patients]}
     return [case for case in cases if case.patient_id in drawn]
 

@@ -1,0 +1,146 @@
+"""Sets whose headers were lost: scans are compared by their voxels where their place in space says nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from latentsynth.data import nifti
+from latentsynth.data.identity import identity, turned_hash, volume_hash
+from latentsynth.data.intake.checks import spacing
+from latentsynth.data.turns import UNTURNED, Turn, find_turn, turned
+from latentsynth.errors import DataError
+from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.files import read_json, write_json
+from latentsynth.provenance import fingerprint
+from latentsynth.results import Note
+from latentsynth.types import Case
+
+_RTOL = 0.01  # spacings that differ by more are not those of one header
+_SHOWN = 3
+
+
+class Arrays:
+    """The scans of some patients by shape, and by the hash of their voxels that no header changes.
+
+    Args:
+        cohort: The patients.
+        cache: Where hashes and scans under another header are kept.
+    """
+
+    def __init__(self, cohort: Cohort, cache: Path):
+        self.folder = cache / "headers"
+        self.by_hash = {self._hash(case): case for case in cohort.cases}
+        self.by_shape: dict[tuple[int, ...], list[tuple[np.ndarray, Case]]] = {}
+        for case in cohort.cases:
+            shape, affine = nifti.geometry(case.images[0])
+            self.by_shape.setdefault(shape, []).append((affine, case))
+
+    def check_apart(self, heldout: Cohort) -> None:
+        """Refuses held-out patients whose scans are among these, under whatever header.
+
+        Raises:
+            DataError: With their cases.
+        """
+        same = [case.case_id for case in heldout.cases if self._hash(case) in self.by_hash]
+        if same:
+            raise DataError(
+                f"{len(same)} held-out cases have the voxels of training scans under another header ({_few(same)}): hold back "
+                "patients that no generator saw"
+            )
+
+    def aligned(self, made: Cohort) -> tuple[Cohort, list[Note]]:
+        """A set as it can be compared with these patients.
+
+        A volume that is a scan of theirs voxel for voxel, but turned, mirrored or under another header, is laid where
+        that scan lies. One that has the shape of their scans and another spacing than all of that shape has lost its header,
+        and is laid where the first of them lies. All others stay where their headers put them.
+
+        Returns:
+            The set, some of its files replaced by copies under another header, and what must be said of it.
+        """
+        cases, exact, lost = [], [], []
+        for case in made.cases:
+            shape, affine = nifti.geometry(case.images[0])
+            known = self.by_shape.get(shape, [])
+            twin = self.by_hash.get(self._hash(case))
+            place = self._turn(case, twin) if twin is not None else None
+            if place is not None:
+                exact.append(case.case_id)
+            elif known and not any(np.allclose(spacing(affine), spacing(one), rtol=_RTOL) for one, _ in known):
+                place = UNTURNED, known[0][0]
+                lost.append(case.case_id)
+            cases.append(case if place is None else self._laid(case, *place))
+        return replace(made, cases=tuple(cases)), self._notes(made, exact, lost)
+
+    def _notes(self, made: Cohort, exact: list[str], lost: list[str]) -> list[Note]:
+        count, texts = len(made.cases), []
+        if exact:
+            texts.append(
+                f"{len(exact)} of {count} volumes are training scans voxel for voxel, turned or under another header "
+                f"({_few(exact)}): measured as these scans"
+            )
+        if lost:
+            texts.append(
+                f"{len(lost)} of {count} volumes have the shape of training scans and another voxel spacing ({_few(lost)}): "
+                "taken for scans whose header was lost, and compared voxel by voxel"
+            )
+        theirs = {_spacing(affine) for known in self.by_shape.values() for affine, _ in known}
+        named = {*exact, *lost}
+        others = [c for c in made.cases if c.case_id not in named]
+        found = {_spacing(nifti.geometry(case.images[0])[1]) for case in others}
+        if found and not found & theirs:
+            texts.append(
+                f"voxel spacing {_few(sorted(found))} mm, and the training scans have {_few(sorted(theirs))} mm: compared where "
+                "the headers put them, so that a lost header would hide copies"
+            )
+        return [Note(f"{made.name}: {text}", made.name) for text in texts]
+
+    def _hash(self, case: Case) -> str:
+        """Of the first image; kept by what the case's files hold."""
+        file = self.folder / f"{identity(case)}.json"
+        if not file.is_file():
+            write_json(file, turned_hash(nifti.read(case.images[0])[0]))
+        return str(read_json(file))
+
+    def _turn(self, case: Case, twin: Case) -> tuple[Turn, np.ndarray] | None:
+        """How to turn a volume into another of the same voxels, and the other's affine.
+
+        None where it lies as the other does already, or no turn makes it the other.
+        """
+        (voxels, own), (wanted, affine) = nifti.read(case.images[0]), nifti.read(twin.images[0])
+        if volume_hash(voxels, own) == volume_hash(wanted, affine):
+            return None
+        turn = find_turn(voxels, wanted)
+        return None if turn is None else (turn, affine)
+
+    def _laid(self, case: Case, turn: Turn, affine: np.ndarray) -> Case:
+        """The case with its files turned and under another affine."""
+        folder = self.folder / f"{identity(case)}-{fingerprint([turn, affine.tolist()])}"
+
+        def moved(file: Path) -> tuple[Path, str]:
+            voxels = np.ascontiguousarray(turned(nifti.read(file)[0], turn))
+            nifti.write(folder / file.name, voxels, affine)
+            return folder / file.name, volume_hash(voxels, nifti.geometry(folder / file.name)[1])
+
+        images = [moved(file) for file in case.images]
+        mask = moved(case.mask) if case.mask is not None else (None, "")
+        return replace(
+            case,
+            images=tuple(file for file, _ in images),
+            image_hashes=tuple(print_ for _, print_ in images),
+            mask=mask[0],
+            mask_hash=mask[1],
+        )
+
+
+def _spacing(affine: np.ndarray) -> str:
+    return " x ".join(f"{edge:.3g}" for edge in spacing(affine))
+
+
+def _few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
