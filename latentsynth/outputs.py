@@ -169,13 +169,13 @@ def withdraw() -> None:
 
 
 def _unlock(path: Path) -> None:
-    if lock := _locks.pop(path, None):
+    if lock := _locks.pop(path.resolve(), None):
         lock.release()
 
 
 def _lock(path: Path) -> None:
     """Two processes in one folder would take each other's unfinished files for their own. The lock dies with its process."""
-    if path in _locks:
+    if path.resolve() in _locks:
         return
     lock = FileLock(path / _LOCK)
     try:
@@ -184,7 +184,7 @@ def _lock(path: Path) -> None:
         return
     except Timeout:
         raise DataError(f"another process is writing into {path}: wait for it, or give another name") from None
-    _locks[path] = lock
+    _locks[path.resolve()] = lock
 
 
 def claim_file(path: Path, kind: str) -> None:

@@ -145,6 +145,15 @@ def test_a_launch_that_cannot_work_is_refused_before_it_waits(
         processes()
 
 
+def test_a_name_that_is_not_utf8_is_refused_before_anything_is_written(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    line, code = refused(capsys, "phantom", "--cases", "1", "--out", f"{tmp_path}/\udcff")
+    assert "\\udcff' is not UTF-8: rename the file" in line
+    assert code == 1
+    assert not [*tmp_path.iterdir()]
+
+
 # Renaming -----------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from latentsynth.cli.stopping import stoppable
@@ -31,13 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from latentsynth.outputs import withdraw
 
         try:
+            for word in given:
+                word.encode()  # names go into JSON, which holds UTF-8 alone
             processes()
             app([a for a in given if a != "--debug"], prog_name="latentsynth")
         except Exception as error:
-            withdraw()
-            if "--debug" in given:
+            told = None if "--debug" in given else explain(error)  # first, while it is known where the command works
+            with suppress(OSError):
+                withdraw()
+            if told is None:
                 raise
-            line, code = explain(error)
+            line, code = told
             print(f"error: {line}", file=sys.stderr)
             sys.exit(code)
 

@@ -24,6 +24,7 @@ _KINDS = {
     errno.ENAMETOOLONG: "the name is too long: give shorter names, of at most 255 bytes between two slashes",
     errno.EMFILE: "too many files are open: raise the limit with `ulimit -n 4096`, or lower train.workers",
     errno.ENFILE: "too many files are open on this machine: close other programs, or lower train.workers",
+    errno.EFBIG: "the file is larger than this file system or your limit allows: choose another place",
     errno.EXDEV: "a file cannot be renamed from one file system to another: keep the folder on one",
     errno.EBUSY: "the file is in use or is a mount of its own: choose another place",
     errno.ENOENT: "no such file or folder: check the path; was it removed meanwhile?",
@@ -54,7 +55,10 @@ def explain(error: Exception) -> tuple[str, int]:
         cure = _KINDS.get(error.errno, f"{error.strerror}: check the path, or choose another place")
         return f"{_named(error, place)}: {cure}", 1
     if isinstance(error, UnicodeEncodeError | UnicodeDecodeError):
-        return f"{ascii(error.object)[:200]} is not UTF-8: rename the file, or save it as UTF-8", 1
+        return (
+            f"{ascii(error.object)[:200]} is not UTF-8: rename the file, or save it as UTF-8",
+            1,
+        )  # ascii can be printed
     if type(error).__name__ == "SafetensorError":
         return f"weights cannot be read or written ({_line(error)}): copy the checkpoint again", 1
     return _fault(error), FAULT

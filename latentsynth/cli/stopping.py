@@ -98,6 +98,8 @@ def _kept(folder: Path, kind: str) -> str:
 
 
 def _command(arguments: Sequence[str]) -> str:
-    world = os.environ.get("WORLD_SIZE", "1")
-    launch = ["accelerate", "launch", "--num_processes", world, "-m"] if world != "1" else []
-    return shlex.join([*launch, "latentsynth", *arguments])
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return shlex.join(["latentsynth", *arguments])
+    from latentsynth.invocation import this_command  # of the script that was launched
+
+    return this_command()

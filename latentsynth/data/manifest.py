@@ -41,6 +41,10 @@ class Manifest:
         repeated = [name for name, count in Counter(c.case_id for c in self.cases).items() if count > 1]
         if repeated:
             raise DataError(f"case ids {repeated[:3]} appear more than once: give every case its own id")
+        if len(set(self.channels)) < len(self.channels):  # what a channel's window is, is kept by its name
+            raise DataError(
+                f"channels {', '.join(self.channels)}: two of one name; give every channel its own (channel_names in dataset.json)"
+            )
         home: dict[str, str] = {}
         for case in self.cases:
             if len(case.images) != len(self.channels):

@@ -770,3 +770,13 @@ def test_what_a_program_made_is_never_real(source: Path, tmp_path: Path, how: st
     report = run(source, tmp_path / "made.json", synthetic=how == "flag")
     assert {case.source for case in Manifest.load(tmp_path / "made.json").cases} == {"external"}
     assert any("synthetic" in note for note in report.notes)
+
+
+def test_two_channels_of_one_name_are_refused(source: Path, tmp_path: Path) -> None:
+    file = source / "dataset.json"
+    names = json.loads(file.read_text())["channel_names"]
+    assert len(names) > 1
+    file.write_text(json.dumps({**json.loads(file.read_text()), "channel_names": dict.fromkeys(names, "MR")}))
+    with pytest.raises(DataError, match="two of one name; give every channel its own"):
+        run(source, tmp_path / "m.json")
+    assert not (tmp_path / "m.json").exists()

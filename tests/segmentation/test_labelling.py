@@ -56,7 +56,9 @@ def test_maps_are_made_once_and_a_lost_one_is_made_again(
     files = label_scans(model, cases, out, cpu)
     assert files == [out / f"{case.case_id}.nii.gz" for case in cases]
     assert segmented == [case.case_id for case in cases]
-    assert contents(out) == sorted([*(file.name for file in files), "contact_sheet.png", "output.json", "volumes.csv"])
+    assert contents(out) == sorted(
+        [*(file.name for file in files), ".lock", "contact_sheet.png", "output.json", "volumes.csv"]
+    )
     maps = {file: nifti.read_labels(file) for file in files}
     for case, (labels, affine) in zip(cases, maps.values(), strict=True):
         expected, where = model.segment(case)
