@@ -109,7 +109,7 @@ def test_faults_are_told(tmp_path: Path, cpu: Accelerator, made: dict[str, Manif
     assert finest["value"]["high"] < 0.5 < finest["low"]
     assert sharp["grid and back"]["as_real"]  # the scans' own grid is the model's
     assert table(result, "sharpness of blurred").note.startswith("does not score as real")
-    assert [row[:2] for row in table(result, "sharpness of good").rows][0] == ("CT", "power, 16 to 32 mm")
+    assert table(result, "sharpness of good").rows[0][:2] == ("CT", "power, 16 to 32 mm")
     alike = rows(table(result, "diversity"))
     assert alike["collapsed"][0] > alike["good"][0] + 0.1
     assert alike["good"][0] == pytest.approx(alike["real"][0], abs=0.1)
