@@ -21,7 +21,7 @@ def white(image: Array, inside: Array, rng: np.random.Generator) -> Array:
 
 
 def noisy(image: Array, inside: Array, rng: np.random.Generator) -> Array:
-    return image + rng.normal(0, 0.1, image.shape)
+    return image + rng.normal(0, 0.15, image.shape)
 
 
 def blurred(deviation: float) -> Plant:
@@ -55,7 +55,7 @@ def with_powers(image: Array, start: Array, inside: Array, rng: np.random.Genera
     wanted = np.array([(one[inside] ** 2).mean() for one in bands(image, inside, (1, 1, 1), _EDGES)])
     noise = bands(rng.normal(size=image.shape), inside, (1, 1, 1), _EDGES)
     shares = np.full(len(wanted), 0.01)
-    for _ in range(40):
+    for _ in range(12):
         mixed = start + sum(share * one for share, one in zip(shares, noise, strict=True))
         got = np.array([(one[inside] ** 2).mean() for one in bands(mixed, inside, (1, 1, 1), _EDGES)])
         shares = np.clip(shares * np.clip(wanted / got, 0.5, 2) ** 0.7, 1e-6, 10)

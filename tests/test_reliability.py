@@ -79,7 +79,16 @@ def _memorization(b: Path) -> Words:
 
 
 def _filter(b: Path) -> Words:
-    return ["filter", b / "synthetic.json", "--segmenter", b / "segmenter", "--cache", b / "cache", "--out", b / "f.json"]
+    return [
+        "filter",
+        b / "synthetic.json",
+        "--segmenter",
+        b / "segmenter",
+        "--cache",
+        b / "cache",
+        "--out",
+        b / "f.json",
+    ]
 
 
 def _export(b: Path) -> Words:

@@ -17,6 +17,7 @@ from scipy import ndimage
 _AIR = 0.05  # so little above the level of air a voxel counts as air, in units of [-1, 1]
 _DARK = 0.2  # above the low end of the window, a corner is no air
 _CORNER = 12  # of each edge
+_RIM = 3  # voxels: smoothing reaches two into air, and the next is part air
 _LARGE = 0.1  # parts of the body below this share of the largest are specks
 _FLAT = 1e-10  # power below rounding: caches keep half precision
 _FEWEST = 64  # voxels that have a kurtosis
@@ -54,7 +55,7 @@ def octaves(spacing_mm: Sequence[float]) -> tuple[float, ...]:
 
 
 def body(channel: np.ndarray) -> np.ndarray:
-    """Where a channel in [-1, 1] shows something: all but air, without the outermost layer of voxels, which is part air.
+    """Where a channel in [-1, 1] shows something: all but air, without the outermost voxels, which are part air.
 
     Voxels above air after light smoothing, small gaps closed, holes filled (lungs are inside), specks left out. Air is the
     mean of the darkest corner of the volume, since that of MR is noise above 0, or the low end of the window where no
@@ -73,7 +74,7 @@ def body(channel: np.ndarray) -> np.ndarray:
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     whole = ndimage.binary_fill_holes((sizes >= _LARGE * sizes.max())[parts])
-    return np.asarray(ndimage.binary_erosion(whole, border_value=1))
+    return np.asarray(ndimage.binary_erosion(whole, iterations=_RIM, border_value=1))
 
 
 def bands(
@@ -81,8 +82,8 @@ def bands(
 ) -> list[np.ndarray]:
     """Octave bands as differences of Gaussians of mm widths, so that anisotropic voxels are handled (Burt and Adelson 1983).
 
-    A Gaussian that halves the power at frequency f has deviation ``sqrt(log 2) / (2 pi f)``; band n is what the Gaussian of
-    its lower end takes away from the band before it. Bands and what is below the last add up to the channel.
+    A Gaussian that halves the amplitude at frequency f has deviation ``sqrt(log 2 / 2) / (pi f)``; band n is what the
+    Gaussian of its lower end takes away from what the one before left. Bands and what is below the last add up to the channel.
 
     Args:
         channel: Shape ``(I, J, K)``.
@@ -95,7 +96,7 @@ def bands(
     """
     found, before = [], np.where(inside, channel, 0.0)
     for edge in edges:
-        widths = np.sqrt(np.log(2)) / (2 * np.pi * edge) / np.asarray(spacing_mm)
+        widths = np.sqrt(np.log(2) / 2) / (np.pi * edge) / np.asarray(spacing_mm)
         weight = ndimage.gaussian_filter(inside.astype(np.float64), widths, mode="constant")
         low = ndimage.gaussian_filter(np.where(inside, channel, 0.0), widths, mode="constant")
         low = np.where(inside, low / np.maximum(weight, 1e-12), 0.0)
