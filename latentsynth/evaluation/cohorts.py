@@ -13,7 +13,7 @@ from latentsynth.data import nifti
 from latentsynth.data.intake.checks import spacing
 from latentsynth.data.manifest import SPLITS, Manifest
 from latentsynth.errors import DataError
-from latentsynth.metrics.bootstrap import mean_interval
+from latentsynth.metrics.bootstrap import UNBOUNDED, Bounds, mean_interval
 from latentsynth.provenance import Ledger
 from latentsynth.results import Estimate
 from latentsynth.types import Case, Split
@@ -80,9 +80,9 @@ class Cohort:
                 home[second] = first
         return [root(names[0]) for names in people]
 
-    def mean(self, values: Sequence[float]) -> Estimate:
+    def mean(self, values: Sequence[float], bounds: Bounds = UNBOUNDED) -> Estimate:
         """Mean over patients of one value per case, with its 95 % interval over patients."""
-        return Estimate(*mean_interval(values, self.patients, rng()))
+        return Estimate(*mean_interval(values, self.patients, rng(), bounds=bounds))
 
     @property
     def splits(self) -> tuple[str, ...]:

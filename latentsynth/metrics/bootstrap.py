@@ -18,7 +18,8 @@ from latentsynth.errors import DataError
 
 FEW = 15  # patients below which a bootstrap is not trusted
 Bounds = tuple[float, float]  # of a measure: no end of its interval lies beyond
-_UNBOUNDED = (-np.inf, np.inf)
+SHARE: Bounds = (0.0, 1.0)
+UNBOUNDED: Bounds = (-np.inf, np.inf)
 
 
 def draw_groups(groups: Sequence[str], draws: int, rng: np.random.Generator) -> np.ndarray:
@@ -58,7 +59,7 @@ def interval(replicates: np.ndarray, level: float = 0.95, patients: int | None =
 
 
 def jackknife_interval(
-    value: float, left_out: Sequence[np.ndarray], level: float = 0.95, bounds: Bounds = _UNBOUNDED
+    value: float, left_out: Sequence[np.ndarray], level: float = 0.95, bounds: Bounds = UNBOUNDED
 ) -> tuple[float, float]:
     """Student's t interval with the jackknife's standard error.
 
@@ -112,7 +113,7 @@ def statistic_interval(
     rng: np.random.Generator,
     draws: int = 1000,
     level: float = 0.95,
-    bounds: Bounds = _UNBOUNDED,
+    bounds: Bounds = UNBOUNDED,
 ) -> tuple[float, float, float]:
     """A statistic with its interval over patients; a difference or a ratio of several sets is a statistic of them.
 
@@ -162,7 +163,7 @@ def mean_interval(
     rng: np.random.Generator,
     draws: int = 2000,
     level: float = 0.95,
-    bounds: Bounds = _UNBOUNDED,
+    bounds: Bounds = UNBOUNDED,
 ) -> tuple[float, float, float]:
     """Mean over patients, each the mean of its rows, with its interval over patients.
 

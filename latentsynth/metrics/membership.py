@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latentsynth.errors import DataError
-from latentsynth.metrics.bootstrap import statistic_interval
+from latentsynth.metrics.bootstrap import SHARE, statistic_interval
 
 LEAST_NON_MEMBERS = 100  # below, 1 % of them is less than one patient
 _RATE = 0.01
@@ -62,7 +62,7 @@ def membership(
     # Not sklearn's roc_auc_score: each draw of the bootstrap is a product with this table and would be a call of its own.
     wins = (inside[:, None] < outside) + 0.5 * (inside[:, None] == outside)
     auc = statistic_interval(
-        lambda w, v: ((w @ wins) * v).sum(1) / (w.sum(1) * v.sum(1)), (names, strangers), rng, draws, bounds=(0, 1)
+        lambda w, v: ((w @ wins) * v).sum(1) / (w.sum(1) * v.sum(1)), (names, strangers), rng, draws, bounds=SHARE
     )
     found = None
     if len(outside) >= LEAST_NON_MEMBERS:

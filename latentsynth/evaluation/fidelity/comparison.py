@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 
 from latentsynth.evaluation.cohorts import rng
 from latentsynth.evaluation.features import Features
-from latentsynth.metrics.bootstrap import Bounds, jackknife_interval, samples_apart
+from latentsynth.metrics.bootstrap import SHARE, UNBOUNDED, Bounds, jackknife_interval, samples_apart
 from latentsynth.metrics.distribution import frechet, frechet_without, kid_interval, prdc_without
 from latentsynth.results import Estimate, Table, TableCell
 
@@ -215,7 +215,7 @@ class _Resampled:
         left_out = [one for n, one in enumerate(left_out) if n in involved]
         found = {}
         for n, measure in enumerate(_MEASURES):
-            bounds = _BOUNDS.get(measure, (0, 1)) if other is None else (-np.inf, np.inf)
+            bounds = _BOUNDS.get(measure, SHARE) if other is None else UNBOUNDED
             ends = jackknife_interval(float(value[n]), [one[:, n] for one in left_out], bounds=bounds)
             found[measure] = Estimate(float(value[n]), *ends)
         return found

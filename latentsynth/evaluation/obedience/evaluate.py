@@ -27,7 +27,7 @@ from latentsynth.evaluation.obedience.intensities import Intensities, contrasts,
 from latentsynth.evaluation.segmentation.strata import DIAMETERS, SizeBins, recall_by_diameter
 from latentsynth.evaluation.sheets import same_masks, shared_patients
 from latentsynth.figures import Tile, contact_sheet
-from latentsynth.metrics.bootstrap import mean_interval, ratio_interval
+from latentsynth.metrics.bootstrap import SHARE, mean_interval, ratio_interval
 from latentsynth.metrics.lesions import LesionScores, lesion_scores
 from latentsynth.metrics.surfaces import dice, mean_dice
 from latentsynth.parallel import over_cases
@@ -177,8 +177,8 @@ def _result(
         )
         rows.append(
             (
-                cohort.name, len(cohort.cases), len(set(cohort.patients)), cohort.mean(own[cohort.name]), share,
-                cohort.mean(others[cohort.name]),
+                cohort.name, len(cohort.cases), len(set(cohort.patients)), cohort.mean(own[cohort.name], SHARE), share,
+                cohort.mean(others[cohort.name], SHARE),
             )
         )  # fmt: skip
     tables = [
@@ -228,7 +228,7 @@ def _by_label(model: Segmenter, cohorts: Sequence[Cohort], answers: dict[str, li
     names = model.domain.labels.names
     rows: list[tuple[TableCell, ...]] = [
         (cohort.name, *(
-            cohort.mean([_label_dice(a, index) for a in answers[cohort.name]])
+            cohort.mean([_label_dice(a, index) for a in answers[cohort.name]], SHARE)
             for index in range(1, len(names))
         ))
         for cohort in cohorts
@@ -253,7 +253,7 @@ def _by_size(cohorts: Sequence[Cohort], answers: dict[str, list[Answer]], own: d
         for name in strata.names:
             inside = [n for n, answer in enumerate(answers[cohort.name]) if strata.name(answer.ml) == name]
             values = [own[cohort.name][n] for n in inside]
-            estimate = Estimate(*mean_interval(values, [cohort.patients[n] for n in inside], rng()))
+            estimate = Estimate(*mean_interval(values, [cohort.patients[n] for n in inside], rng(), bounds=SHARE))
             cells += [estimate, str(len(inside))]
         rows.append((cohort.name, *cells))
     columns = ("volumes", *(part for name in strata.names for part in (name, "n")))

@@ -17,11 +17,13 @@ from latentsynth.evaluation.cohorts import Cohort, check_new, chosen_on, rng
 from latentsynth.evaluation.segmentation.scores import UNION, SegmentationScores, plain, score_case
 from latentsynth.evaluation.segmentation.strata import DIAMETERS, SizeBins, recall_by_diameter
 from latentsynth.figures import Tile, contact_sheet
-from latentsynth.metrics.bootstrap import mean_interval
+from latentsynth.metrics.bootstrap import SHARE, Bounds, mean_interval
 from latentsynth.parallel import over_cases
 from latentsynth.results import Estimate, Picture, Result, Table, TableCell, close_results, open_results, write_csv
 from latentsynth.segmentation import Segmenter
 from latentsynth.types import Split
+
+_BOUNDS: dict[str, Bounds] = {"hd95_mm": (0, np.inf), "volume_error": (-1, np.inf)}  # the others are shares
 
 
 def evaluate_segmenter(
@@ -181,7 +183,8 @@ def _stratum(name: str, rows: list[SegmentationScores]) -> tuple[TableCell, ...]
 
 def _mean(rows: list[SegmentationScores], key: str) -> Estimate:
     patients = [row.patient for row in rows]
-    return Estimate(*mean_interval([getattr(row, key) for row in rows], patients, rng()))
+    bounds = _BOUNDS.get(key, SHARE)
+    return Estimate(*mean_interval([getattr(row, key) for row in rows], patients, rng(), bounds=bounds))
 
 
 def _sheet(path: Path, model: Segmenter, cohort: Cohort, rows: list[SegmentationScores], whole: bool) -> None:
