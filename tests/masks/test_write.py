@@ -102,6 +102,15 @@ def test_the_set_is_the_same_whatever_the_batch_and_after_a_crash(tmp_path: Path
     assert [case.content for case in more.cases[:9]] == [case.content for case in whole.cases]
 
 
+def test_a_mask_that_was_deleted_is_made_again_as_it_was(tmp_path: Path) -> None:
+    lost = make_masks(Cubes(), 4, tmp_path).cases[1].mask
+    assert lost is not None
+    before = nifti.read_labels(lost)[0]
+    lost.unlink()
+    assert len(make_masks(Cubes(), 4, tmp_path).cases) == 4
+    assert np.array_equal(nifti.read_labels(lost)[0], before)
+
+
 def test_other_masks_are_not_mixed_in(tmp_path: Path) -> None:
     make_masks(Cubes(), 2, tmp_path)
     for changes in ({"maker": Cubes("others")}, {"wanted": Wanted((0.1, 1.0))}, {"seed": 1}):
