@@ -6,9 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import ndimage
+from scipy.sparse.csgraph import connected_components
 
+from latentsynth.cli import main
 from latentsynth.data import nifti
 from latentsynth.errors import DataError
+from latentsynth.masks import LabelMap, Wanted
+from latentsynth.metrics.lesions import components, lesion_scores
+from latentsynth.metrics.shapes import shape_of
 from latentsynth.phantom.anatomy import body, many_lesions
 from latentsynth.phantom.cohort import phantom, write_cohort
 
@@ -223,6 +228,43 @@ def test_many_lesions_are_the_same_again_and_show_in_the_scan(tmp_path: Path) ->
     assert ndimage.label(few == LESION, np.ones((3, 3, 3)))[1] in (1, 2)
     write_cohort(tmp_path / "out", 2, 3, **MANY)
     np.testing.assert_array_equal(voxels(tmp_path / "out")["labelsTr/phantom_001.nii.gz"], labels)
+
+
+def test_whatever_counts_lesions_counts_those_that_touch_as_one() -> None:
+    """Against groups of drawn lesions that are neighbours, found without any labelling of voxels."""
+    for case in range(5):
+        each, _ = many_lesions(np.random.default_rng(case), np.ones((26, 26, 26), bool), (3.0, 3.0, 3.0), (3, 20))
+        numbers = range(1, each.max() + 1)
+        near = [np.unique(each[ndimage.binary_dilation(each == n, np.ones((3, 3, 3)))]) for n in numbers]
+        touching = np.array([[m in beside for m in numbers] for beside in near])
+        groups = connected_components(touching)[0]
+        mask = each > 0
+        made = LabelMap("many", np.where(mask, 3, 0).astype(np.int16), np.diag([3.0, 3.0, 3.0, 1.0]), ("p",))
+        scores = lesion_scores(mask, mask, (3.0, 3.0, 3.0))
+        counts = components(mask)[1], shape_of(mask, made.affine).pieces, made.pieces([3]), scores.lesions, scores.found
+        assert counts == (groups,) * 5
+        assert Wanted(lesions=(groups, groups)).refusal(made, [3]) == ""
+        assert Wanted(lesions=(groups + 1, 99)).refusal(made, [3]) != ""
+
+
+def test_the_command_draws_many_lesions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def command(lesions: str) -> int:
+        with pytest.raises(SystemExit) as end:
+            main(["phantom", "--out", str(tmp_path / "out"), "--cases", "1", "--size", "32", "--lesions", lesions])
+        return int(end.value.code or 0)
+
+    for wrong, words in (
+        ("3", "is not LOW:HIGH"),
+        ("1.5:3", "counts lesions"),
+        ("nan:3", "counts lesions"),
+        ("0:3", "from 1 to"),
+    ):
+        assert command(wrong) != 0
+        assert words in " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert not (tmp_path / "out").exists()
+    assert command("9:9") == 0
+    (labels,) = (array for name, array in voxels(tmp_path / "out").items() if name.startswith("labelsTr"))
+    assert 3 <= components(labels == LESION)[1] <= 9
 
 
 def test_a_liver_without_room_for_so_many_is_refused() -> None:

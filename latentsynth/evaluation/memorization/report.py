@@ -78,7 +78,6 @@ def write_memorization(
         tuple(table for table in found if table is not None),
         tuple(pictures),
         tuple(note.text for note in said),
-        splits=groups.calibration.splits,
     )
     if accelerator.is_main_process:
         result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
