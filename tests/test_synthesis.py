@@ -272,7 +272,7 @@ def test_an_output_folder_belongs_to_one_recipe(tmp_path: Path, cpu: Accelerator
         assert not model.batches
     assert contents(out) == before
     (out / "output.json").unlink()
-    with pytest.raises(DataError, match=r"contact_sheet\.png, dataset\.json, imagesTr and 4 more, which are not"):
+    with pytest.raises(DataError, match=r"contact_sheet\.png, dataset\.json, imagesTr and 5 more, which are not"):
         synthesize(Echo(tiny_domain()), masks, out, cpu)
 
 
