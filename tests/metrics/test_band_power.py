@@ -89,7 +89,7 @@ def test_noise_has_no_traces_of_cells(period: float) -> None:
         band_power(np.random.default_rng(n).normal(size=SHAPE), EVERYWHERE, ISOTROPIC, octaves(ISOTROPIC), (period,) * 3)
         for n in range(16)
     ]
-    assert np.exp(np.mean([np.log(one.seams) for one in found])) == pytest.approx(1, abs=0.5)
+    assert np.mean([np.log(one.seams) for one in found]) == pytest.approx(0, abs=0.7)  # three standard errors
     assert np.mean([one.pattern for one in found]) == pytest.approx(1, abs=0.25)
 
 
