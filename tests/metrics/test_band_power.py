@@ -91,7 +91,7 @@ def test_noise_has_no_traces_of_cells(period: float) -> None:
         )
         for n in range(16)
     ]
-    assert np.exp(np.mean([np.log(one.seams) for one in found])) == pytest.approx(1, abs=0.5)
+    assert np.mean([np.log(one.seams) for one in found]) == pytest.approx(0, abs=0.7)  # three standard errors
     assert np.mean([one.pattern for one in found]) == pytest.approx(1, abs=0.25)
 
 
