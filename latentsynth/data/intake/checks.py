@@ -113,8 +113,7 @@ def check_case(
         cure = "change the --patient expression so that it matches this case id, or complete the patient column"
         report(case.case_id, "no patient", "a patient id for every case", cure)
 
-    hashes: list[str] = []
-    placed: list[str] = []
+    hashes, placed = [], []
     turned: list[tuple[str, ...]] = []
     remarks: list[Remark] = []
     grid: _VoxelGrid | None = None
