@@ -86,7 +86,9 @@ def test_noise_has_the_kurtosis_of_a_normal_distribution_and_edges_have_more() -
 @pytest.mark.parametrize("period", [4.0, 6.0, 16 / 3])
 def test_noise_has_no_traces_of_cells(period: float) -> None:
     found = [
-        band_power(np.random.default_rng(n).normal(size=SHAPE), EVERYWHERE, ISOTROPIC, octaves(ISOTROPIC), (period,) * 3)
+        band_power(
+            np.random.default_rng(n).normal(size=SHAPE), EVERYWHERE, ISOTROPIC, octaves(ISOTROPIC), (period,) * 3
+        )
         for n in range(16)
     ]
     assert np.mean([np.log(one.seams) for one in found]) == pytest.approx(0, abs=0.7)  # three standard errors
