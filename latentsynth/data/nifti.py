@@ -33,7 +33,7 @@ def stem(path: Path | str) -> str:
 
 def files(folder: Path) -> list[Path]:
     """The NIfTI files directly inside a folder, by name; hidden ones, such as the ``._NAME`` of macOS, are no scans."""
-    return sorted(p for p in folder.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+    return sorted(p for p in folder.iterdir() if p.name.lower().endswith(SUFFIXES) and not p.name.startswith("."))
 
 
 def read(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +52,7 @@ def read(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     path = Path(path)
     image, shape, affine = _opened(path)
     try:
-        voxels = np.asanyarray(image.dataobj) if not path.name.endswith(".gz") else _unpacked(path, image.dataobj)
+        voxels = np.asanyarray(image.dataobj) if not path.name.lower().endswith(".gz") else _unpacked(path, image.dataobj)
     except MemoryError:
         raise _too_large(path, shape, "the memory that is free") from None
     except VolumeError:

@@ -115,7 +115,7 @@ def requests(source: Path, split: Split | None = None) -> list[Request]:
         if not files:
             raise DataError(f"{source} holds no NIfTI file (*.nii, *.nii.gz): give a folder of masks")
         found = [Request(nifti.stem(path), path) for path in files]
-    elif source.name.endswith(nifti.SUFFIXES):
+    elif source.name.lower().endswith(nifti.SUFFIXES):
         found = [Request(nifti.stem(source), source)]
     else:
         cases = [case for case in Manifest.load(source).select(split or "val") if case.mask is not None]

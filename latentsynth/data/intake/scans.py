@@ -29,7 +29,7 @@ def scans(source: Path, channels: int, split: Split | None = None) -> list[Case]
         if not files:
             raise DataError(f"{source} holds no NIfTI file (*.nii, *.nii.gz): give a folder of scans")
         return _grouped(source, files, channels)
-    if source.name.endswith(nifti.SUFFIXES):
+    if source.name.lower().endswith(nifti.SUFFIXES):
         return _grouped(source, [source], channels)
     manifest = Manifest.load(source)
     return list(manifest.select(*((split,) if split else SPLITS)))
