@@ -52,7 +52,9 @@ def read(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
     path = Path(path)
     image, shape, affine = _opened(path)
     try:
-        voxels = np.asanyarray(image.dataobj) if not path.name.lower().endswith(".gz") else _unpacked(path, image.dataobj)
+        voxels = (
+            np.asanyarray(image.dataobj) if not path.name.lower().endswith(".gz") else _unpacked(path, image.dataobj)
+        )
     except MemoryError:
         raise _too_large(path, shape, "the memory that is free") from None
     except VolumeError:
