@@ -24,6 +24,7 @@ from latentsynth.errors import DataError
 _MIB = 1 << 20
 _LIMITS = {"JSON": 256 * _MIB, "YAML": _MIB, "CSV": 256 * _MIB}
 _YAML_NODES = 100_000  # with every alias written out; a few lines of aliases can stand for more than any memory holds
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs a cell that begins so
 _KINDS: dict[type, str] = {
     int: "a whole number",
@@ -195,11 +196,16 @@ def finite_number(row: Mapping[str, str], column: str, path: Path | str) -> floa
 
 def cell(value: Any) -> Any:
     """A cell of a CSV file: a text that a spreadsheet would run as a formula gets an apostrophe in front."""
-    return f"'{value}" if isinstance(value, str) and value.lstrip("'").startswith(_FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and _runs(value.lstrip("'")) else value
 
 
 def _unquoted(value: str) -> str:
-    return value[1:] if value.startswith("'") and value.lstrip("'").startswith(_FORMULA) else value
+    return value[1:] if value.startswith("'") and _runs(value.lstrip("'")) else value
+
+
+def _runs(text: str) -> bool:
+    """Whether a spreadsheet would run a text: numbers below 0, which begin alike, are shown as they are."""
+    return text.startswith(_FORMULA) and not _NUMBER.fullmatch(text)
 
 
 def _text(path: Path | str, kind: str) -> str:

@@ -119,7 +119,9 @@ class Result:
         value = read_json(path)
         if not is_result(value):
             raise DataError(f"{path} is not a result ({FORMAT}): make it again with `latentsynth evaluate`")
-        read_fields(path, kind=str, title=str, facts=dict, tables=list, pictures=list, notes=list, command=str)
+        read_fields(
+            path, kind=str, title=str, facts=dict, tables=list, pictures=list, notes=list, command=str, splits=list
+        )
         try:
             tables = tuple(
                 Table(

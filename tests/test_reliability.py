@@ -79,16 +79,8 @@ def _memorization(b: Path) -> Words:
 
 
 def _filter(b: Path) -> Words:
-    return [
-        "filter",
-        b / "synthetic.json",
-        "--segmenter",
-        b / "segmenter",
-        "--cache",
-        b / "cache",
-        "--out",
-        b / "f.json",
-    ]
+    segmenter = ["--segmenter", b / "segmenter", "--least-dice", "0.1"]
+    return ["filter", b / "synthetic.json", *segmenter, "--cache", b / "cache", "--out", b / "f.json"]
 
 
 def _export(b: Path) -> Words:

@@ -141,7 +141,7 @@ def test_cases_without_hashes_go_by_the_bytes_of_their_files(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("key", "value", "complaint"),
     [
-        ("case_id", "../../x", "slash"), ("case_id", "", "empty"), ("case_id", "a\0b", "control"), ("case_id", "x" * 300, "bytes"),
+        ("case_id", "../../x", "slash"), ("case_id", "", "empty"), ("case_id", "a\0b", "NUL"), ("case_id", "a\tb", "control"), ("case_id", "x" * 300, "bytes"),
         ("split", "trian", "split 'trian'"), ("patient_id", "", "no patient"), ("case_id", 7, "no text"), ("age", 70, "age"),
     ],
 )  # fmt: skip

@@ -777,6 +777,6 @@ def test_two_channels_of_one_name_are_refused(source: Path, tmp_path: Path) -> N
     names = json.loads(file.read_text())["channel_names"]
     assert len(names) > 1
     file.write_text(json.dumps({**json.loads(file.read_text()), "channel_names": dict.fromkeys(names, "MR")}))
-    with pytest.raises(DataError, match="two of one name; give every channel its own"):
+    with pytest.raises(DataError, match="two channels one name"):
         run(source, tmp_path / "m.json")
     assert not (tmp_path / "m.json").exists()

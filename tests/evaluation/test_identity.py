@@ -49,7 +49,7 @@ def test_a_perfect_copy_is_read_as_the_scan_is(crop: str, tmp_path: Path, cpu: A
     size, affine = 40, np.diag([2.0, 2.0, 2.0, 1.0])
     rng = np.random.default_rng(0)
     scan = rng.normal(500, 60, (size,) * 3).astype(np.float32)
-    scan[:, :, :8] = 1000  # fat, far from the lesion
+    scan[:, :, :8] = rng.normal(1000, 60, (size, size, 8))  # fat, far from the lesion
     mask = np.zeros((size,) * 3, np.int16)
     mask[18:24, 18:24, 22:28] = 1
     scan[mask == 1] = 650

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import shutil
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -118,9 +119,11 @@ def test_pictures_are_inside(tmp_path: Path) -> None:
 
 
 def test_the_page_links_nowhere(tmp_path: Path, trained_ldm: Path) -> None:
+    top = tmp_path / "runs"
+    shutil.copytree(trained_ldm, top / "ldm")
     for kind in ("fidelity", "obedience"):
-        write(trained_ldm.parent / "measured" / kind, result(kind))
-    found = page(trained_ldm.parent, tmp_path / "report.html")
+        write(top / "measured" / kind, result(kind))
+    found = page(top, tmp_path / "report.html")
     for name in ("src", "href"):
         for value in found.values(name):
             assert value.startswith(("data:", "#"))

@@ -388,10 +388,8 @@ def test_noise_is_normal_and_each_row_its_own() -> None:
     assert noise.mean().item() == pytest.approx(0, abs=0.02)
     assert noise.std().item() == pytest.approx(1, abs=0.02)
     assert torch.equal(noise[1], Draws.seeded([1]).normal(4, 16, 16, 16)[0])
-    assert torch.equal(noise[2], noise[1])  # 63 bits are read
+    assert abs(float((noise[2] * noise[1]).mean())) < 0.05  # every bit of a seed counts
     assert abs(float((noise[0] * noise[1]).mean())) < 0.05
-    first = torch.randn(4, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(noise[0], first)
 
 
 def test_the_families_are_not_alike() -> None:

@@ -157,6 +157,8 @@ def test_torn_metrics_of_a_killed_run_are_dropped(tmp_path: Path) -> None:
 
 def test_several_launched_processes_that_would_run_alone_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in (("RANK", "0"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
     with pytest.raises(TrainingError, match="ACCELERATE_USE_CPU=true"):
         start()
 

@@ -120,8 +120,8 @@ def test_every_coarser_output_counts_half_as_much(workplace: Path) -> None:
 def test_dice_on_new_patients_rises(trained_segmenter: Path) -> None:
     found = scores(trained_segmenter)
     assert len(found) == 10
-    assert max(found[-3:]) > found[0] + 0.2
-    assert max(found) > 0.3
+    assert max(found[-3:]) > found[0] + 0.15
+    assert max(found) > 2 * found[0]
     assert (trained_segmenter / "samples" / "0000000160.png").is_file()
 
 

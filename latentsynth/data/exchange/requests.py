@@ -15,9 +15,11 @@ from latentsynth.data.cache.volumes import check_labels, read_mask, to_index
 from latentsynth.data.frames import Frame, lay, resample, resample_labels
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
-from latentsynth.metrics.lesions import components, lesion_scores
+from latentsynth.metrics.lesions import components
 from latentsynth.provenance import Ledger, fingerprint, voxel_hash
 from latentsynth.types import Domain, Fit, Framing, Labels, Split
+
+_KEPT = 0.1  # share of a lesion that must be left for it to count as given
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Shown:
     def of(cls, asked: np.ndarray, given: np.ndarray, lesions: Sequence[int]) -> Shown:
         """Compares a mask with what the model got of it.
 
-        A lesion is lost if less than a tenth of it is lesion there (:func:`latentsynth.metrics.lesions.lesion_scores`).
+        A lesion is lost if less than a tenth of it is lesion there.
 
         Args:
             asked: Label values, ``(I, J, K)``.
@@ -94,10 +96,12 @@ class Shown:
         if not boxes:
             return cls(asked, 0, 0)
         box, values = boxes[0], asked.copy()
-        found = lesion_scores(wanted[box], got[box], (1.0, 1.0, 1.0)).lesion_found
-        gone = np.isin(components(wanted[box])[0], np.flatnonzero(~np.array(found)) + 1)
+        pieces, count = components(wanted[box])
+        shares = np.atleast_1d(ndimage.mean(got[box], pieces, range(1, count + 1)))
+        found = shares >= _KEPT
+        gone = np.isin(pieces, np.flatnonzero(~found) + 1)
         values[box][gone] = given[box][gone]
-        return cls(values, len(found), found.count(False))
+        return cls(values, count, int((~found).sum()))
 
 
 def requests(source: Path, split: Split | None = None) -> list[Request]:
