@@ -140,8 +140,10 @@ def other_spacing(real: Sequence[Case], cohort: Cohort) -> list[str]:
 
     Volumes are compared where their headers put them, so that a header that was lost on the way would make them strangers.
     """
-    found, theirs = ({_spacing(case) for case in cases if case.images} for cases in (cohort.cases, real))
-    if not found or found & theirs:
+    found, theirs = (
+        {_spacing(case) for case in cases if case.images and case.images[0].is_file()} for cases in (cohort.cases, real)
+    )
+    if not found or not theirs or found & theirs:
         return []
     here, there = (", ".join(sorted(spacings)[:3]) for spacings in (found, theirs))
     return [

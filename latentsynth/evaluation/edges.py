@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import DataError
-from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, rng
+from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, other_spacing, rng
 from latentsynth.evaluation.features import volumes
 from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.metrics.edges import border_gradient
@@ -64,7 +64,9 @@ def evaluate_edges(
         cohort.name: _profiles(volumes(cohort, grid, framing, labels, cache, accelerator, masks=True), cohort, lesions, ends)
         for cohort in cohorts
     }  # fmt: skip
-    notes = tuple(note for cohort in samples for note in generator_saw(real.cases, cohort))
+    notes = tuple(
+        note for cohort in samples for told in (generator_saw, other_spacing) for note in told(real.cases, cohort)
+    )
     result = Result(
         KIND,
         "Do painted lesions end as real ones do?",

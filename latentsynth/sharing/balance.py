@@ -237,7 +237,7 @@ def _by_site(cases: Sequence[Case], expression: str | None) -> CaseKinds:
     home: dict[str, str] = {}
     for case in cases:
         match = re.search(expression, case.case_id)
-        if match is None:
+        if match is None or (match.re.groups and match[1] is None):
             raise DataError(f"--site {expression!r} finds nothing in case id {case.case_id}: change the expression")
         found = match[1] if match.re.groups else match[0]
         if home.setdefault(case.patient_id, found) != found:

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import DataError
-from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, rng
+from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, other_spacing, rng
 from latentsynth.evaluation.features import extract
 from latentsynth.evaluation.fidelity.comparison import compare, csv_columns, csv_row, principal, spread
 from latentsynth.evaluation.fidelity.radiomics import UNIT, regions
@@ -87,7 +87,8 @@ def evaluate_fidelity(
     tables.append(_diversity((real, *samples), caches, accelerator))
     sharp = sharpness((real, *samples), caches[real.name].recipe, cell, accelerator)
     tables += [sharpness_table(cohort.name, sharp[cohort.name], sharp[CONTROL]) for cohort in samples]
-    notes += [note for cohort in samples for note in (*_related(real, cohort), *generator_saw(real.cases, cohort))]
+    for cohort in samples:
+        notes += [*_related(real, cohort), *generator_saw(real.cases, cohort), *other_spacing(real.cases, cohort)]
     recipe = caches[real.name].recipe
     result = Result(
         "fidelity",

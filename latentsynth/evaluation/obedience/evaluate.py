@@ -21,6 +21,7 @@ from latentsynth.evaluation.cohorts import (
     check_new,
     chosen_on,
     generator_saw,
+    other_spacing,
     rng,
 )
 from latentsynth.evaluation.obedience.intensities import Intensities, contrasts, distances, draw, intensities_of
@@ -93,7 +94,9 @@ def evaluate_obedience(
             notes += check_new(real, *model.ledger.seen(real), "the segmenter")
         notes += _parents_seen(model, cohort)
     everyone = [case for cohort in references for case in cohort.cases if case.source == "real"]
-    notes += chosen_on(everyone) + [note for cohort in samples for note in generator_saw(everyone, cohort)]
+    notes += chosen_on(everyone)
+    for cohort in samples:
+        notes += [*generator_saw(everyone, cohort), *other_spacing(everyone, cohort)]
     if not samples:
         raise DataError("no synthetic cohort was given: give at least one, --samples NAME=MANIFEST")
     if accelerator.is_main_process:
