@@ -7,13 +7,13 @@ from typing import Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from scipy import ndimage
 from torch import Tensor
 
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.features import Features, extract
 from latentsynth.extractors.networks import Extractor
+from latentsynth.metrics import band_power
 from latentsynth.metrics.radiomics import FEWEST, LEVELS, radiomics
 from latentsynth.metrics.surfaces import Mask
 from latentsynth.provenance import fingerprint
@@ -24,7 +24,7 @@ UNIT = (
     "Features as the IBSI defines them, each centred and scaled by the real cases: a distance of 1 is the variance of the "
     "real set. The published distance (FRD: Konz et al. 2026) is the logarithm of frechet_raw in the CSV file."
 )
-_VERSION = 1  # raise it when features change, so that kept ones are not read
+_VERSION = 2  # raise it when features change, so that kept ones are not read
 
 
 class RegionRadiomics(Extractor):
@@ -68,11 +68,11 @@ def regions(grid: Grid, framing: Framing) -> list[RegionRadiomics]:
 
 
 def body(image: np.ndarray) -> Mask:
-    """Voxels of an image ``(C, I, J, K)`` in [-1, 1] above the lowest grey level in some channel, and what they enclose.
+    """Where some channel of an image ``(C, I, J, K)`` shows something (:func:`latentsynth.metrics.band_power.body`).
 
-    Everything where hardly anything is above it.
+    Everything where hardly anything does.
     """
-    seen: Mask = ndimage.binary_fill_holes((image >= -1 + 2 / LEVELS).any(0))
+    seen: Mask = np.any([band_power.body(channel) for channel in image], axis=0)
     return seen if np.count_nonzero(seen) >= FEWEST else np.ones_like(seen)
 
 
