@@ -33,18 +33,6 @@ Crop = Literal["whole", "lesion"]
 Fit = Literal["error", "scale"]
 Split = Literal["train", "val", "test"]
 
-_LESIONS = (
-    "lesion",
-    "tumor",
-    "tumour",
-    "cancer",
-    "metasta",
-    "nodule",
-    "infarct",
-    "stroke",
-    "haemorrhage",
-    "hemorrhage",
-)
 MAX_VOXELS = 1024**3  # of a scan or a grid: 4 GiB as float32, and work needs several copies
 
 _STRICT = {"extra": "forbid", "allow_inf_nan": False}  # read by pydantic, in configurations and checkpoints
@@ -276,13 +264,6 @@ class Labels:
         """Values of voxels that nobody annotated: labels called "ignore", as nnU-Net does, or "unannotated"."""
         named = zip(self.values, self.names, strict=True)
         return tuple(v for v, name in named if v and name.strip().casefold().startswith(("ignore", "unannotated")))
-
-    @property
-    def lesions_by_name(self) -> tuple[int, ...]:
-        """Values of labels that are called lesions; where none is, of every label but background and ignored ones."""
-        rest = {v: name.casefold() for v, name in zip(self.values, self.names, strict=True) if v}
-        named = tuple(v for v, name in rest.items() if any(word in name for word in _LESIONS) and v not in self.ignored)
-        return named or tuple(v for v in rest if v not in self.ignored)
 
     def lesions(self, framing: Framing) -> tuple[int, ...]:
         """Label values that count as lesion under ``framing``; what nobody annotated never does.

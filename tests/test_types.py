@@ -102,8 +102,3 @@ def test_unknown_names_list_the_choices() -> None:
     assert str(error) == "unknown scheduler 'eluer': choose one of euler, heun"
     assert isinstance(error, LatentsynthError)
     assert isinstance(error, ValueError)
-
-
-def test_lesions_are_known_by_their_names_where_any_is_called_so() -> None:
-    assert Labels((0, 1, 2), ("background", "liver", "Tumour core")).lesions_by_name == (2,)
-    assert Labels((0, 1, 2, 3), ("background", "anterior", "posterior", "ignore")).lesions_by_name == (1, 2)

@@ -65,7 +65,7 @@ class CaseFacts:
         label_voxels: Voxels per label value in the mask, 0 included; empty without a valid mask.
         image_hashes: As in :class:`latentsynth.types.Case`, "" for an image that could not be read.
         mask_hash: The same of the mask.
-        lesion_voxels: Voxels of every lesion: connected voxels of the labels that are called so, or else of all that are not ignored.
+        lesion_voxels: Voxels of every lesion: connected voxels of labels other than background and ignored ones.
         remarks: What its headers leave open.
     """
 
@@ -246,8 +246,7 @@ def _check_mask(
     if unknown:
         values = ", ".join(map(str, labels.values if labels else ()))
         report(f"unknown labels {unknown[:8]}", f"labels {values}", "declare the label or correct the mask")
-    marked = np.isin(voxels, labels.lesions_by_name) if labels else voxels > 0
-    lesions = tuple(np.bincount(components(marked)[0].ravel())[1:].tolist())
+    lesions = tuple(np.bincount(components(~np.isin(voxels, nothing))[0].ravel())[1:].tolist())
     return _MaskFacts(counts, volume_hash(voxels, affine), lesions, (voxels.shape, affine))
 
 
