@@ -283,7 +283,9 @@ def _summary(report: PrepareReport, manifest: Manifest) -> list[tuple[str, str]]
         lines.append((f"label {value}", f"{name}: in {len(voxels)} cases{typical}"))
     lesions = [len(fact.lesion_voxels) for fact in facts.values() if fact.label_voxels]
     if lesions:
-        lines.append(("lesions", f"{sum(lesions)} in {len(lesions)} masks, {_range(lesions, 'd')} each"))
+        lines.append(
+            ("lesions", f"{sum(lesions)} in {len(lesions)} masks, {_range(lesions, 'd')} each (all labels together)")
+        )
     shapes = [fact.shape for fact in facts.values() if fact.shape]
     edges = [fact.spacing_mm for fact in facts.values() if fact.spacing_mm]
     lines.append(("shape", " x ".join(_range(axis, "d") for axis in zip(*shapes, strict=True))))
