@@ -11,7 +11,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -255,28 +256,33 @@ _LONG = settings(max_examples=150, suppress_health_check=list(HealthCheck), phas
 _EDITED = (*WRITTEN, *MODELS[:2])
 
 
+@contextmanager
+def _copy(bench: Path, folder: Path) -> Iterator[Path]:
+    """A bench to spoil, as ``fresh`` gives once a test, for each of many examples."""
+    top = folder / f"b{next(_COUNT)}"
+    shutil.copytree(bench, top)
+    try:
+        yield top
+    finally:
+        shutil.rmtree(top)
+
+
 def _edited(bench: Path, tmp_path: Path, data: st.DataObject) -> None:
     """One value of a file that a person could edit becomes another."""
     target = data.draw(st.sampled_from(_EDITED))
-    top = tmp_path / f"b{next(_COUNT)}"
-    shutil.copytree(bench, top)
-    try:
+    with _copy(bench, tmp_path) as top:
         file = _one(top, target.file)
         plain = file.suffix == ".json"
         value = json.loads(file.read_text()) if plain else yaml.safe_load(file.read_text())
         put(value, data.draw(st.sampled_from(leaves(value))), data.draw(_JSON))
         file.write_text(json.dumps(value) if plain else yaml.safe_dump(value, allow_unicode=True))
         _check(attempt(_words(target.command(top)), top), Expected.EITHER)
-    finally:
-        shutil.rmtree(top)
 
 
 def _flipped(bench: Path, tmp_path: Path, data: st.DataObject) -> None:
     """A few bytes of a scan's header or of its compressed stream become others."""
     target = data.draw(st.sampled_from(SCANS))
-    top = tmp_path / f"b{next(_COUNT)}"
-    shutil.copytree(bench, top)
-    try:
+    with _copy(bench, tmp_path) as top:
         file = _one(top, target.file)
         compressed = data.draw(st.booleans())
         raw = bytearray(file.read_bytes() if compressed else gzip.decompress(file.read_bytes()))
@@ -284,8 +290,6 @@ def _flipped(bench: Path, tmp_path: Path, data: st.DataObject) -> None:
             raw[data.draw(st.integers(0, len(raw) - 1 if compressed else 351))] = data.draw(st.integers(0, 255))
         file.write_bytes(bytes(raw) if compressed else gzip.compress(bytes(raw)))
         _check(attempt(_words(target.command(top)), top), Expected.EITHER)
-    finally:
-        shutil.rmtree(top)
 
 
 _COUNT = count()
