@@ -12,7 +12,7 @@ from statistics import median
 import torch
 
 from latentsynth.autoencoders import build_autoencoder
-from latentsynth.config import VQConfig
+from latentsynth.config import KLConfig
 from latentsynth.diffusion import Denoiser
 from latentsynth.types import Conditioning
 
@@ -30,7 +30,7 @@ def seconds(step: Callable[[], None], repeats: int = 5) -> float:
 
 
 def main() -> None:
-    autoencoder = build_autoencoder(VQConfig(channels=(16, 64), codebooks=4), 1)
+    autoencoder = build_autoencoder(KLConfig(), 1)
     latent = autoencoder.latent_shape(SHAPE)
     denoiser = Denoiser(latent[0], LABELS, "rectified", "v", (48, 96), (False, True), 1, 48, 16)
     image, z = torch.rand(BATCH, 1, *SHAPE), torch.randn(BATCH, *latent)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-CONFIG = str(Path(__file__).parents[1] / "configs" / "reference" / "hippocampus_vq.yaml")
+CONFIG = str(Path(__file__).parents[1] / "configs" / "reference" / "hippocampus_autoencoder.yaml")
 COMMANDS = {
     "import latentsynth": ["-c", "import latentsynth"],
     "latentsynth --help": ["-m", "latentsynth", "--help"],

@@ -60,6 +60,7 @@ class Stream(IntEnum):
     COMPOSED = auto()
     ATTRIBUTES = auto()
     ANATOMY = auto()
+    CROP = auto()  # of a training volume
 
 
 def generator(seed: int, stream: Stream, position: int = 0, part: int = 0) -> np.random.Generator:

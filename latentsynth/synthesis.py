@@ -105,6 +105,7 @@ def synthesize(
             if hosts:
                 context = torch.stack([torch.from_numpy(scans[m].context(placed[m].frame)) for m, _ in part])
             made = model.paint(where, seeds, style, context, **chosen)
+            shown_hosts = context if made.host is None else made.host
             for row, ((m, s), p) in enumerate(zip(part, where, strict=True)):
                 facts = {"checkpoint": model.fingerprint, "settings": chosen, "seed": s, "noise_seed": seeds[row]}
                 request, p = masks[m], _own_mask(p, made.mask[row], domain) if model.makes_masks else p
@@ -113,10 +114,10 @@ def synthesize(
                     facts["style"] = taken.case_id
                     request = replace(request, parents=(*request.parents, taken.patient_id, *taken.parents))
                 image, host = made.image[row].numpy(), scans[m] if hosts else None
-                if host is None:
+                if host is None or shown_hosts is None:
                     voxels, limits = list(to_scanner(image, p, domain)), domain.limits
                 else:
-                    voxels, limits = host.painted(image, p, margin_mm), host.limits
+                    voxels, limits = host.painted(image, shown_hosts[row].numpy(), p, margin_mm), host.limits
                     facts |= {"host": host.case.case_id, "margin_mm": margin_mm}
                     request = replace(
                         request,

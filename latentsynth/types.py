@@ -221,10 +221,13 @@ class Generated:
     Attributes:
         image: Shape ``(B, C, I, J, K)`` in [-1, 1].
         mask: One-hot labels that the image claims to show, shape ``(B, L, I, J, K)``.
+        host: The scan that was painted into as the model can show it, through its autoencoder, shaped like ``image``; None
+            for a model that shows it as it is.
     """
 
     image: Tensor
     mask: Tensor
+    host: Tensor | None = None
 
 
 @dataclass(frozen=True)

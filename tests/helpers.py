@@ -39,6 +39,7 @@ from latentsynth.synthesizers import GAN, LatentDiffusion, LatentGAN, Synthesize
 from latentsynth.types import Condition, Domain, Framing, Generated, Grid, Labels, Window
 
 AUTOENCODERS = ("vq", "kl")
+TRUNK = {"kind": "space_to_depth", "width": 8, "res_blocks": 1, "fine_width": 0}
 WINDOW = (-100.0, 300.0)
 SMALL = 12.0  # a lesion radius in mm that the 32 mm of the tiny model hold
 
@@ -80,7 +81,7 @@ def tiny_autoencoder(kind: str, seed: int = 0) -> Autoencoder:
     """A small autoencoder with random weights, its codebook and latent scale fitted to smooth random images."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        common: dict[str, Any] = {"channels": (8, 8), "res_blocks": 1, "latent_channels": 4, "downsampling": 4}
+        common: dict[str, Any] = {"trunk": TRUNK, "latent_channels": 4, "downsampling": 4}
         config = VQConfig(codebook_size=32, codebooks=2, **common) if kind == "vq" else KLConfig(**common)
         model = build_autoencoder(config, 1)
         for name, weight in model.named_parameters():  # wide enough that answers differ from input to input

@@ -24,7 +24,7 @@ from latentsynth.data import nifti
 from latentsynth.errors import DataError
 from latentsynth.training.recipes.encode import encoded_cohort
 
-REFERENCE = Path(__file__).parents[1] / "configs" / "reference" / "hippocampus_vq.yaml"
+REFERENCE = Path(__file__).parents[1] / "configs" / "reference" / "hippocampus_autoencoder.yaml"
 
 
 def run(*arguments: str | Path) -> int:

@@ -17,7 +17,7 @@ from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, Strict, bui
 from latentsynth.errors import ConfigError
 from latentsynth.strict import members
 
-VQ = Path(__file__).parents[1] / "configs" / "reference" / "hippocampus_vq.yaml"
+VQ = Path(__file__).parents[1] / "configs" / "reference" / "hippocampus_autoencoder.yaml"
 
 GRID = {"shape": [16, 32, 16], "spacing_mm": [1.5, 1.0, 3.0], "windows": [{"kind": "fixed", "low": -160, "high": 240}]}
 MASK_GRID = {"shape": [16, 32, 16], "spacing_mm": [1.5, 1.0, 3.0]}
@@ -37,17 +37,21 @@ CHANGED: dict[str, dict[str, Any]] = {
                       "elastic_mm": 2.5, "gamma": 0.1, "noise": 0.01, "bias": 0.2},
     "DataConfig": {"manifest": "a b/ä.json", "grid": {**GRID, "windows": [{}, {"low": 2}]}, "cache": "elsewhere",
                    "framing": {"crop": "lesion", "fit": "scale", "lesion_labels": [2, 5]}, "augment": {"copies": 1}},
-    "VQConfig": {"kind": "vq", "backbone": "strided", "downsampling": [4, 4, 2], "channels": [8, 16], "res_blocks": 1,
-                 "latent_channels": 6, "codebook_size": 64, "codebooks": 3, "commitment": 1, "codebook_decay": 0.5,
+    "SpaceToDepthConfig": {"kind": "space_to_depth", "width": 8, "res_blocks": 1, "fine_width": 4},
+    "ResnetConfig": {"kind": "resnet", "channels": [8, 16, 32], "res_blocks": 1},
+    "FSQConfig": {"kind": "fsq", "downsampling": 2, "levels": 5, "trunk": {"width": 32}},
+    "VQConfig": {"kind": "vq", "downsampling": [4, 4, 2], "trunk": {"width": 8}, "latent_channels": 6, "codebook_size": 64, "codebooks": 3, "commitment": 1, "codebook_decay": 0.5,
                  "restart_below": 0},
-    "KLConfig": {"kind": "kl", "backbone": "resnet", "downsampling": 8, "channels": [8, 16, 32], "kl_weight": 1e-4},
+    "KLConfig": {"kind": "kl", "trunk": {"kind": "resnet", "channels": [8, 16, 32]}, "downsampling": 8,
+                 "kl_weight": 1e-4},
     "PerceptualConfig": {"path": "features.ts", "weight": 2},
     "ReconstructionConfig": {"reconstruction": "robust", "lesion_weight": 5, "adversarial_weight": 0.1,
-                             "adversarial_after_images": 100, "perceptual": {"path": "f.ts"}},
+                             "adversarial_after_images": 100, "high_band_weight": 2, "perceptual": {"path": "f.ts"}},
     "TrainConfig": {"images": 5, "batch": 2, "lr": 1e-5, "lr_schedule": "constant", "betas": [0, 0.5],
                     "precision": "bf16", "gradient_checkpointing": True, "tensorboard": True},
     "Run": {"run": "r", "seed": 7, "train": {"images": 3}, "init_from": "old"},
-    "AutoencoderRun": {**AUTOENCODER, "seed": 3, "autoencoder": {"kind": "kl"}, "loss": {"reconstruction": "l2"}},
+    "AutoencoderRun": {**AUTOENCODER, "seed": 3, "autoencoder": {"kind": "vq"}, "loss": {"reconstruction": "l2"},
+                       "crop": [8, 8, 8]},
     "DenoiserConfig": {"channels": [32, 64, 64], "attention": [False, True, True], "head_channels": 16},
     "DiffusionConfig": {"schedule": "cosine", "prediction": "x0", "time": "uniform", "shift": 1.5},
     "SamplingConfig": {"scheduler": "heun", "steps": 5, "guidance": 2.5, "guidance_interval": [0.1, 0.9]},
@@ -175,7 +179,7 @@ def test_round_trip_through_yaml(tmp_path: Path, name: str) -> None:
         if not isinstance(given, dict):
             assert kept == given
         field = kind.model_fields[key]
-        assert key == "kind" or key == "backbone" or field.is_required() or getattr(one, key) != field.default
+        assert key == "kind" or field.is_required() or getattr(one, key) != field.default
 
 
 @pytest.mark.parametrize(
@@ -242,12 +246,24 @@ def test_keys_of_the_other_autoencoder_are_unknown() -> None:
         ("data.framing.crop", "organ", r"data\.framing\.crop: .*'whole' or 'lesion'"),
         ("data.augment.scale", 0.5, r"data\.augment\.scale: "),
         ("data.augment.flip_axes", [3], r"data\.augment\.flip_axes\.0: "),
-        ("autoencoder", {"kind": "gan"}, "autoencoder: .*'gan'.*'vq', 'kl'"),
+        ("autoencoder", {"kind": "gan"}, "autoencoder: .*'gan'.*'vq', 'kl', 'fsq'"),
+        ("autoencoder", {"kind": "kl", "trunk": {"kind": "strided"}}, "trunk: .*'strided'.*'space_to_depth', 'resnet'"),
+        ("autoencoder", {"kind": "kl", "latent_channels": 65}, "latent_channels 65 is more than the 64 values"),
+        ("crop", [16, 16, 6], r"crop .*: each axis takes a multiple of the downsampling"),
+        ("crop", [160, 16, 16], "crop .*at most the grid's"),
         ("autoencoder", {"kind": "vq", "downsampling": 3}, r"autoencoder\.downsampling"),
         ("autoencoder", {"kind": "vq", "downsampling": [4, 4, 3]}, "autoencoder: downsampling"),
-        ("autoencoder", {"kind": "vq", "downsampling": 8}, "autoencoder: channels has 2 entries.* needs 3"),
+        (
+            "autoencoder",
+            {"kind": "kl", "downsampling": 8, "trunk": {"kind": "resnet"}},
+            r"autoencoder: trunk\.channels has 2 entries.* needs 3",
+        ),
         ("autoencoder", {"kind": "vq", "latent_channels": 7}, "latent_channels 7 does not divide into 2 codebooks"),
-        ("autoencoder", {"kind": "kl", "backbone": "resnet", "downsampling": [4, 4, 2]}, "autoencoder: .*use strided"),
+        (
+            "autoencoder",
+            {"kind": "kl", "trunk": {"kind": "resnet"}, "downsampling": [4, 4, 2]},
+            "use trunk space_to_depth",
+        ),
         ("loss.lesion_weight", 0.5, r"loss\.lesion_weight: "),
         ("loss.perceptual", {"weight": 1}, r"loss\.perceptual\.path: Field required"),
     ],
@@ -348,13 +364,9 @@ def test_all_faults_are_told_at_once() -> None:
 
 
 def test_settings_of_the_default_autoencoder_need_no_kind() -> None:
-    """Leaving the section out gives a VQ, so changing one number of it must too, or say which kinds there are."""
-    try:
-        run = build(AutoencoderRun, {**AUTOENCODER, "autoencoder": {"codebook_size": 64}})
-    except ConfigError as error:
-        assert "'vq'" in str(error), error  # noqa: PT017
-    else:
-        assert run.autoencoder == config.VQConfig(codebook_size=64)
+    """Leaving the section out gives a KL one, so changing one number of it must too."""
+    run = build(AutoencoderRun, {**AUTOENCODER, "autoencoder": {"kl_weight": 1e-3, "trunk": {"width": 8}}})
+    assert run.autoencoder == config.KLConfig(kl_weight=1e-3, trunk=config.SpaceToDepthConfig(width=8))
 
 
 def test_overrides(tmp_path: Path) -> None:

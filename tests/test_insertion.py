@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from helpers import WINDOW, lesion_mask, tiny_domain, tiny_model, turned, write_mask
+from scipy import ndimage
 from tiny_runs import ldm_config
 
 from latentsynth.conditioning import ContextConditioner, MaskConditioner
@@ -83,6 +84,26 @@ def test_the_scan_is_the_hosts_own_outside_the_margin(tmp_path: Path, dtype: typ
     assert made.cases[0].parents == (*request.parents, "host")
 
 
+def test_around_the_lesion_the_scan_keeps_its_own_texture(tmp_path: Path) -> None:
+    """A model that blurs all it shows, and would have the surroundings 40 units brighter."""
+    domain, request = tiny_domain(), mask(tmp_path)
+    host = Host.read(scan(tmp_path, "host", 0, np.float32), domain)
+    placed = place(request, domain)
+    shown = ndimage.gaussian_filter(host.context(placed.frame), (0, 2, 2, 2))
+    (same,) = host.painted(shown, shown, placed, 6.0)
+    (brighter,) = host.painted(shown + 0.2, shown, placed, 6.0)
+    before = host.native[0][0]
+    lesion = placed.values > 0
+    away = distance_to(lesion, SPACING)
+    around = (away > 0) & (away < 6.0)
+    np.testing.assert_allclose(same[~lesion], before[~lesion], atol=1e-3)
+    assert same[lesion].std() < 0.7 * before[lesion].std()  # within it, what was generated
+    free = around & (before < WINDOW[1] - 40)  # not held back by the window's end
+    expected = 40 * (1 - away[free] / 6.0)
+    inner = expected > 5  # the spline of the grid's edge is felt by none of these
+    np.testing.assert_allclose((brighter - before)[free][inner], expected[inner], atol=2)
+
+
 @pytest.mark.parametrize("darkest", [True, False])
 @pytest.mark.parametrize(
     ("dtype", "offset"), [(np.uint8, 0), (np.uint16, 0), (np.uint16, 1024), (np.uint32, 0), (np.int16, 0)]
@@ -99,7 +120,7 @@ def test_what_is_painted_does_not_depend_on_how_the_scan_is_stored(
         path = tmp_path / f"{np.dtype(stored).name}.nii.gz"
         nib.save(nib.Nifti1Image(whole.astype(stored), turned(SPACING, 20)), path)
         host = Host.read(Case("host", "host", (path,), None), domain)
-        (made,) = host.painted(image, place(request, domain), 4.0)
+        (made,) = host.painted(image, host.context(place(request, domain).frame), place(request, domain), 4.0)
         nifti.write(tmp_path / "made.nii.gz", made, turned(SPACING, 20))
         return nifti.read(tmp_path / "made.nii.gz")[0]
 

@@ -18,7 +18,7 @@ from latentsynth.data.intake.survey import choose_grid, survey
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.metrics.lesions import components
-from latentsynth.plan import plan_runs, write_plan
+from latentsynth.planning import plan_runs, write_plan
 from latentsynth.training.recipes.autoencoder import train_autoencoder
 from latentsynth.training.recipes.ldm import train_ldm
 from latentsynth.training.recipes.segmenter import train_segmenter
@@ -64,7 +64,7 @@ def test_a_planned_folder_trains_from_the_files_as_written(
         "train.sample_every_images=8",
         "train.save_every_images=8",
     ]
-    first = load(AutoencoderRun, tmp_path / "configs" / "manifest_vq.yaml", short)
+    first = load(AutoencoderRun, tmp_path / "configs" / "manifest_autoencoder.yaml", short)
     second = load(LdmRun, tmp_path / "configs" / "manifest_ldm.yaml", [*short, "train.batch=8"])
     assert first.data.framing.crop == "whole"  # these lesions are large beside their scans
     assert train_autoencoder(first)["psnr"] > 0
@@ -92,7 +92,10 @@ def cohort(folder: Path, mask: np.ndarray, spacing: float, labels: tuple[int, ..
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No speed is measured."""
-    monkeypatch.setattr("latentsynth.plan._speeds", lambda *_: (1.0, 1.0, 1.0))
+    monkeypatch.setattr("latentsynth.planning.plan._speeds", lambda *_: (1.0, 1.0, 1.0))
+    monkeypatch.setattr(
+        "latentsynth.planning.plan._cells_per_second", lambda *_: 248_000.0
+    )  # cells for 80 000 voxels in 0.01 h
 
 
 def scattered(size: int, edge: int, low: int, high: int) -> np.ndarray:
@@ -147,3 +150,26 @@ def test_what_nobody_annotated_adds_nothing_to_the_extent_of_lesions(tmp_path: P
     for labels, extent in ((named, 20), (manifest.labels, 24)):
         found = survey(manifest.select("train"), 1, labels)
         assert found.extents[0].tolist() == [extent, *(20 if labels is named else 32,) * 2]
+
+
+@pytest.mark.parametrize("cells", [512, 4_000, 1e9])
+def test_the_scans_own_spacing_is_taken_where_there_is_time_for_it(cells: float) -> None:
+    """36 x 50 x 35 voxels of 1 mm are 9 x 13 x 9 cells, which the denoiser's halving makes 10 x 14 x 10."""
+    shape, step, factors = choose_grid(np.array([36.0, 50.0, 35.0]), np.ones(3), 400_000, 1, cells)
+    assert math.prod(shape) <= cells * math.prod(factors)
+    assert (step == [1.0, 1.0, 1.0]) is (cells >= 10 * 14 * 10)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_grid_coarser_than_the_scans_says_what_it_loses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = cohort(tmp_path, scattered(48, 3, 4, 44), 1.0)
+    fine = plan_runs(manifest, 1.0, "whole")
+    assert fine.autoencoder.data.grid.spacing_mm == (1, 1, 1)
+    assert not any("coarser than the scans" in said for _, said in fine.facts)
+    monkeypatch.setattr("latentsynth.planning.plan._cells_per_second", lambda *_: 500.0)
+    coarse = plan_runs(manifest, 1.0, "whole")
+    assert coarse.autoencoder.data.grid.spacing_mm[0] > 1.2
+    (said,) = [said for _, said in coarse.facts if "coarser than the scans" in said]
+    kept = int(said.split("keeps ")[1].split(" %")[0])
+    assert kept < 60  # white noise has most of its power where a coarser grid shows nothing
+    assert coarse.autoencoder.autoencoder.latent_channels <= fine.autoencoder.autoencoder.latent_channels

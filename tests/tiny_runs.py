@@ -32,7 +32,12 @@ def autoencoder_config(workplace: Path, name: str, **changes: object) -> Path:
             "framing": {"lesion_labels": [3]},
             "cache": str(workplace / "cache"),
         },
-        "autoencoder": {"channels": [8, 16], "res_blocks": 1, "latent_channels": 4, "codebook_size": 32},
+        "autoencoder": {
+            "kind": "vq",
+            "trunk": {"width": 16, "res_blocks": 1},
+            "latent_channels": 4,
+            "codebook_size": 32,
+        },
         "loss": {"adversarial_weight": 0.1, "adversarial_after_images": 16, "discriminator_channels": 8},
         "train": {**SCHEDULE, "images": 32, "validate_every_images": 32, "sample_every_images": 32},
         **changes,

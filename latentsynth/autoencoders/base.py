@@ -14,6 +14,13 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from latentsynth.autoencoders.principal import principal_components
+from latentsynth.autoencoders.space_to_depth import (
+    ResidualBlock,
+    SpaceToDepth,
+    SpaceToDepthDecoder,
+    SpaceToDepthEncoder,
+)
 from latentsynth.errors import CheckpointError, TrainingError
 from latentsynth.pretrained import Pretrained, recompute
 
@@ -79,6 +86,23 @@ class Autoencoder(Pretrained, ABC):
     def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
         """The training pass. ``noise``: standard normal, shaped like the latents; None decodes the mean."""
 
+    spread = 1.0  # standard deviation of the raw latents that a trunk starts with
+
+    def start_from(self, images: Iterable[Tensor]) -> None:
+        """Starts a space-to-depth trunk from the principal components of blocks of images; another keeps its weights.
+
+        Args:
+            images: Training images, ``(B, C, I, J, K)`` each.
+
+        Raises:
+            TrainingError: There are none, or their blocks vary in too few directions.
+        """
+        if isinstance(self.encoder, SpaceToDepthEncoder) and isinstance(self.decoder, SpaceToDepthDecoder):
+            blocks = SpaceToDepth(self.factors)
+            components = principal_components((blocks(image) for image in images), self.latent_channels)
+            self.encoder.start_from(components, self.spread)
+            self.decoder.start_from(components, self.spread)
+
     @property
     def last_layer(self) -> nn.Parameter:
         """Weights of the decoder's last convolution, where the adversarial weight is balanced."""
@@ -91,7 +115,8 @@ class Autoencoder(Pretrained, ABC):
     @property
     def blocks(self) -> list[nn.Module]:
         """What gradient checkpointing recomputes."""
-        return [*self.encoder.blocks, *self.decoder.blocks]  # type: ignore[misc]
+        own: list[nn.Module] = [module for module in self.modules() if isinstance(module, ResidualBlock)]
+        return own or [*self.encoder.blocks, *self.decoder.blocks]  # type: ignore[misc]
 
     def checkpoint_gradients(self) -> None:
         """Recomputes each block's activations in the backward pass instead of keeping them: less memory, more time."""

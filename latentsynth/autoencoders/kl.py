@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -18,10 +19,8 @@ class KLAutoencoder(Autoencoder):
     Args:
         image_channels: ``C``.
         latent_channels: ``c``.
-        channels: Feature channels, one per halving.
-        res_blocks: Residual blocks per level.
         factors: Voxels per latent cell along each axis.
-        backbone: Trunk, see :mod:`latentsynth.autoencoders.networks`.
+        trunk: Kind and settings, see :mod:`latentsynth.autoencoders.networks`.
         kl_weight: Weight of the KL divergence, summed over a case and divided by its voxels and channels, beside a
             reconstruction error that is a mean over them.
     """
@@ -31,18 +30,14 @@ class KLAutoencoder(Autoencoder):
         self,
         image_channels: int,
         latent_channels: int,
-        channels: Sequence[int],
-        res_blocks: int,
         factors: Sequence[int],
-        backbone: str,
+        trunk: Mapping[str, Any],
         kl_weight: float,
     ):
         i, j, k = factors
         super().__init__(latent_channels, (i, j, k))
         self.kl_weight = kl_weight
-        self.encoder, self.decoder = build_trunk(
-            backbone, image_channels, 2 * latent_channels, latent_channels, channels, res_blocks, (i, j, k)
-        )
+        self.encoder, self.decoder = build_trunk(trunk, image_channels, 2 * latent_channels, latent_channels, (i, j, k))
 
     def moments(self, image: Tensor) -> Moments:
         mean, log_variance = self.encoder(image).chunk(2, dim=1)

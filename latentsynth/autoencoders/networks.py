@@ -1,68 +1,67 @@
-"""The convolutional trunks both bottlenecks share, assembled from MONAI's.
+"""The trunks that all bottlenecks share: our own, and MONAI's.
 
-``strided`` is the trunk of MONAI's VQVAE: every level halves the resolution first, so full-resolution feature maps are
-few and a CPU can train it. ``resnet`` is the trunk of MONAI's AutoencoderKL: residual blocks at full resolution.
+``space_to_depth`` is :mod:`latentsynth.autoencoders.space_to_depth`. ``resnet`` is the trunk of MONAI's AutoencoderKL,
+residual blocks from full resolution down: the shape that published weights come in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
 
 from monai.networks.nets.autoencoderkl import Decoder as ResnetDecoder
 from monai.networks.nets.autoencoderkl import Encoder as ResnetEncoder
-from monai.networks.nets.vqvae import Decoder as StridedDecoder
-from monai.networks.nets.vqvae import Encoder as StridedEncoder
 from torch import nn
 
+from latentsynth.autoencoders.space_to_depth import SpaceToDepthDecoder, SpaceToDepthEncoder
 from latentsynth.errors import UnknownNameError
 
 
 def build_trunk(
-    backbone: str,
+    trunk: Mapping[str, Any],
     image_channels: int,
     encoded_channels: int,
     latent_channels: int,
-    channels: Sequence[int],
-    res_blocks: int,
     factors: tuple[int, int, int],
 ) -> tuple[nn.Module, nn.Module]:
     """Builds an encoder and a decoder.
 
     Args:
-        backbone: ``"strided"`` or ``"resnet"``.
+        trunk: Its ``kind`` and the settings of that kind, see :mod:`latentsynth.config.autoencoder`.
         image_channels: ``C``.
         encoded_channels: Channels the encoder gives out (twice ``c`` for mean and log variance).
         latent_channels: ``c``, what the decoder takes in.
-        channels: Feature channels, one entry per halving.
-        res_blocks: Residual blocks per level.
         factors: Downsampling per axis.
 
     Returns:
         Encoder and decoder.
+
+    Raises:
+        UnknownNameError: There is no such trunk.
     """
-    channels = tuple(channels)
-    if backbone == "strided":
-        strides = [tuple(2 if factor >> level > 1 else 1 for factor in factors) for level in range(len(channels))]
-        # Kernel 4 where an axis is halved, 3 where it is left alone; padding 1 gives exact sizes in both cases.
-        steps = [(stride, tuple(4 if s == 2 else 3 for s in stride), 1, 1) for stride in strides]
-        encoder: nn.Module = StridedEncoder(
-            3, image_channels, encoded_channels, channels, res_blocks, channels, steps, 0.0, "SWISH"
+    settings = dict(trunk)
+    kind = settings.pop("kind", None)
+    if kind == "space_to_depth":
+        return (
+            SpaceToDepthEncoder(image_channels, encoded_channels, factors, **settings),
+            SpaceToDepthDecoder(latent_channels, image_channels, factors, **settings),
         )
-        decoder: nn.Module = StridedDecoder(
-            3, latent_channels, image_channels, channels, res_blocks, channels,
-            [(*step, 0) for step in reversed(steps)], 0.0, "SWISH", None,
-        )  # fmt: skip
-        return encoder, decoder
-    if backbone == "resnet":
-        widths = (*channels, channels[-1])  # AutoencoderKL halves between levels, so it has one level more
-        groups = next(g for g in (32, 16, 8, 4, 2, 1) if all(width % g == 0 for width in widths))
-        encoder = ResnetEncoder(
-            3, image_channels, widths, encoded_channels, [res_blocks] * len(widths), groups, 1e-6,
-            [False] * len(widths), with_nonlocal_attn=False, include_fc=False,
-        )  # fmt: skip
-        decoder = ResnetDecoder(
-            3, widths, latent_channels, image_channels, [res_blocks] * len(widths), groups, 1e-6,
-            [False] * len(widths), with_nonlocal_attn=False, include_fc=False,
-        )  # fmt: skip
-        return encoder, decoder
-    raise UnknownNameError("backbone", backbone, ("strided", "resnet"))
+    if kind == "resnet":
+        return _resnet(image_channels, encoded_channels, latent_channels, **settings)
+    raise UnknownNameError("trunk", str(kind), ("space_to_depth", "resnet"))
+
+
+def _resnet(
+    image_channels: int, encoded_channels: int, latent_channels: int, channels: list[int], res_blocks: int
+) -> tuple[nn.Module, nn.Module]:
+    widths = (*channels, channels[-1])  # AutoencoderKL halves between levels, so it has one level more
+    groups = next(g for g in (32, 16, 8, 4, 2, 1) if all(width % g == 0 for width in widths))
+    encoder = ResnetEncoder(
+        3, image_channels, widths, encoded_channels, [res_blocks] * len(widths), groups, 1e-6,
+        [False] * len(widths), with_nonlocal_attn=False, include_fc=False,
+    )  # fmt: skip
+    decoder = ResnetDecoder(
+        3, widths, latent_channels, image_channels, [res_blocks] * len(widths), groups, 1e-6,
+        [False] * len(widths), with_nonlocal_attn=False, include_fc=False,
+    )  # fmt: skip
+    return encoder, decoder

@@ -7,7 +7,8 @@ the batch and keeps the codebooks of several processes equal, which MONAI's quan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -26,10 +27,8 @@ class VQAutoencoder(Autoencoder):
     Args:
         image_channels: ``C``.
         latent_channels: ``c``, the dimension of a code.
-        channels: Feature channels, one per halving.
-        res_blocks: Residual blocks per level.
         factors: Voxels per latent cell along each axis.
-        backbone: Trunk, see :mod:`latentsynth.autoencoders.networks`.
+        trunk: Kind and settings, see :mod:`latentsynth.autoencoders.networks`.
         codebook_size: Codes per codebook.
         codebooks: Groups that the latent channels are split into, each quantised by a codebook of its own (product
             quantisation, Jegou et al. 2011): one codebook of 512 codes describes 4 x 4 x 4 voxels in 9 bits, which
@@ -44,10 +43,8 @@ class VQAutoencoder(Autoencoder):
         self,
         image_channels: int,
         latent_channels: int,
-        channels: Sequence[int],
-        res_blocks: int,
         factors: Sequence[int],
-        backbone: str,
+        trunk: Mapping[str, Any],
         codebook_size: int,
         codebooks: int,
         commitment: float,
@@ -57,9 +54,7 @@ class VQAutoencoder(Autoencoder):
         i, j, k = factors
         super().__init__(latent_channels, (i, j, k))
         self.codebook_size = codebook_size
-        self.encoder, self.decoder = build_trunk(
-            backbone, image_channels, latent_channels, latent_channels, channels, res_blocks, (i, j, k)
-        )
+        self.encoder, self.decoder = build_trunk(trunk, image_channels, latent_channels, latent_channels, (i, j, k))
         self.quantizer = VectorQuantize(
             dim=latent_channels,
             codebook_size=codebook_size,

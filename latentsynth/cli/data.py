@@ -92,6 +92,6 @@ def plan(
     one_of("--crop", crop, ("auto", "whole", "lesion"))
     from rich.console import Console
 
-    from latentsynth.plan import plan_runs, write_plan
+    from latentsynth.planning import plan_runs, write_plan
 
     write_plan(plan_runs(manifest, hours, crop), out, Console())  # type: ignore[arg-type]

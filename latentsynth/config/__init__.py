@@ -7,9 +7,12 @@ defaults are chosen for a CPU, the files in ``configs/`` hold the settings for l
 from latentsynth.config.autoencoder import (
     AutoencoderConfig,
     AutoencoderRun,
+    FSQConfig,
     KLConfig,
     PerceptualConfig,
     ReconstructionConfig,
+    ResnetConfig,
+    SpaceToDepthConfig,
     VQConfig,
 )
 from latentsynth.config.data import AugmentConfig, DataConfig
@@ -91,6 +94,7 @@ __all__ = [
     "DropConfig",
     "DynUNetConfig",
     "ExtractorRun",
+    "FSQConfig",
     "GameConfig",
     "GanDataConfig",
     "GanRun",
@@ -122,6 +126,7 @@ __all__ = [
     "ProgressiveGANConfig",
     "ReconstructionConfig",
     "ResidualConfig",
+    "ResnetConfig",
     "RolesConfig",
     "Run",
     "SPADEConfig",
@@ -132,6 +137,7 @@ __all__ = [
     "SliceSamplingConfig",
     "SliceVAEConfig",
     "SourceConfig",
+    "SpaceToDepthConfig",
     "Strict",
     "StudyConfig",
     "StyleGAN1Config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,16 +14,32 @@ from latentsynth.config.training import Run
 from latentsynth.strict import Positive, Strict, default_kind
 
 
+class SpaceToDepthConfig(Strict):
+    """A linear map of blocks of voxels that starts from their principal components, with residual blocks around it."""
+
+    kind: Literal["space_to_depth"] = "space_to_depth"
+    width: Positive = Field(64, description="feature channels on the latent grid")
+    res_blocks: Positive = Field(2, description="residual blocks there, in the encoder and in the decoder")
+    fine_width: int = Field(0, ge=0, description="feature channels of a stage at half the resolution; 0 leaves it out")
+
+
+class ResnetConfig(Strict):
+    """The trunk of MONAI's AutoencoderKL: residual blocks from full resolution down, heavy."""
+
+    kind: Literal["resnet"] = "resnet"
+    channels: tuple[Positive, ...] = Field((32, 64), description="feature channels, one per halving of the resolution")
+    res_blocks: Positive = Field(2, description="residual blocks per level")
+
+
+TrunkConfig = Annotated[SpaceToDepthConfig | ResnetConfig, Field(discriminator="kind")]
+
+
 class _NetworkConfig(Strict):
-    backbone: Literal["strided", "resnet"] = Field(
-        "strided", description="strided: MONAI's VQVAE trunk, light; resnet: MONAI's AutoencoderKL trunk, heavy"
-    )
     downsampling: Literal[2, 4, 8] | Axes = Field(
         4, description="voxels per latent cell: 2, 4 or 8, one for all axes or three"
     )
-    channels: tuple[Positive, ...] = Field((32, 64), description="feature channels, one per halving of the resolution")
-    res_blocks: Positive = 2
-    latent_channels: Positive = 4
+    latent_channels: Positive = 8
+    trunk: TrunkConfig = SpaceToDepthConfig()
 
     @property
     def factors(self) -> Axes:
@@ -30,15 +47,27 @@ class _NetworkConfig(Strict):
         f = self.downsampling
         return (f, f, f) if isinstance(f, int) else f
 
+    @model_validator(mode="before")
+    @classmethod
+    def _space_to_depth_by_default(cls, values: Any) -> Any:
+        return default_kind(values, "trunk", "space_to_depth")
+
     @model_validator(mode="after")
     def _consistent(self) -> _NetworkConfig:
         if any(f not in (1, 2, 4, 8) for f in self.factors):
             raise ValueError(f"downsampling {self.factors}: each axis takes 2, 4 or 8 (1 leaves an axis alone)")
-        halvings = max(self.factors).bit_length() - 1
-        if len(self.channels) != halvings:
-            raise ValueError(f"channels has {len(self.channels)} entries, downsampling {self.factors} needs {halvings}")
-        if self.backbone == "resnet" and len(set(self.factors)) > 1:
-            raise ValueError(f"backbone resnet halves all axes alike, downsampling is {self.factors}: use strided")
+        trunk = self.trunk
+        if not isinstance(trunk, ResnetConfig):
+            return self
+        if len(set(self.factors)) > 1:
+            raise ValueError(
+                f"trunk resnet halves all axes alike, downsampling is {self.factors}: use trunk space_to_depth"
+            )
+        halvings = self.factors[0].bit_length() - 1
+        if len(trunk.channels) != halvings:
+            raise ValueError(
+                f"trunk.channels has {len(trunk.channels)} entries, downsampling {self.factors} needs {halvings}"
+            )
         return self
 
 
@@ -46,7 +75,6 @@ class VQConfig(_NetworkConfig):
     """Vector-quantised autoencoder."""
 
     kind: Literal["vq"] = "vq"
-    latent_channels: Positive = 8
     codebook_size: Positive = Field(256, description="codes per codebook")
     codebooks: Positive = Field(2, description="groups of latent channels, each quantised by a codebook of its own")
     commitment: NotNegative = 0.25
@@ -67,7 +95,14 @@ class KLConfig(_NetworkConfig):
     kl_weight: NotNegative = 1e-6
 
 
-AutoencoderConfig = Annotated[VQConfig | KLConfig, Field(discriminator="kind")]
+class FSQConfig(_NetworkConfig):
+    """Autoencoder whose latents are rounded, each channel to a few levels."""
+
+    kind: Literal["fsq"] = "fsq"
+    levels: Annotated[int, Field(ge=3, le=256)] = Field(8, description="values that a channel of a cell can take")
+
+
+AutoencoderConfig = Annotated[VQConfig | KLConfig | FSQConfig, Field(discriminator="kind")]
 
 
 class PerceptualConfig(Strict):
@@ -82,6 +117,10 @@ class ReconstructionConfig(Strict):
 
     reconstruction: Literal["l1", "l2", "robust"] = Field("l1", description="robust: Charbonnier, smooth near zero")
     lesion_weight: Annotated[float, Field(ge=1)] = Field(1.0, description="weight of voxels inside the lesion")
+    high_band_weight: NotNegative = Field(
+        1.0,
+        description="weight of the error of the finest detail: each voxel minus the mean of its 3 x 3 x 3 neighbourhood",
+    )
     adversarial_weight: NotNegative = Field(0.0, description="0 trains without a discriminator")
     adversarial_after_images: int = Field(0, ge=0, description="images seen before the discriminator joins")
     discriminator_channels: Positive = 32
@@ -94,14 +133,17 @@ class AutoencoderRun(Run):
     """Training an autoencoder."""
 
     data: DataConfig
-    autoencoder: AutoencoderConfig = VQConfig()
+    autoencoder: AutoencoderConfig = KLConfig()
     loss: ReconstructionConfig = ReconstructionConfig()
+    crop: Axes | None = Field(
+        None, description="voxels of the random crops that it trains on; whole volumes if not given"
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _vq_by_default(cls, values: Any) -> Any:
-        """A section ``autoencoder`` that does not say its kind is a VQ one."""
-        return default_kind(values, "autoencoder", "vq")
+    def _kl_by_default(cls, values: Any) -> Any:
+        """A section ``autoencoder`` that does not say its kind is a KL one."""
+        return default_kind(values, "autoencoder", "kl")
 
     @model_validator(mode="after")
     def _divisible(self) -> AutoencoderRun:
@@ -110,5 +152,26 @@ class AutoencoderRun(Run):
             raise ValueError(
                 f"data.grid.shape {self.data.grid.shape} is not divisible by downsampling {self.autoencoder.factors}: "
                 "scans of any size are padded and cropped to the grid, the grid itself must divide"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> AutoencoderRun:
+        factors, shape = self.autoencoder.factors, self.data.grid.shape
+        if self.crop is not None and any(
+            n < 1 or n % f or n > most for n, f, most in zip(self.crop, factors, shape, strict=True)
+        ):
+            raise ValueError(
+                f"crop {self.crop}: each axis takes a multiple of the downsampling {factors}, at most the grid's {shape}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _block_has_room(self) -> AutoencoderRun:
+        voxels = self.data.grid.channels * prod(self.autoencoder.factors)
+        if self.autoencoder.trunk.kind == "space_to_depth" and self.autoencoder.latent_channels > voxels:
+            raise ValueError(
+                f"autoencoder.latent_channels {self.autoencoder.latent_channels} is more than the {voxels} values of a block "
+                "of voxels: nothing would be compressed; lower it, or raise autoencoder.downsampling"
             )
         return self

@@ -92,11 +92,11 @@ class LatentDiffusion(Synthesizer, Checkpointed):
             condition = Condition(torch.zeros(rows, len(self.domain.labels), *self.grid.shape))
         repeat = copies_of_rows(rows, device)
         noise = Draws.seeded(seeds).normal(*self.autoencoder.latent_shape(self.grid.shape)).repeat(repeat, 1, 1, 1, 1)
-        host = self._host(condition)
-        if host is not None:
-            host = host.repeat(repeat, 1, 1, 1, 1)
+        cut = self._cut(condition)
+        if cut is not None:
+            cut = cut.repeat(repeat, 1, 1, 1, 1)
         mask = condition.mask.repeat(repeat, 1, 1, 1, 1).to(device)
-        wanted = self.conditioner(replace(condition, mask=mask, context=None), host)
+        wanted = self.conditioner(replace(condition, mask=mask, context=None), cut)
         nothing = self.conditioner.dropped(wanted, torch.zeros(rows * repeat, dtype=torch.bool, device=device))
 
         def denoise_with(conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
@@ -112,13 +112,22 @@ class LatentDiffusion(Synthesizer, Checkpointed):
             chosen.grid_shift,
             progress,
         )
-        return Generated(self.autoencoder.decode(z)[:rows].cpu(), condition.mask)
+        return Generated(self.autoencoder.decode(z)[:rows].cpu(), condition.mask, self._shown(condition.context))
 
     @property
     def takes_context(self) -> bool:
         return self.conditioner.takes_context
 
-    def _host(self, condition: Condition) -> Tensor | None:
+    def _shown(self, scan: Tensor | None) -> Tensor | None:
+        """Scans through the autoencoder, on the CPU."""
+        if scan is None:
+            return None
+        device = next(self.autoencoder.parameters()).device
+        return at_least_two(
+            lambda image: self.autoencoder.decode(self.autoencoder.encode(image)), scan.to(device)
+        ).cpu()
+
+    def _cut(self, condition: Condition) -> Tensor | None:
         """Latents of the scans to paint into, their lesions cut out as in training."""
         if condition.context is None:
             return None

@@ -91,7 +91,8 @@ def estimate_autoencoder(config: AutoencoderRun, processes: int = 1) -> MemoryEs
     """Memory of one process while an autoencoder trains (without its discriminator, which is far smaller)."""
     with torch.device("meta"):
         model = build_autoencoder(config.autoencoder, config.data.grid.channels).train()
-        image = torch.zeros(_micro(config.train, processes), config.data.grid.channels, *config.data.grid.shape)
+        shape = config.crop or config.data.grid.shape
+        image = torch.zeros(_micro(config.train, processes), config.data.grid.channels, *shape)
 
         def step() -> Tensor:
             # Encoder and decoder alone: quantisation keeps a table of distances only under no_grad.

@@ -19,6 +19,7 @@ from latentsynth.training.recipes.reconstruction import (
     adaptive_weight,
     build_discriminator,
     discriminator_loss,
+    high_band,
     load_perceptual,
 )
 
@@ -70,7 +71,34 @@ def batch(first: int = 0, count: int = 2) -> dict[str, Any]:
 
 
 def loss_of(model: Blur, network: nn.Module | None = None, **terms: Any) -> GeneratorLoss:
-    return GeneratorLoss(ReconstructionConfig(**terms), [2], (1, 2, 2, 2), model.scale, 0, network)
+    plain = {"high_band_weight": 0.0, **terms}
+    return GeneratorLoss(
+        ReconstructionConfig(**plain), [2], lambda shape: (1, *(n // 2 for n in shape)), model.scale, 0, network
+    )
+
+
+def test_high_band_is_what_a_neighbourhood_does_not_say() -> None:
+    ramp = torch.arange(8.0).expand(1, 2, 8, 8, 8)
+    inside = (..., slice(1, -1), slice(1, -1), slice(1, -1))
+    torch.testing.assert_close(high_band(torch.full_like(ramp, 3.0)), torch.zeros_like(ramp))
+    torch.testing.assert_close(high_band(ramp)[inside], torch.zeros(1, 2, 6, 6, 6), atol=1e-5, rtol=0)
+    spike = torch.zeros(1, 1, 8, 8, 8)
+    spike[0, 0, 4, 4, 4] = 27
+    expected = torch.zeros_like(spike)
+    expected[0, 0, 3:6, 3:6, 3:6] = -1
+    expected[0, 0, 4, 4, 4] = 26
+    torch.testing.assert_close(high_band(spike), expected)
+
+
+def test_high_band_term_is_added_with_its_weight() -> None:
+    values = {}
+    for weight in (0.0, 1.0, 3.0):
+        total, logs = loss_of(Blur(), high_band_weight=weight)({"autoencoder": Blur()}, batch(), {})
+        values[weight] = total.item()
+        assert ("high_band" in logs) is (weight > 0)
+    by_hand = high_band(batch()["image"]).abs().mean() / 2
+    assert values[1.0] - values[0.0] == pytest.approx(float(by_hand), rel=1e-4)
+    assert values[3.0] - values[0.0] == pytest.approx(3 * float(by_hand), rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from latentsynth.autoencoders import KLAutoencoder, VQAutoencoder
 from latentsynth.metrics.reconstruction import perplexity
+from tests.helpers import TRUNK
 
 CODES = 16
 
 
 def build(codebooks: int, restart_below: float = 1.0, decay: float = 0.8) -> VQAutoencoder:
     torch.manual_seed(0)
-    return VQAutoencoder(1, 8, [8, 8], 1, [4, 4, 4], "strided", CODES, codebooks, 0.25, decay, restart_below).eval()
+    return VQAutoencoder(1, 8, [4, 4, 4], TRUNK, CODES, codebooks, 0.25, decay, restart_below).eval()
 
 
 def raw(count: int = 2, cells: int = 4, seed: int = 1) -> Tensor:
@@ -141,7 +142,7 @@ def test_usage_counts_every_cell_once(codebooks: int) -> None:
 
 
 def test_a_model_without_codebook_has_no_usage() -> None:
-    model = KLAutoencoder(1, 4, [8, 8], 1, [4, 4, 4], "strided", 1.0)
+    model = KLAutoencoder(1, 4, [4, 4, 4], TRUNK, 1.0)
     assert model.code_usage(torch.zeros(2, 1, 8, 8, 8)) is None
 
 

@@ -18,6 +18,7 @@ from latentsynth.data.cache.latents import LatentCache
 from latentsynth.data.cache.volumes import Recipe, VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.types import Case, Framing, Grid, Labels, Window
+from tests.helpers import TRUNK
 
 GRID = Grid((16, 16, 16), (1.0, 1.0, 1.0), (Window("fixed", -3, 3),))
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -42,7 +43,7 @@ def volumes(tmp_path: Path) -> VolumeCache:
 @pytest.fixture(scope="module")
 def encoder() -> Encoder:
     torch.manual_seed(0)
-    model = KLAutoencoder(1, 3, [8, 8], 1, [4, 4, 4], "strided", 1e-6).eval()
+    model = KLAutoencoder(1, 3, [4, 4, 4], TRUNK, 1e-6).eval()
 
     def encode(image: Tensor) -> tuple[Tensor, Tensor]:
         moments = model.moments(image)

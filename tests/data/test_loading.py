@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from latentsynth.data.cache.loading import Positions, Slices, batches
+from latentsynth.data.cache.loading import Crops, Positions, Slices, batches
 from latentsynth.errors import TrainingError
 from latentsynth.randomness import Stream, keyed_noise, keyed_uniform
 
@@ -45,6 +45,33 @@ def test_order_depends_on_the_seed_and_is_reproducible() -> None:
 
 def test_items_carry_their_position() -> None:
     assert [items()[p]["position"] for p in (0, 5, 23)] == [0, 5, 23]
+
+
+def places(shape: tuple[int, int, int], count: int = 400, seed: int = 3) -> list[tuple[int, int, int]]:
+    """Where crops of volumes whose voxels hold their own places start, and whether the mask was cut alike."""
+    voxels = torch.stack(torch.meshgrid(*(torch.arange(n) for n in (6, 5, 4)), indexing="ij")).float()
+    crops = Crops(lambda n: {"case": n, "image": voxels, "mask": voxels + 100}, COUNT, seed, shape)
+    found = []
+    for position in range(count):
+        item = crops[position]
+        assert item["image"].shape == (3, *shape)
+        assert torch.equal(item["mask"], item["image"] + 100)
+        start = item["image"][:, 0, 0, 0]
+        assert torch.equal(
+            item["image"], voxels[:, *(slice(int(a), int(a) + n) for a, n in zip(start, shape, strict=True))]
+        )
+        assert item["case"] == items(seed)[position]["case"]  # the order is that of whole volumes
+        found.append((int(start[0]), int(start[1]), int(start[2])))
+    return found
+
+
+def test_crops_lie_anywhere_with_the_same_chance() -> None:
+    seen = Counter(places((4, 5, 2)))
+    assert set(seen) == set(itertools.product(range(3), [0], range(3)))
+    assert max(seen.values()) < 2.5 * min(seen.values())
+    assert places((4, 5, 2)) == places((4, 5, 2))
+    assert places((4, 5, 2)) != places((4, 5, 2), seed=4)
+    assert set(places((6, 5, 4), 5)) == {(0, 0, 0)}  # the whole volume
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -105,7 +105,7 @@ def test_gans(family: str, workplace: Path, trained_autoencoder: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["vq", "kl"])
 def test_autoencoders(kind: str, workplace: Path) -> None:
-    section = {"kind": kind, "channels": [8, 16], "res_blocks": 1, "latent_channels": 4}
+    section = {"kind": kind, "trunk": {"width": 16, "res_blocks": 1}, "latent_channels": 4}
     loss = {"adversarial_weight": 0.1, "adversarial_after_images": 4, "discriminator_channels": 8}
     config = load(AutoencoderRun, autoencoder_config(workplace, f"bf16-{kind}", autoencoder=section, loss=loss), BRIEF)
     train_autoencoder(config)

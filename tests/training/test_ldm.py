@@ -104,12 +104,12 @@ def test_training_starts_from_another_checkpoint_and_inherits_its_patients(workp
 def test_an_autoencoder_starts_from_another(workplace: Path, trained_autoencoder: Path) -> None:
     file = autoencoder_config(workplace, "ae-tuned", init_from=str(trained_autoencoder))
     domain = checkpoint.read_header(trained_autoencoder / "checkpoint").domain
-    model, ledger = initial_autoencoder(load(AutoencoderRun, file), domain)
+    model, ledger = initial_autoencoder(load(AutoencoderRun, file), domain, [])
     source = Autoencoder.from_pretrained(trained_autoencoder / "checkpoint" / "autoencoder")
     assert torch.equal(model.last_layer, source.last_layer)
     assert ledger.patients
     with pytest.raises(CheckpointError, match="architecture"):
-        initial_autoencoder(load(AutoencoderRun, file, ["autoencoder.channels=[8, 8]"]), domain)
+        initial_autoencoder(load(AutoencoderRun, file, ["autoencoder.trunk.width=8"]), domain, [])
 
 
 def test_gradient_checkpointing_changes_memory_and_not_weights(workplace: Path, trained_autoencoder: Path) -> None:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -30,6 +31,28 @@ class Positions(Dataset[dict[str, Any]]):
         epoch, place = divmod(position, self.count)
         order = generator(self.seed, Stream.ORDER, epoch).permutation(self.count)
         return {**self.items(int(order[place])), "position": position}
+
+
+class Crops(Positions):
+    """Training items of which a random part is cut out, the same from image and mask, anywhere with the same chance.
+
+    Args:
+        items: By index; ``image`` ``(C, I, J, K)`` and ``mask`` ``(L, I, J, K)``.
+        count: How many.
+        seed: Key of order and places.
+        shape: Voxels of a part along each axis.
+    """
+
+    def __init__(self, items: Callable[[int], dict[str, Any]], count: int, seed: int, shape: tuple[int, int, int]):
+        super().__init__(items, count, seed)
+        self.shape = shape
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        item = super().__getitem__(position)
+        room = np.subtract(item["image"].shape[1:], self.shape)
+        start = generator(self.seed, Stream.CROP, position).integers(0, room + 1)
+        part = (..., *(slice(int(a), int(a) + n) for a, n in zip(start, self.shape, strict=True)))
+        return {**item, "image": item["image"][part], "mask": item["mask"][part]}
 
 
 class Slices(Sampler[list[int]]):

@@ -25,7 +25,7 @@ from latentsynth.randomness import Stream, generator
 from latentsynth.tensors import write_tensors
 from latentsynth.types import Case, Framing, Grid, Labels, Window
 
-_VERSION = 3  # raise it when preprocessing changes, so that old caches are not read
+_VERSION = 4  # raise it when preprocessing changes, so that old caches are not read
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,31 @@ def window_channels(
     """
     check_grids(native, names)
     limits = channel_limits(native, between, names, known)
-    channels = [
-        windows.normalise(resample(voxels, affine, frame, fill=ends[0]), ends)
-        for (voxels, affine), ends in zip(native, limits, strict=True)
-    ]
+    channels = [_window(voxels, affine, frame, ends) for (voxels, affine), ends in zip(native, limits, strict=True)]
     return np.stack(channels) if channels else np.zeros((0, *frame.shape), np.float32), limits
+
+
+def _window(voxels: np.ndarray, affine: np.ndarray, frame: Frame, ends: windows.Limits) -> np.ndarray:
+    """One channel in a frame, in [-1, 1]."""
+    # Cubic: linear interpolation takes half of the finest octave's power from every turned or shifted copy.
+    return windows.normalise(resample(voxels, affine, frame, fill=ends[0], order=3), ends)
+
+
+def grid_and_back(voxels: np.ndarray, affine: np.ndarray, frame: Frame, ends: windows.Limits) -> np.ndarray:
+    """A channel brought to a frame as training reads it, and back as sampling writes it: what no model can avoid.
+
+    Args:
+        voxels: As read.
+        affine: Its affine.
+        frame: Where to.
+        ends: The scanner units that map to -1 and 1.
+
+    Returns:
+        In [-1, 1], float32, on the scan's own grid; -1 where the frame does not reach.
+    """
+    own = Frame(affine, (voxels.shape[0], voxels.shape[1], voxels.shape[2]))
+    there = _window(voxels, affine, frame, ends)
+    return np.clip(resample(there, frame.affine, own, fill=-1.0, extend=True, order=3), -1, 1)
 
 
 def check_grids(native: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence[Path]) -> None:

@@ -88,14 +88,18 @@ class Host:
                 "keep the lesions it has (`latentsynth masks --into ... --set compose.replace_lesions=false`)"
             )
 
-    def painted(self, image: np.ndarray, placed: Placed, margin_mm: float) -> list[np.ndarray]:
-        """The scan with what was generated in place of the lesion; blended into it over the margin.
+    def painted(self, image: np.ndarray, shown: np.ndarray, placed: Placed, margin_mm: float) -> list[np.ndarray]:
+        """The scan with what was generated in place of the lesion, and changed around it as the model would have it.
+
+        Around the lesion the scan gets the difference of what was generated and of itself as the model shows it: all that
+        the model's grid and autoencoder cannot show, its own texture above all, stays. The difference fades over the margin.
 
         Args:
             image: What was generated, in [-1, 1], shape ``(C, I, J, K)`` on the model's grid.
+            shown: The scan as the model shows it, same shape.
             placed: The mask.
-            margin_mm: Distance from the lesion over which the generated volume gives way to the scan; voxels farther away
-                are the scan's own, exactly.
+            margin_mm: Distance from the lesion over which the difference fades; voxels farther away are the scan's own,
+                exactly.
 
         Returns:
             Per channel, voxels on the scan's grid, in its own number type, or in the smallest that holds what was painted
@@ -111,9 +115,15 @@ class Host:
         share[resample(ones, placed.frame.affine, target, 0.0, extend=True, smooth=False, order=0) == 0] = 0
         where = share > 0
         made = to_scanner(image, placed, self.domain, self.limits)
+        own = to_scanner(shown, placed, self.domain, self.limits)
         out = []
-        for (voxels, _), new in zip(self.native, made, strict=True):
-            mixed = share[where] * new[where] + (1 - share[where]) * voxels[where]
+        for (voxels, _), new, before, (low, high) in zip(self.native, made, own, self.limits, strict=True):
+            scan = voxels[where].astype(np.float64)
+            changed = scan + share[where] * (new[where] - before[where])
+            changed = np.clip(
+                changed, np.minimum(low, scan), np.maximum(high, scan)
+            )  # the window, or the scan beyond it
+            mixed = np.where(lesion[where], new[where], changed)
             mixed = np.rint(mixed) if voxels.dtype.kind in "iu" else mixed
             kept = voxels.astype(_holding(voxels.dtype, mixed))
             kept[where] = mixed

@@ -18,17 +18,19 @@ from latentsynth.types import Case, Framing, Labels
 
 
 def choose_grid(
-    extent_mm: np.ndarray, spacing_mm: np.ndarray, voxels: int, halvings: int
+    extent_mm: np.ndarray, spacing_mm: np.ndarray, voxels: int, halvings: int, cells: float = math.inf
 ) -> tuple[list[int], list[float], tuple[int, int, int]]:
-    """A grid that covers an extent with at most ``voxels`` voxels.
+    """The finest grid that covers an extent with at most so many voxels and latent cells.
 
-    Scans are not upsampled, and axes more than twice as coarse as the finest keep their anisotropy.
+    That of the scans' own spacing where it fits: there nothing is interpolated, so nothing is blurred. Scans are not
+    upsampled, and axes more than twice as coarse as the finest keep their anisotropy.
 
     Args:
         extent_mm: What to cover, ``(3,)``.
         spacing_mm: Voxel spacing of the scans, ``(3,)``.
-        voxels: Largest number of voxels.
+        voxels: Largest number of voxels; a grid of 16 x 16 x 16 is always possible.
         halvings: How often the denoiser halves the latent grid, which must divide by 2 to that power.
+        cells: Largest number of latent cells; 4 x 4 x 4 are always possible.
 
     Returns:
         Shape, spacing and downsampling factors: 4, or 2 along an axis of fewer than 24 voxels.
@@ -41,7 +43,8 @@ def choose_grid(
         factors = [4 if n >= 24 else 2 for n in counts]
         unit = [f * 2**halvings for f in factors]
         shape = [max(math.ceil(n / u) * u, 16) for n, u in zip(counts, unit, strict=True)]
-        if math.prod(shape) <= max(voxels, 16**3):
+        fits = math.prod(shape) <= max(voxels, 16**3) and math.prod(shape) <= math.prod(factors) * max(cells, 4**3)
+        if fits or math.prod(shape) <= 16**3:
             return shape, spacing, (factors[0], factors[1], factors[2])
         scale *= 1.02
 

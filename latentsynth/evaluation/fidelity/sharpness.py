@@ -16,8 +16,8 @@ from accelerate import Accelerator
 
 from latentsynth import checkpoint
 from latentsynth.data import nifti, windows
-from latentsynth.data.cache.volumes import Recipe, channel_limits, read_mask
-from latentsynth.data.frames import Frame, resample
+from latentsynth.data.cache.volumes import Recipe, channel_limits, grid_and_back, read_mask
+from latentsynth.data.frames import Frame
 from latentsynth.errors import CheckpointError
 from latentsynth.evaluation.cohorts import Cohort, rng
 from latentsynth.metrics.band_power import BandPower, band_power, body, octaves
@@ -262,9 +262,7 @@ def _measure(
 
         plain.append(measured(channel))
         if control:
-            there = windows.normalise(resample(voxels, affine, frame, fill=ends[0]), ends)
-            back = resample(there, frame.affine, own, fill=-1.0, extend=True, order=3)
-            returned.append(measured(np.clip(back, -1, 1)))
+            returned.append(measured(grid_and_back(voxels, affine, frame, ends)))
     return plain + returned
 
 

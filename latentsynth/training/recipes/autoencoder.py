@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
 
@@ -20,7 +20,7 @@ from latentsynth.autoencoders.reconstruction import (
     summarise,
 )
 from latentsynth.config import AutoencoderRun, DataConfig
-from latentsynth.data.cache.loading import Positions
+from latentsynth.data.cache.loading import Crops, Positions
 from latentsynth.data.cache.volumes import Recipe, VolumeCache
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import CheckpointError, DataError
@@ -59,7 +59,7 @@ def train_autoencoder(config: AutoencoderRun) -> dict[str, float]:
     recipe = training.recipe
     domain = Domain(recipe.grid, recipe.framing, recipe.labels, manifest.channels, training.median_limits())
     seed_weights(config.seed)
-    model, ledger = initial(config, domain)
+    model, ledger = initial(config, domain, _spread(training))
     ledger = ledger | Ledger.of(manifest.select("train"))
     players = _players(config, model, domain)
     device = accelerator.device
@@ -89,6 +89,8 @@ def train_autoencoder(config: AutoencoderRun) -> dict[str, float]:
         accelerator.wait_for_everyone()
 
     items = Positions(training.item, len(training), config.seed)
+    if config.crop:
+        items = Crops(training.item, len(training), config.seed, config.crop)
     return fit(players, items, run, config.train, Hooks(validate, sketch, export))
 
 
@@ -114,16 +116,23 @@ def volume_caches(
     return training, validation
 
 
-def initial(config: AutoencoderRun, domain: Domain) -> tuple[Autoencoder, Ledger]:
+def initial(config: AutoencoderRun, domain: Domain, images: Iterable[Tensor]) -> tuple[Autoencoder, Ledger]:
     """The autoencoder that training starts from, and whom its weights have already seen.
+
+    Args:
+        config: The run.
+        domain: Of its volumes.
+        images: Training images, ``(1, C, I, J, K)`` each, whose blocks a new trunk starts from.
 
     Raises:
         CheckpointError: ``init_from`` is not an autoencoder of this architecture.
+        TrainingError: Its trunk starts from principal components, and blocks of the volumes vary in too few directions.
     """
     model = build_autoencoder(config.autoencoder, domain.grid.channels)
     if config.train.gradient_checkpointing:
         model.checkpoint_gradients()
     if config.init_from is None:
+        model.start_from(images)
         return model, Ledger()
     folder = checkpoint.locate(config.init_from)
     checkpoint.read_header(folder, KIND)
@@ -154,7 +163,7 @@ def _players(config: AutoencoderRun, model: Autoencoder, domain: Domain) -> list
     loss = GeneratorLoss(
         config.loss,
         domain.lesion_indices,
-        model.latent_shape(domain.grid.shape),
+        model.latent_shape,
         model.last_layer,
         config.seed,
         load_perceptual(perceptual.path) if perceptual else None,
@@ -171,11 +180,15 @@ def _players(config: AutoencoderRun, model: Autoencoder, domain: Domain) -> list
 
 @torch.no_grad()
 def _moments(model: Autoencoder, cache: VolumeCache, device: torch.device) -> Iterator[Moments]:
-    """Moments of training cases spread evenly over the cache, copies included."""
-    entries = torch.linspace(0, len(cache) - 1, min(_STATS_CASES, len(cache))).long().unique().tolist()
-    for start in range(0, len(entries), 2):
-        images = [torch.from_numpy(cache.volume(entry).image) for entry in entries[start : start + 2]]
-        yield model.moments(torch.stack(images).to(device))
+    """Moments of training cases, copies included."""
+    for image in _spread(cache):
+        yield model.moments(image.to(device))
+
+
+def _spread(cache: VolumeCache) -> Iterator[Tensor]:
+    """Volumes spread evenly over the cache, ``(1, C, I, J, K)`` each."""
+    for entry in torch.linspace(0, len(cache) - 1, min(_STATS_CASES, len(cache))).long().unique().tolist():
+        yield torch.from_numpy(cache.volume(entry).image)[None]
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ loss is the hinge (Lim & Ye 2017).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class GeneratorLoss:
     Attributes:
         config: Terms and weights.
         lesions: One-hot indices of lesion labels.
-        latent_shape: ``(c, i, j, k)`` of the bottleneck's noise.
+        latent_shape: Of an image shape, ``(c, i, j, k)`` of the bottleneck's noise.
         last_layer: Where the adversarial weight is balanced.
         seed: Key of the bottleneck's noise.
         perceptual: Feature network, or None.
@@ -47,19 +48,24 @@ class GeneratorLoss:
 
     config: ReconstructionConfig
     lesions: list[int]
-    latent_shape: tuple[int, int, int, int]
+    latent_shape: Callable[[tuple[int, int, int]], tuple[int, int, int, int]]
     last_layer: nn.Parameter
     seed: int
     perceptual: nn.Module | None = None
 
     def __call__(self, modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         image, terms = batch["image"], self.config
-        noise = keyed_noise(self.seed, batch["position"], self.latent_shape, Stream.RECONSTRUCTION).to(image)
+        i, j, k = image.shape[2:]
+        noise = keyed_noise(self.seed, batch["position"], self.latent_shape((i, j, k)), Stream.RECONSTRUCTION).to(image)
         out = modules["autoencoder"](image, noise)
         weight = 1 + (terms.lesion_weight - 1) * batch["mask"][:, self.lesions].sum(1, keepdim=True)
         error = (_pointwise(terms.reconstruction, out.image - image) * weight).mean() / weight.mean()
         total = error
         logs = {"reconstruction": error, "bottleneck": out.bottleneck_loss, "perplexity": out.perplexity}
+        if terms.high_band_weight:
+            detail = _pointwise(terms.reconstruction, high_band(out.image - image)) * weight
+            logs["high_band"] = detail.mean() / weight.mean()
+            total = total + terms.high_band_weight * logs["high_band"]
         if self.perceptual is not None and terms.perceptual is not None:
             logs["perceptual"] = feature_distance(self.perceptual, out.image, image)
             total = total + terms.perceptual.weight * logs["perceptual"]
@@ -104,6 +110,11 @@ def load_perceptual(path: Path) -> nn.Module:
     for weight in network.parameters():  # a scripted module has no requires_grad_ of its own
         weight.requires_grad_(False)
     return network.eval()
+
+
+def high_band(image: Tensor) -> Tensor:
+    """The finest detail: each voxel minus the mean of its 3 x 3 x 3 neighbourhood, same shape; the edge is repeated."""
+    return image - functional.avg_pool3d(functional.pad(image, (1,) * 6, mode="replicate"), 3, stride=1)
 
 
 def _pointwise(kind: str, difference: Tensor) -> Tensor:

@@ -1,0 +1,262 @@
+"""From a cohort and a machine to ready configurations.
+
+What is measured is measured here: extents and intensities on the training scans, speed on this device with the
+networks that the configurations name. The rest are rules, each stated where it is applied.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from latentsynth import config as configuration
+from latentsynth.autoencoders import build_autoencoder
+from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun
+from latentsynth.data.intake.intensities import Choice, propose_window
+from latentsynth.data.intake.layouts import few
+from latentsynth.data.intake.lesions import Count
+from latentsynth.data.intake.survey import Survey, survey
+from latentsynth.data.manifest import Manifest
+from latentsynth.errors import ConfigError, DataError
+from latentsynth.planning.layout import Layout, cure, detail_kept, in_mm, lay_out
+from latentsynth.planning.machine import Machine, device, rows_per_second, this_machine
+from latentsynth.segmentation import build_network
+from latentsynth.training.memory import MemoryEstimate, estimate_autoencoder, estimate_ldm, estimate_segmenter
+from latentsynth.training.recipes.ldm import build_conditioner, build_denoiser
+from latentsynth.types import Conditioning, Domain, Grid, Labels
+
+_SHARES = (0.2, 0.7, 0.1)  # of the hours, for autoencoder, denoiser and segmenter
+_FEWEST_IMAGES = 5000  # that a denoiser must have time to see; where it has not, the grid gets coarser
+_SEGMENTER_UNIT = 8  # voxels that the axes of a segmenter of four levels are multiples of
+_READ_CASES = 40  # scans read to learn extents and intensities
+_TIMED_CELLS = (8, 8, 8)
+# Latent channels by the images that the denoiser has time for: more show more, and take longer to learn (docs/results.md).
+_CHANNELS = ((0, 4), (4_000, 8), (100_000, 16))
+_DETAIL_CASES = 3  # scans brought to the grid and back, to see what it loses
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The proposal.
+
+    Attributes:
+        machine: What it was made for.
+        facts: Rows (what, value) on the cohort.
+        autoencoder: Ready run.
+        ldm: Ready run.
+        segmenter: Ready run of the segmenter that judges the volumes.
+        speeds: Measured images per second of the three, on this machine.
+        memory: Estimates for the three.
+        windows: Per channel, the window and why.
+        kept: The lesions of the cases that were read, and how many of them the grid holds.
+    """
+
+    machine: Machine
+    facts: list[tuple[str, str]]
+    autoencoder: AutoencoderRun
+    ldm: LdmRun
+    segmenter: SegmenterRun
+    speeds: tuple[float, float, float]
+    memory: tuple[MemoryEstimate, MemoryEstimate, MemoryEstimate]
+    windows: tuple[Choice, ...]
+    kept: Count
+
+
+def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", "lesion"] = "auto") -> Plan:
+    """Proposes runs for a cohort on this machine.
+
+    Args:
+        manifest_path: Manifest that ``prepare`` wrote.
+        hours: Compute for all runs together.
+        crop: Where to lay the grid; ``"auto"`` crops on the lesion if it needs less than 40 % of the scan, or if that
+            loses fewer lesions.
+
+    Raises:
+        DataError: The manifest or one of its scans is unreadable, or it lists no scans.
+        ConfigError: ``hours`` is no length of time.
+    """
+    if not 0 < hours < math.inf:
+        raise ConfigError(f"hours {hours:g} is no length of time: give the hours of all runs together, above 0")
+    manifest = Manifest.load(manifest_path)
+    if not manifest.channels:
+        raise DataError(f"{manifest_path} lists masks without images: plan runs for a cohort of scans")
+    machine = this_machine()
+    training = manifest.select("train")
+    scans = survey(training[:_READ_CASES], len(manifest.channels), manifest.labels)
+    choices = tuple(propose_window(name, seen) for name, seen in zip(manifest.channels, scans.intensities, strict=True))
+    rate = _cells_per_second(machine, len(manifest.labels))
+    affordable = hours * 3600 * _SHARES[1] * rate
+    layout = lay_out(scans, machine, crop, affordable / _FEWEST_IMAGES)
+    channels = _latent_channels(affordable / layout.cells)
+    grid = {"shape": layout.shape, "spacing_mm": layout.spacing, "windows": [choice.window for choice in choices]}
+    copies = max(0, min(7, 400 // len(training) - 1))
+    planned = _configurations(manifest_path, machine, layout, grid, channels, copies)
+    speeds = _speeds(*_built(planned), manifest.labels)
+    for values, share, speed in zip(planned, _SHARES, speeds, strict=True):
+        values["train"] |= _schedule(max(int(hours * 3600 * share * speed) // 100 * 100, 100))
+    first, second, third = _built(planned)
+    model = build_autoencoder(first.autoencoder, first.data.grid.channels)
+    domain = Domain(first.data.grid, first.data.framing, manifest.labels, manifest.channels, ())
+    memory = (
+        estimate_autoencoder(first),
+        estimate_ldm(second, model, domain),
+        estimate_segmenter(third, len(manifest.labels)),
+    )
+    most = min(machine.voxels, affordable / _FEWEST_IMAGES * math.prod(layout.factors))
+    facts = _facts(manifest, scans, layout, most)
+    if layout.coarser_than(scans.spacing):
+        kept = detail_kept(training[:_DETAIL_CASES], first.data.grid, first.data.framing, manifest.labels)
+        facts.append(("detail", _coarse(layout, scans, kept)))
+    return Plan(machine, facts, first, second, third, speeds, memory, choices, layout.kept)
+
+
+Values = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
+
+
+def _configurations(
+    manifest: Path, machine: Machine, layout: Layout, grid: dict[str, Any], channels: int, copies: int
+) -> Values:
+    """Autoencoder, denoiser and segmenter, all but how long they train."""
+    name, batch = manifest.stem, machine.batch
+    width, blocks, fine = machine.trunk
+    framing = {"crop": layout.crop, "fit": layout.fit}
+    augment = {"copies": copies, "shift_mm": 4.0}
+    part = [min(n, machine.crop) for n in layout.shape]
+    autoencoder = {
+        "run": f"runs/{name}-autoencoder",
+        "data": {"manifest": str(manifest), "grid": grid, "framing": framing, "augment": augment},
+        "autoencoder": {
+            "kind": "kl",
+            "downsampling": list(layout.factors),
+            "latent_channels": channels,
+            "trunk": {"width": width, "res_blocks": blocks, "fine_width": fine},
+        },
+        "crop": None if part == layout.shape else part,
+        "train": {"batch": batch, "lr": 1e-3, "precision": machine.precision},
+    }
+    ldm = {
+        "run": f"runs/{name}-ldm",
+        "autoencoder": f"runs/{name}-autoencoder",
+        "denoiser": _denoiser(machine),
+        "train": {"batch": 2 * batch, "lr": 5e-4, "precision": machine.precision},
+    }
+    segmenter = {
+        "run": f"runs/{name}-unet",
+        "data": {
+            "train": [{"manifest": str(manifest)}],
+            "validation": {"manifest": str(manifest)},
+            "grid": {**grid, "shape": _for_segmenter(layout.shape)},
+            "framing": framing,
+            "augment": augment,
+        },
+        "train": {"batch": batch, "lr": 2e-3, "precision": machine.precision},
+    }
+    return autoencoder, ldm, segmenter
+
+
+def _denoiser(machine: Machine) -> dict[str, Any]:
+    levels = len(machine.denoiser)
+    return {"channels": machine.denoiser, "attention": [False] * (levels - 1) + [True]}
+
+
+def _schedule(images: int) -> dict[str, int]:
+    """How long to train, and what happens how often."""
+    often = max(images // 5, 1)
+    return {
+        "images": images,
+        "lr_warmup_images": max(images // 30, 1),
+        "ema_halflife_images": max(images // 15, 1),
+        "save_every_images": often,
+        "validate_every_images": often,
+        "sample_every_images": often,
+    }
+
+
+def _latent_channels(images: float) -> int:
+    """How many channels pay for a denoiser that has time for so many images."""
+    return max(channels for fewest, channels in _CHANNELS if images >= fewest)
+
+
+def _coarse(layout: Layout, scans: Survey, kept: float) -> str:
+    """What a grid loses that is coarser than the scans."""
+    lost = f"{in_mm(np.array(layout.spacing))} for scans of {in_mm(scans.spacing)}"
+    return (
+        f"the grid is coarser than the scans ({lost}) and keeps {100 * kept:.0f} % of their finest detail, whatever is "
+        "trained on it: give more --hours, or crop on the lesion"
+    )
+
+
+def _facts(manifest: Manifest, scans: Survey, layout: Layout, most: float) -> list[tuple[str, str]]:
+    """What the table of a plan says about the cohort."""
+    cases, kept = len(manifest.select("train")), layout.kept
+    facts = [
+        ("training cases", f"{cases}, {min(cases, _READ_CASES)} of them read"),
+        ("scan extent", in_mm(scans.scans.max(axis=0))),
+        ("lesion extent", in_mm(scans.extents.max(axis=0)) if len(scans.extents) else "no masks"),
+        ("scan spacing", in_mm(scans.spacing)),
+    ]
+    for value in manifest.labels.ignored:
+        name = manifest.labels.names[manifest.labels.values.index(value)]
+        facts.append(("note", f"label {value} ({name}) marks voxels that nobody annotated: no lesion"))
+    if kept.lesions:
+        facts.append(("lesions", f"{kept.lesions}, of which the grid holds {kept.held}"))
+    if kept.lost:
+        lost = f"{kept.lost} lesions ({100 * kept.lost / kept.lesions:.2g} %) are too small for the grid and vanish"
+        where = f"in {len(kept.cases)} cases ({few(kept.cases)})"
+        facts.append(("warning", f"{lost}, {where}: {cure(scans, layout, most)}"))
+    return facts
+
+
+def _built(values: Values) -> tuple[AutoencoderRun, LdmRun, SegmenterRun]:
+    autoencoder, ldm, segmenter = values
+    return (
+        configuration.build(AutoencoderRun, autoencoder, "plan"),
+        configuration.build(LdmRun, ldm, "plan"),
+        configuration.build(SegmenterRun, segmenter, "plan"),
+    )
+
+
+def _for_segmenter(shape: list[int]) -> list[int]:
+    """The generator's grid, its axes enlarged to what the segmenter can halve."""
+    return [max(-(-n // _SEGMENTER_UNIT) * _SEGMENTER_UNIT, 2 * _SEGMENTER_UNIT) for n in shape]
+
+
+def _cells_per_second(machine: Machine, labels: int) -> float:
+    """Latent cells that the denoiser of this machine trains on in a second, timed on few; their channels hardly matter."""
+    values = {"run": "plan", "autoencoder": "plan", "denoiser": _denoiser(machine)}
+    run = configuration.build(LdmRun, values, "plan")
+    return math.prod(_TIMED_CELLS) * _denoiser_speed(run, (8, *_TIMED_CELLS), labels, (4, 4, 4), 2 * machine.batch)
+
+
+def _denoiser_speed(
+    run: LdmRun, latent: tuple[int, int, int, int], labels: int, factors: tuple[int, int, int], rows: int
+) -> float:
+    """Images per second that a denoiser trains on."""
+    width = build_conditioner(run.conditioner, labels, factors).channels
+    denoiser = build_denoiser(run, latent[0], width).to(device())
+    x = torch.randn(rows, *latent, device=device())
+    conditioning = Conditioning(torch.zeros(rows, width, *latent[1:], device=device()))
+    t = torch.full((rows,), 0.5, device=device())
+    return rows_per_second(denoiser, lambda: denoiser(x, t, conditioning).square().mean(), rows)
+
+
+def _speeds(
+    autoencoder: AutoencoderRun, ldm: LdmRun, segmenter: SegmenterRun, labels: Labels
+) -> tuple[float, float, float]:
+    """Training images per second of the three networks, timed on this device."""
+    grid: Grid = autoencoder.data.grid
+    model = build_autoencoder(autoencoder.autoencoder, grid.channels).to(device())
+    shown = autoencoder.crop or grid.shape
+    image = torch.rand(autoencoder.train.batch, grid.channels, *shown, device=device()) * 2 - 1
+    network = build_network(segmenter.network, grid.channels, len(labels)).to(device())
+    scan = torch.rand(segmenter.train.batch, grid.channels, *segmenter.data.grid.shape, device=device())
+    return (
+        rows_per_second(model, lambda: (model(image).image - image).abs().mean(), image.shape[0]),
+        _denoiser_speed(ldm, model.latent_shape(grid.shape), len(labels), model.factors, ldm.train.batch),
+        rows_per_second(network, lambda: network(scan).square().mean(), scan.shape[0]),
+    )
