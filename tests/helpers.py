@@ -39,7 +39,7 @@ from latentsynth.synthesizers import GAN, LatentDiffusion, LatentGAN, Synthesize
 from latentsynth.types import Condition, Domain, Framing, Generated, Grid, Labels, Window
 
 AUTOENCODERS = ("vq", "kl")
-TRUNK = {"kind": "space_to_depth", "width": 8, "res_blocks": 1, "fine_width": 0}
+TRUNK = {"kind": "space_to_depth", "width": 8, "res_blocks": 1}
 WINDOW = (-100.0, 300.0)
 SMALL = 12.0  # a lesion radius in mm that the 32 mm of the tiny model hold
 

@@ -37,7 +37,7 @@ CHANGED: dict[str, dict[str, Any]] = {
                       "elastic_mm": 2.5, "gamma": 0.1, "noise": 0.01, "bias": 0.2},
     "DataConfig": {"manifest": "a b/ä.json", "grid": {**GRID, "windows": [{}, {"low": 2}]}, "cache": "elsewhere",
                    "framing": {"crop": "lesion", "fit": "scale", "lesion_labels": [2, 5]}, "augment": {"copies": 1}},
-    "SpaceToDepthConfig": {"kind": "space_to_depth", "width": 8, "res_blocks": 1, "fine_width": 4},
+    "SpaceToDepthConfig": {"kind": "space_to_depth", "width": 8, "res_blocks": 1},
     "ResnetConfig": {"kind": "resnet", "channels": [8, 16, 32], "res_blocks": 1},
     "FSQConfig": {"kind": "fsq", "downsampling": 2, "levels": 5, "trunk": {"width": 32}},
     "VQConfig": {"kind": "vq", "downsampling": [4, 4, 2], "trunk": {"width": 8}, "latent_channels": 6, "codebook_size": 64, "codebooks": 3, "commitment": 1, "codebook_decay": 0.5,

@@ -17,13 +17,14 @@ from latentsynth.autoencoders.reconstruction import (
     scores,
     summarise,
 )
+from latentsynth.autoencoders.sharpness import measures, shares, sharpness_table
 from latentsynth.config import AugmentConfig
 from latentsynth.data.cache.volumes import Recipe
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.progress import bar
 from latentsynth.results import Picture, Result, Table, TableCell, close_results, open_results, write_csv
-from latentsynth.types import Split
+from latentsynth.types import Domain, Split
 
 _COLUMNS = ("psnr", "ssim", "lesion_error", "detail_kept")
 
@@ -61,10 +62,13 @@ def evaluate(path: Path, manifest_path: Path, split: Split, out: Path) -> Result
     recipe = Recipe(domain.grid, domain.framing, manifest.labels, AugmentConfig(), 0)
     cpu = torch.device("cpu")
     rows: dict[str, CaseScores] = {}
+    sharp = []
     with bar("reconstructing", len(cases), "cases") as shown:
         for case in cases:
             volume = recipe.read(case)
-            rows[case.case_id] = scores(volume, reconstruct(model, volume, cpu), domain)
+            image = reconstruct(model, volume, cpu)
+            rows[case.case_id] = scores(volume, image, domain)
+            sharp.append(shares(volume, image, domain, model.factors))
             shown.advance()
     write_csv(
         out / "reconstruction.csv",
@@ -82,12 +86,17 @@ def evaluate(path: Path, manifest_path: Path, split: Split, out: Path) -> Result
     unverified = "cannot verify that these patients are new to the autoencoder by id: the project key is missing"
     notes = [*([warning] if warning else []), *([] if verified else [unverified])]
     picture = Picture("reconstruction.png", "best, median and worst case: original with mask, original, reconstruction")
-    facts = {"autoencoder": header.fingerprint, "cohort": manifest.fingerprint, "means": means}
+    facts = {
+        "autoencoder": header.fingerprint,
+        "cohort": manifest.fingerprint,
+        "means": means,
+        "sharpness": _by_channel(np.array(sharp), domain),
+    }
     result = Result(
         "reconstruction",
         "Reconstruction by the autoencoder",
         facts,
-        (_table(rows, means),),
+        (_table(rows, means), sharpness_table(np.array(sharp), domain)),
         (picture,),
         tuple(notes),
         splits=(split,),
@@ -95,6 +104,20 @@ def evaluate(path: Path, manifest_path: Path, split: Split, out: Path) -> Result
     result.save(out)
     close_results(out, result)
     return result
+
+
+def _by_channel(sharp: np.ndarray, domain: Domain) -> dict[str, dict[str, float | None]]:
+    """Geometric means over cases of every measure; None where none could be taken."""
+    with np.errstate(invalid="ignore"):
+        known = np.isfinite(sharp)
+        means = np.exp(np.where(known, sharp, 0).sum(0) / known.sum(0))
+    return {
+        channel: {
+            name: float(value) if np.isfinite(value) else None
+            for name, value in zip(measures(domain), row, strict=True)
+        }
+        for channel, row in zip(domain.channels, means, strict=True)
+    }
 
 
 def _table(rows: dict[str, CaseScores], means: dict[str, float]) -> Table:

@@ -82,26 +82,13 @@ class SpaceToDepthEncoder(nn.Module):
         factors: Voxels per latent cell along each axis.
         width: Feature channels on the latent grid.
         res_blocks: Residual blocks on the latent grid.
-        fine_width: Feature channels on the grid of half the image's resolution; 0 leaves that stage out.
     """
 
-    def __init__(
-        self, image_channels: int, encoded_channels: int, factors: Axes, width: int, res_blocks: int, fine_width: int
-    ):
+    def __init__(self, image_channels: int, encoded_channels: int, factors: Axes, width: int, res_blocks: int):
         super().__init__()
         self.cells = SpaceToDepth(factors)
         self.linear = nn.Conv3d(image_channels * prod(factors), encoded_channels, 1)
-        half, rest = halves(factors)
-        if fine_width:
-            self.stem = nn.Sequential(
-                SpaceToDepth(half),
-                nn.Conv3d(image_channels * prod(half), fine_width, 3, padding=1),
-                ResidualBlock(fine_width),
-                SpaceToDepth(rest),
-                nn.Conv3d(fine_width * prod(rest), width, 1),
-            )
-        else:
-            self.stem = nn.Sequential(SpaceToDepth(factors), nn.Conv3d(image_channels * prod(factors), width, 1))
+        self.stem = nn.Conv3d(image_channels * prod(factors), width, 1)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(res_blocks))
         self.head = nn.Sequential(CellNorm(width), nn.SiLU(), zeroed(nn.Conv3d(width, encoded_channels, 3, padding=1)))
 
@@ -118,42 +105,25 @@ class SpaceToDepthEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Shape ``(B, C, I, J, K)`` to ``(B, encoded channels, i, j, k)``."""
-        x = self.stem(image)
+        cells = self.cells(image)
+        x = self.stem(cells)
         for block in self.blocks:
             x = block(x)
-        return torch.add(self.linear(self.cells(image)), self.head(x))
+        return torch.add(self.linear(cells), self.head(x))
 
 
 class SpaceToDepthDecoder(nn.Module):
     """Latents to an image: the linear map plus a residual trunk. Arguments as of :class:`SpaceToDepthEncoder`."""
 
-    def __init__(
-        self, latent_channels: int, image_channels: int, factors: Axes, width: int, res_blocks: int, fine_width: int
-    ):
+    def __init__(self, latent_channels: int, image_channels: int, factors: Axes, width: int, res_blocks: int):
         super().__init__()
         self.linear = nn.Conv3d(latent_channels, image_channels * prod(factors), 1)
         self.voxels = DepthToSpace(factors)
         self.stem = nn.Conv3d(latent_channels, width, 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(res_blocks))
-        half, rest = halves(factors)
-        if fine_width:
-            self.head = nn.Sequential(
-                CellNorm(width),
-                nn.Conv3d(width, fine_width * prod(rest), 1),
-                DepthToSpace(rest),
-                ResidualBlock(fine_width),
-                CellNorm(fine_width),
-                nn.SiLU(),
-                zeroed(nn.Conv3d(fine_width, image_channels * prod(half), 3, padding=1)),
-                DepthToSpace(half),
-            )
-        else:
-            self.head = nn.Sequential(
-                CellNorm(width),
-                nn.SiLU(),
-                zeroed(nn.Conv3d(width, image_channels * prod(factors), 1)),
-                DepthToSpace(factors),
-            )
+        self.head = nn.Sequential(
+            CellNorm(width), nn.SiLU(), zeroed(nn.Conv3d(width, image_channels * prod(factors), 1))
+        )
 
     @torch.no_grad()
     def start_from(self, components: PrincipalComponents, spread: float) -> None:
@@ -167,13 +137,8 @@ class SpaceToDepthDecoder(nn.Module):
         x = self.stem(z)
         for block in self.blocks:
             x = block(x)
-        return torch.add(self.voxels(self.linear(z)), self.head(x))
-
-
-def halves(factors: Axes) -> tuple[Axes, Axes]:
-    """Blocks of two steps to the latent grid: at most 2 voxels along each axis, then the rest."""
-    i, j, k = (min(2, factor) for factor in factors)
-    return (i, j, k), (factors[0] // i, factors[1] // j, factors[2] // k)
+        image: Tensor = self.voxels(self.linear(z) + self.head(x))
+        return image
 
 
 def zeroed(layer: nn.Conv3d) -> nn.Conv3d:

@@ -20,7 +20,6 @@ class SpaceToDepthConfig(Strict):
     kind: Literal["space_to_depth"] = "space_to_depth"
     width: Positive = Field(64, description="feature channels on the latent grid")
     res_blocks: Positive = Field(2, description="residual blocks there, in the encoder and in the decoder")
-    fine_width: int = Field(0, ge=0, description="feature channels of a stage at half the resolution; 0 leaves it out")
 
 
 class ResnetConfig(Strict):
@@ -120,6 +119,10 @@ class ReconstructionConfig(Strict):
     high_band_weight: NotNegative = Field(
         1.0,
         description="weight of the error of the finest detail: each voxel minus the mean of its 3 x 3 x 3 neighbourhood",
+    )
+    energy_weight: NotNegative = Field(
+        1.0,
+        description="weight of the error of the finest detail's local energy: as much of it as there was, where it was",
     )
     adversarial_weight: NotNegative = Field(0.0, description="0 trains without a discriminator")
     adversarial_after_images: int = Field(0, ge=0, description="images seen before the discriminator joins")

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 
 from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti, windows
@@ -105,7 +104,7 @@ def detail_kept(cases: Sequence[Case], grid: Grid, framing: Framing, labels: Lab
         limits = channel_limits(native, grid.windows, case.images, case.limits)
         for (voxels, affine), ends in zip(native, limits, strict=True):
             before, after = windows.normalise(voxels, ends), grid_and_back(voxels, affine, frame, ends)
-            found.append(detail_slope(before[None], after[None], voxel_sizes(affine).tolist()))
+            found.append(detail_slope(before[None], after[None], np.linalg.norm(affine[:3, :3], axis=0).tolist()))
     return float(np.nanmean(found))
 
 

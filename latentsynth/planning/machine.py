@@ -18,7 +18,7 @@ class Machine:
     Attributes:
         name: For people.
         voxels: Of a volume, at most.
-        trunk: Width, residual blocks and fine width of the autoencoder.
+        trunk: Width and residual blocks of the autoencoder.
         crop: Voxels along each axis of what the autoencoder trains on, at most.
         denoiser: Feature channels, one per level.
         batch: Images.
@@ -28,7 +28,7 @@ class Machine:
 
     name: str
     voxels: int
-    trunk: tuple[int, int, int]
+    trunk: tuple[int, int]
     crop: int
     denoiser: tuple[int, ...]
     batch: int
@@ -42,12 +42,12 @@ def this_machine() -> Machine:
         import psutil
 
         memory = psutil.virtual_memory().available / 2**30
-        return Machine("CPU", 400_000, (64, 2, 16), 48, (64, 128), 4, memory, "no")
+        return Machine("CPU", 400_000, (64, 2), 48, (64, 128), 4, memory, "no")
     memory = torch.cuda.mem_get_info()[1] / 2**30
     precision: Literal["no", "bf16"] = "bf16" if torch.cuda.is_bf16_supported() else "no"
     if memory < 40:
-        return Machine(torch.cuda.get_device_name(), 128**3, (96, 2, 24), 96, (128, 256, 256), 4, memory, precision)
-    return Machine(torch.cuda.get_device_name(), 176**3, (128, 3, 32), 128, (256, 256, 512), 8, memory, precision)
+        return Machine(torch.cuda.get_device_name(), 128**3, (96, 2), 96, (128, 256, 256), 4, memory, precision)
+    return Machine(torch.cuda.get_device_name(), 176**3, (128, 3), 128, (256, 256, 512), 8, memory, precision)
 
 
 def device() -> torch.device:

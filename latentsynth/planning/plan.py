@@ -123,7 +123,7 @@ def _configurations(
 ) -> Values:
     """Autoencoder, denoiser and segmenter, all but how long they train."""
     name, batch = manifest.stem, machine.batch
-    width, blocks, fine = machine.trunk
+    width, blocks = machine.trunk
     framing = {"crop": layout.crop, "fit": layout.fit}
     augment = {"copies": copies, "shift_mm": 4.0}
     part = [min(n, machine.crop) for n in layout.shape]
@@ -134,7 +134,7 @@ def _configurations(
             "kind": "kl",
             "downsampling": list(layout.factors),
             "latent_channels": channels,
-            "trunk": {"width": width, "res_blocks": blocks, "fine_width": fine},
+            "trunk": {"width": width, "res_blocks": blocks},
         },
         "crop": None if part == layout.shape else part,
         "train": {"batch": batch, "lr": 1e-3, "precision": machine.precision},

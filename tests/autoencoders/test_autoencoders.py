@@ -39,7 +39,6 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "kl": {"kind": "kl"},
     "kl, anisotropic": {"kind": "kl", "downsampling": (4, 4, 2)},
-    "kl, fine stage": {"kind": "kl", "downsampling": (4, 2, 1), "trunk": {**TRUNK, "fine_width": 4}},
     "kl, resnet": {"kind": "kl", "trunk": {"kind": "resnet", "channels": (8,), "res_blocks": 1}, "downsampling": 2},
 }
 CONFIGS = {"vq": VQConfig, "kl": KLConfig, "fsq": FSQConfig}

@@ -21,6 +21,7 @@ from latentsynth.training.recipes.reconstruction import (
     discriminator_loss,
     high_band,
     load_perceptual,
+    local_energy,
 )
 
 
@@ -71,7 +72,7 @@ def batch(first: int = 0, count: int = 2) -> dict[str, Any]:
 
 
 def loss_of(model: Blur, network: nn.Module | None = None, **terms: Any) -> GeneratorLoss:
-    plain = {"high_band_weight": 0.0, **terms}
+    plain = {"high_band_weight": 0.0, "energy_weight": 0.0, **terms}
     return GeneratorLoss(
         ReconstructionConfig(**plain), [2], lambda shape: (1, *(n // 2 for n in shape)), model.scale, 0, network
     )
@@ -90,13 +91,28 @@ def test_high_band_is_what_a_neighbourhood_does_not_say() -> None:
     torch.testing.assert_close(high_band(spike), expected)
 
 
-def test_high_band_term_is_added_with_its_weight() -> None:
+def test_energy_sees_how_much_detail_there_is_and_not_where_its_edges_lie() -> None:
+    signs = torch.where(torch.rand(1, 1, 8, 8, 8, generator=torch.Generator().manual_seed(0)) > 0.5, 1.0, -1.0)
+    torch.testing.assert_close(local_energy(0.3 * signs), torch.full_like(signs, 0.3), atol=1e-3, rtol=0)
+    torch.testing.assert_close(local_energy(-0.3 * signs), local_energy(0.3 * signs))
+    here = torch.zeros_like(signs)
+    here[..., :4] = signs[..., :4]
+    energy = local_energy(here)
+    assert energy[..., 6:].max() < 0.01
+    assert energy[..., :2].min() > 0.9
+
+
+@pytest.mark.parametrize("name", ["high_band", "energy"])
+def test_terms_of_detail_are_added_with_their_weight(name: str) -> None:
     values = {}
     for weight in (0.0, 1.0, 3.0):
-        total, logs = loss_of(Blur(), high_band_weight=weight)({"autoencoder": Blur()}, batch(), {})
+        total, logs = loss_of(Blur(), **{f"{name}_weight": weight})({"autoencoder": Blur()}, batch(), {})
         values[weight] = total.item()
-        assert ("high_band" in logs) is (weight > 0)
-    by_hand = high_band(batch()["image"]).abs().mean() / 2
+        assert (name in logs) is (weight > 0)
+    image = batch()["image"]
+    ours, theirs = high_band(image / 2), high_band(image)
+    difference = ours - theirs if name == "high_band" else local_energy(ours) - local_energy(theirs)
+    by_hand = difference.abs().mean()
     assert values[1.0] - values[0.0] == pytest.approx(float(by_hand), rel=1e-4)
     assert values[3.0] - values[0.0] == pytest.approx(3 * float(by_hand), rel=1e-4)
 

@@ -120,16 +120,15 @@ def test_norm_looks_at_one_cell() -> None:
     assert torch.equal(norm(changed)[:, :, 1:], norm(x)[:, :, 1:])
 
 
-@pytest.mark.parametrize("fine_width", [0, 4])
 @torch.no_grad()
-def test_a_part_decodes_as_it_does_in_the_whole(fine_width: int) -> None:
+def test_a_part_decodes_as_it_does_in_the_whole() -> None:
     torch.manual_seed(0)
-    decoder = SpaceToDepthDecoder(4, 1, (4, 4, 4), 8, 2, fine_width).eval()
+    decoder = SpaceToDepthDecoder(4, 1, (4, 4, 4), 8, 2).eval()
     perturb(decoder, 1)
     z = torch.randn(1, 4, 24, 16, 16)
     whole = decoder(z)
     part = decoder(z[:, :, 4:20])
-    margin = 4 * 7  # voxels: five 3 x 3 x 3 convolutions on cells, and three on the finer grid where there is one
+    margin = 4 * 5  # voxels: five 3 x 3 x 3 convolutions on cells reach five of them
     torch.testing.assert_close(part[:, :, margin:-margin], whole[:, :, 16 + margin : 80 - margin], atol=1e-5, rtol=1e-5)
     far = z.clone()
     far[:, :, :4] *= 50  # statistics of the whole volume would carry this everywhere

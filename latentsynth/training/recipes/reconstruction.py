@@ -21,6 +21,8 @@ from latentsynth.errors import TrainingError
 from latentsynth.randomness import Stream, keyed_noise
 from latentsynth.training.loop import Batch, Modules
 
+_ENERGY_FLOOR = 1e-5  # keeps the root's slope finite where there is no detail
+
 
 def build_discriminator(config: ReconstructionConfig, channels: int) -> nn.Module:
     """A 3D PatchGAN. Instance statistics, since batch statistics would couple cases and processes."""
@@ -62,10 +64,15 @@ class GeneratorLoss:
         error = (_pointwise(terms.reconstruction, out.image - image) * weight).mean() / weight.mean()
         total = error
         logs = {"reconstruction": error, "bottleneck": out.bottleneck_loss, "perplexity": out.perplexity}
-        if terms.high_band_weight:
-            detail = _pointwise(terms.reconstruction, high_band(out.image - image)) * weight
-            logs["high_band"] = detail.mean() / weight.mean()
-            total = total + terms.high_band_weight * logs["high_band"]
+        ours, theirs = high_band(out.image), high_band(image)
+        details = {
+            "high_band": (terms.high_band_weight, ours - theirs),
+            "energy": (terms.energy_weight, local_energy(ours) - local_energy(theirs)),
+        }
+        for name, (factor, difference) in details.items():
+            if factor:
+                logs[name] = (_pointwise(terms.reconstruction, difference) * weight).mean() / weight.mean()
+                total = total + factor * logs[name]
         if self.perceptual is not None and terms.perceptual is not None:
             logs["perceptual"] = feature_distance(self.perceptual, out.image, image)
             total = total + terms.perceptual.weight * logs["perceptual"]
@@ -114,7 +121,17 @@ def load_perceptual(path: Path) -> nn.Module:
 
 def high_band(image: Tensor) -> Tensor:
     """The finest detail: each voxel minus the mean of its 3 x 3 x 3 neighbourhood, same shape; the edge is repeated."""
-    return image - functional.avg_pool3d(functional.pad(image, (1,) * 6, mode="replicate"), 3, stride=1)
+    return image - _smooth(image)
+
+
+def local_energy(detail: Tensor) -> Tensor:
+    """Root mean square of detail over each 3 x 3 x 3 neighbourhood, same shape."""
+    return torch.sqrt(_smooth(detail**2) + _ENERGY_FLOOR)
+
+
+def _smooth(image: Tensor) -> Tensor:
+    """Mean over each 3 x 3 x 3 neighbourhood; the edge is repeated."""
+    return functional.avg_pool3d(functional.pad(image, (1,) * 6, mode="replicate"), 3, stride=1)
 
 
 def _pointwise(kind: str, difference: Tensor) -> Tensor:
