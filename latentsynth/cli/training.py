@@ -14,7 +14,7 @@ from latentsynth.strict import read_yaml
 
 @train_app.command("autoencoder")
 def train_autoencoder(config: ConfigFile, overrides: Overrides = None, check: Check = False) -> None:
-    """Train a VQ or KL autoencoder on volumes."""
+    """Train a KL, VQ or FSQ autoencoder on volumes."""
     resolved = resolve(configuration.AutoencoderRun, config, overrides, check)
     from latentsynth.training.recipes.autoencoder import train_autoencoder as train
 
