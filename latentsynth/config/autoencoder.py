@@ -121,7 +121,7 @@ class ReconstructionConfig(Strict):
         description="weight of the error of the finest detail: each voxel minus the mean of its 3 x 3 x 3 neighbourhood",
     )
     energy_weight: NotNegative = Field(
-        1.0,
+        2.0,
         description="weight of the error of the finest detail's local energy: as much of it as there was, where it was",
     )
     adversarial_weight: NotNegative = Field(0.0, description="0 trains without a discriminator")
