@@ -59,7 +59,7 @@ def test_check_prints_the_resolved_configuration_and_stops(capsys: pytest.Captur
     assert run("train", "autoencoder", REFERENCE, "train.images=8", "--check") == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["train"]["images"] == 8
-    assert printed["autoencoder"]["commitment"] == 0.25  # a default, resolved
+    assert printed["autoencoder"]["kl_weight"] == 1e-6  # a default, resolved
 
 
 def test_an_unknown_key_names_itself_and_the_choices(capsys: pytest.CaptureFixture[str]) -> None:
