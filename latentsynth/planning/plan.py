@@ -31,7 +31,7 @@ from latentsynth.training.recipes.ldm import build_conditioner, build_denoiser
 from latentsynth.types import Conditioning, Domain, Grid, Labels
 
 _SHARES = (0.2, 0.7, 0.1)  # of the hours, for autoencoder, denoiser and segmenter
-_FEWEST_IMAGES = 5000  # that a denoiser must have time to see; where it has not, the grid gets coarser
+_FEWEST_IMAGES = 3000  # that a denoiser must have time to see; where it has not, the grid gets coarser
 _SEGMENTER_UNIT = 8  # voxels that the axes of a segmenter of four levels are multiples of
 _READ_CASES = 40  # scans read to learn extents and intensities
 _TIMED_CELLS = (8, 8, 8)
@@ -185,9 +185,10 @@ def _latent_channels(images: float) -> int:
 def _coarse(layout: Layout, scans: Survey, kept: float) -> str:
     """What a grid loses that is coarser than the scans."""
     lost = f"{in_mm(np.array(layout.spacing))} for scans of {in_mm(scans.spacing)}"
+    cure = "give more --hours" + (", or --crop lesion" if layout.crop == "whole" else "")
     return (
         f"the grid is coarser than the scans ({lost}) and keeps {100 * kept:.0f} % of their finest detail, whatever is "
-        "trained on it: give more --hours, or crop on the lesion"
+        f"trained on it: {cure}"
     )
 
 

@@ -33,14 +33,14 @@ def choose_grid(
         cells: Largest number of latent cells; 4 x 4 x 4 are always possible.
 
     Returns:
-        Shape, spacing and downsampling factors: 4, or 2 along an axis of fewer than 24 voxels.
+        Shape, spacing and downsampling factors: 4, or 2 along an axis of fewer than 16 voxels.
     """
     base = np.where(spacing_mm > 2 * spacing_mm.min(), spacing_mm, spacing_mm.min())
     scale = 1.0
     while True:
         spacing = [float(f"{s:.3g}") for s in base * scale]
         counts = [math.ceil(e / s) for e, s in zip(extent_mm, spacing, strict=True)]
-        factors = [4 if n >= 24 else 2 for n in counts]
+        factors = [4 if n >= 16 else 2 for n in counts]
         unit = [f * 2**halvings for f in factors]
         shape = [max(math.ceil(n / u) * u, 16) for n, u in zip(counts, unit, strict=True)]
         fits = math.prod(shape) <= max(voxels, 16**3) and math.prod(shape) <= math.prod(factors) * max(cells, 4**3)
