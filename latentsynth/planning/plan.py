@@ -185,10 +185,10 @@ def _latent_channels(images: float) -> int:
 def _coarse(layout: Layout, scans: Survey, kept: float) -> str:
     """What a grid loses that is coarser than the scans."""
     lost = f"{in_mm(np.array(layout.spacing))} for scans of {in_mm(scans.spacing)}"
-    cure = "give more --hours" + (", or --crop lesion" if layout.crop == "whole" else "")
+    remedy = "give more --hours" + (", or --crop lesion" if layout.crop == "whole" else "")
     return (
         f"the grid is coarser than the scans ({lost}) and keeps {100 * kept:.0f} % of their finest detail, whatever is "
-        f"trained on it: {cure}"
+        f"trained on it: {remedy}"
     )
 
 
