@@ -173,3 +173,14 @@ def test_a_grid_coarser_than_the_scans_says_what_it_loses(tmp_path: Path, monkey
     kept = int(said.split("keeps ")[1].split(" %")[0])
     assert kept < 60  # white noise has most of its power where a coarser grid shows nothing
     assert coarse.autoencoder.autoencoder.latent_channels <= fine.autoencoder.autoencoder.latent_channels
+
+
+@pytest.mark.usefixtures("quick")
+def test_small_scans_get_no_more_channels_than_their_blocks_can_fill(tmp_path: Path) -> None:
+    """Blocks of 2 x 2 x 2 voxels hold eight values."""
+    mask = np.zeros((14, 14, 10), np.uint8)
+    mask[4:9, 4:9, 4:7] = 1
+    plan = plan_runs(cohort(tmp_path, mask, 3.0), 1.0, "whole")
+    factors = plan.autoencoder.autoencoder.factors
+    assert factors == (2, 2, 2)
+    assert plan.autoencoder.autoencoder.latent_channels == 2

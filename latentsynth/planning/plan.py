@@ -92,7 +92,8 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
     rate = _cells_per_second(machine, len(manifest.labels))
     affordable = hours * 3600 * _SHARES[1] * rate
     layout = lay_out(scans, machine, crop, affordable / _FEWEST_IMAGES)
-    channels = _latent_channels(affordable / layout.cells)
+    block = len(manifest.channels) * math.prod(layout.factors)
+    channels = _latent_channels(affordable / layout.cells, block)
     grid = {"shape": layout.shape, "spacing_mm": layout.spacing, "windows": [choice.window for choice in choices]}
     copies = max(0, min(7, 400 // len(training) - 1))
     planned = _configurations(manifest_path, machine, layout, grid, channels, copies)
@@ -143,7 +144,7 @@ def _configurations(
         "run": f"runs/{name}-ldm",
         "autoencoder": f"runs/{name}-autoencoder",
         "denoiser": _denoiser(machine),
-        "train": {"batch": 2 * batch, "lr": 5e-4, "precision": machine.precision},
+        "train": {"batch": machine.denoiser_batch, "lr": 5e-4, "precision": machine.precision},
     }
     segmenter = {
         "run": f"runs/{name}-unet",
@@ -177,9 +178,10 @@ def _schedule(images: int) -> dict[str, int]:
     }
 
 
-def _latent_channels(images: float) -> int:
-    """How many channels pay for a denoiser that has time for so many images."""
-    return max(channels for fewest, channels in _CHANNELS if images >= fewest)
+def _latent_channels(images: float, block: int) -> int:
+    """How many channels pay for a denoiser that has time for so many images; at most a quarter of the values of a block."""
+    paying = max(channels for fewest, channels in _CHANNELS if images >= fewest)
+    return min(paying, max(block // 4, 1))
 
 
 def _coarse(layout: Layout, scans: Survey, kept: float) -> str:
@@ -231,7 +233,7 @@ def _cells_per_second(machine: Machine, labels: int) -> float:
     """Latent cells that the denoiser of this machine trains on in a second, timed on few; their channels hardly matter."""
     values = {"run": "plan", "autoencoder": "plan", "denoiser": _denoiser(machine)}
     run = configuration.build(LdmRun, values, "plan")
-    return math.prod(_TIMED_CELLS) * _denoiser_speed(run, (8, *_TIMED_CELLS), labels, (4, 4, 4), 2 * machine.batch)
+    return math.prod(_TIMED_CELLS) * _denoiser_speed(run, (8, *_TIMED_CELLS), labels, (4, 4, 4), machine.denoiser_batch)
 
 
 def _denoiser_speed(
