@@ -60,11 +60,12 @@ class GeneratorLoss:
         i, j, k = image.shape[2:]
         noise = keyed_noise(self.seed, batch["position"], self.latent_shape((i, j, k)), Stream.RECONSTRUCTION).to(image)
         out = modules["autoencoder"](image, noise)
+        made = out.image.float()  # details are differences of near numbers, which drown in bfloat16
         weight = 1 + (terms.lesion_weight - 1) * batch["mask"][:, self.lesions].sum(1, keepdim=True)
-        error = (_pointwise(terms.reconstruction, out.image - image) * weight).mean() / weight.mean()
+        error = (_pointwise(terms.reconstruction, made - image) * weight).mean() / weight.mean()
         total = error
         logs = {"reconstruction": error, "bottleneck": out.bottleneck_loss, "perplexity": out.perplexity}
-        ours, theirs = high_band(out.image), high_band(image)
+        ours, theirs = high_band(made), high_band(image)
         details = {
             "high_band": (terms.high_band_weight, ours - theirs),
             "energy": (terms.energy_weight, local_energy(ours) - local_energy(theirs)),
@@ -74,11 +75,11 @@ class GeneratorLoss:
                 logs[name] = (_pointwise(terms.reconstruction, difference) * weight).mean() / weight.mean()
                 total = total + factor * logs[name]
         if self.perceptual is not None and terms.perceptual is not None:
-            logs["perceptual"] = feature_distance(self.perceptual, out.image, image)
+            logs["perceptual"] = feature_distance(self.perceptual, made, image)
             total = total + terms.perceptual.weight * logs["perceptual"]
-        batch["fake"] = out.image.detach()  # what the discriminator judges next
+        batch["fake"] = made.detach()  # what the discriminator judges next
         if terms.adversarial_weight and batch["seen"] >= terms.adversarial_after_images:
-            opinion = modules["discriminator"](out.image)[-1]
+            opinion = modules["discriminator"](made)[-1]
             adversarial = -opinion.mean()
             balance = adaptive_weight(total, adversarial, self.last_layer)
             logs |= {"adversarial": adversarial, "adversarial_balance": balance}
