@@ -53,7 +53,7 @@ def demo_configs(out: Path, seed: int) -> tuple[AutoencoderRun, LdmRun, Segmente
         "diffusion": {"lesion_weight": 2.0},
         "train": {
             "images": 6400,
-            "batch": 16,
+            "batch": 4,
             "lr": 1.0e-3,
             "lr_warmup_images": 640,
             "ema_halflife_images": 800,
