@@ -14,12 +14,11 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 from vector_quantize_pytorch import FSQ
 
-from latentsynth.autoencoders.base import Autoencoder, Moments, Reconstruction
 from latentsynth.autoencoders.networks import build_trunk
-from latentsynth.metrics.reconstruction import perplexity
+from latentsynth.autoencoders.quantized import QuantizedAutoencoder
 
 
-class FSQAutoencoder(Autoencoder):
+class FSQAutoencoder(QuantizedAutoencoder):
     """Autoencoder with finite scalar quantisation.
 
     Args:
@@ -43,34 +42,13 @@ class FSQAutoencoder(Autoencoder):
     ):
         i, j, k = factors
         super().__init__(latent_channels, (i, j, k))
-        self.levels = levels
+        self.codes = levels
         self.encoder, self.decoder = build_trunk(trunk, image_channels, latent_channels, latent_channels, (i, j, k))
         # Indices of whole cells overflow from 11 channels of 8 levels on, and nothing needs them.
         self.quantizer = FSQ([levels] * latent_channels, channel_first=True, return_indices=False)
 
-    def quantize(self, raw: Tensor) -> Tensor:
-        """Raw latents to the nearest levels, in [-1, 1], same shape; the gradient passes straight through."""
+    def quantize(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(raw.device.type, enabled=False):
             codes: Tensor = self.quantizer(raw.float())[0]
-        return codes
-
-    def moments(self, image: Tensor) -> Moments:
-        raw = self.encoder(image)
-        return Moments(raw, torch.zeros_like(raw))
-
-    def decode_raw(self, raw: Tensor) -> Tensor:
-        return self.decoder(self.quantize(raw)).clamp(-1, 1)
-
-    def code_usage(self, image: Tensor) -> Tensor:
-        return self._usage(self.quantize(self.encoder(image))).cpu()
-
-    def _usage(self, codes: Tensor) -> Tensor:
-        """Counts per channel and level, ``(c, levels)``."""
-        half = self.levels // 2
-        index = (codes.detach() * half + half).round().long()
-        rows = [torch.bincount(channel.flatten(), minlength=self.levels) for channel in index.unbind(1)]
-        return torch.stack(rows).float()
-
-    def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
-        codes = self.quantize(self.encoder(image))
-        return Reconstruction(self.decoder(codes), codes.new_zeros(()), perplexity(self._usage(codes)))
+        half = self.codes // 2
+        return codes, (codes.detach() * half + half).round().long(), codes.new_zeros(())

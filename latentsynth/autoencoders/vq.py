@@ -16,12 +16,11 @@ from einops import rearrange
 from torch import Tensor
 from vector_quantize_pytorch import VectorQuantize
 
-from latentsynth.autoencoders.base import Autoencoder, Moments, Reconstruction
 from latentsynth.autoencoders.networks import build_trunk
-from latentsynth.metrics.reconstruction import perplexity
+from latentsynth.autoencoders.quantized import QuantizedAutoencoder
 
 
-class VQAutoencoder(Autoencoder):
+class VQAutoencoder(QuantizedAutoencoder):
     """Vector-quantised autoencoder.
 
     Args:
@@ -53,7 +52,7 @@ class VQAutoencoder(Autoencoder):
     ):
         i, j, k = factors
         super().__init__(latent_channels, (i, j, k))
-        self.codebook_size = codebook_size
+        self.codes = codebook_size
         self.encoder, self.decoder = build_trunk(trunk, image_channels, latent_channels, latent_channels, (i, j, k))
         self.quantizer = VectorQuantize(
             dim=latent_channels,
@@ -68,14 +67,6 @@ class VQAutoencoder(Autoencoder):
         )
 
     def quantize(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Nearest codes.
-
-        Args:
-            raw: Shape ``(B, c, i, j, k)``.
-
-        Returns:
-            Codes shaped like ``raw``, their indices ``(B, codebooks, i, j, k)``, and the weighted commitment loss.
-        """
         # In float32 under autocast too: distances between close codes drown in bfloat16.
         with torch.autocast(raw.device.type, enabled=False):
             rows = rearrange(raw.float(), "b c i j k -> b (i j k) c")
@@ -88,22 +79,3 @@ class VQAutoencoder(Autoencoder):
             ),
             commitment.sum(),
         )
-
-    def moments(self, image: Tensor) -> Moments:
-        raw = self.encoder(image)
-        return Moments(raw, torch.zeros_like(raw))
-
-    def decode_raw(self, raw: Tensor) -> Tensor:
-        return self.decoder(self.quantize(raw)[0]).clamp(-1, 1)
-
-    def code_usage(self, image: Tensor) -> Tensor:
-        return self._usage(self.quantize(self.encoder(image))[1]).cpu()
-
-    def _usage(self, indices: Tensor) -> Tensor:
-        """Counts per codebook and code, ``(codebooks, codes)``."""
-        rows = [torch.bincount(book.flatten(), minlength=self.codebook_size) for book in indices.unbind(1)]
-        return torch.stack(rows).float()
-
-    def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
-        codes, indices, commitment = self.quantize(self.encoder(image))
-        return Reconstruction(self.decoder(codes), commitment, perplexity(self._usage(indices)))

@@ -30,7 +30,7 @@ def choose_grid(
         spacing_mm: Voxel spacing of the scans, ``(3,)``.
         voxels: Largest number of voxels; a grid of 16 x 16 x 16 is always possible.
         halvings: How often the denoiser halves the latent grid, which must divide by 2 to that power.
-        cells: Largest number of latent cells; 4 x 4 x 4 are always possible.
+        cells: Largest number of latent cells, but for that grid.
 
     Returns:
         Shape, spacing and downsampling factors: 4, or 2 along an axis of fewer than 16 voxels.
@@ -43,8 +43,7 @@ def choose_grid(
         factors = [4 if n >= 16 else 2 for n in counts]
         unit = [f * 2**halvings for f in factors]
         shape = [max(math.ceil(n / u) * u, 16) for n, u in zip(counts, unit, strict=True)]
-        fits = math.prod(shape) <= max(voxels, 16**3) and math.prod(shape) <= math.prod(factors) * max(cells, 4**3)
-        if fits or math.prod(shape) <= 16**3:
+        if math.prod(shape) <= max(min(voxels, cells * math.prod(factors)), 16**3):
             return shape, spacing, (factors[0], factors[1], factors[2])
         scale *= 1.02
 

@@ -1,0 +1,52 @@
+"""What autoencoders with a discrete bottleneck share: a deterministic encoder, and codes whose use is counted."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from latentsynth.autoencoders.base import Autoencoder, Moments, Reconstruction
+from latentsynth.metrics.reconstruction import perplexity
+
+
+class QuantizedAutoencoder(Autoencoder):
+    """Autoencoder that replaces its latents by codes before it decodes them.
+
+    Attributes:
+        codes: Values that each index can take.
+    """
+
+    codes: int
+
+    @abstractmethod
+    def quantize(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Nearest codes.
+
+        Args:
+            raw: Shape ``(B, c, i, j, k)``.
+
+        Returns:
+            Codes shaped like ``raw``, their indices ``(B, codebooks, i, j, k)``, and the bottleneck's weighted loss.
+        """
+
+    def moments(self, image: Tensor) -> Moments:
+        raw = self.encoder(image)
+        return Moments(raw, torch.zeros_like(raw))
+
+    def decode_raw(self, raw: Tensor) -> Tensor:
+        image: Tensor = self.decoder(self.quantize(raw)[0])
+        return image.clamp(-1, 1)
+
+    def code_usage(self, image: Tensor) -> Tensor:
+        return self._usage(self.quantize(self.encoder(image))[1]).cpu()
+
+    def _usage(self, indices: Tensor) -> Tensor:
+        """Counts per codebook and code, ``(codebooks, codes)``."""
+        rows = [torch.bincount(book.flatten(), minlength=self.codes) for book in indices.unbind(1)]
+        return torch.stack(rows).float()
+
+    def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
+        codes, indices, loss = self.quantize(self.encoder(image))
+        return Reconstruction(self.decoder(codes), loss, perplexity(self._usage(indices)))
