@@ -91,7 +91,8 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
     choices = tuple(propose_window(name, seen) for name, seen in zip(manifest.channels, scans.intensities, strict=True))
     rate = _cells_per_second(machine, len(manifest.labels))
     affordable = hours * 3600 * _SHARES[1] * rate
-    layout = lay_out(scans, machine, crop, affordable / _FEWEST_IMAGES)
+    cells = affordable / _FEWEST_IMAGES
+    layout = lay_out(scans, machine, crop, cells)
     block = len(manifest.channels) * math.prod(layout.factors)
     channels = _latent_channels(affordable / layout.cells, block)
     grid = {"shape": layout.shape, "spacing_mm": layout.spacing, "windows": [choice.window for choice in choices]}
@@ -108,7 +109,7 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
         estimate_ldm(second, model, domain),
         estimate_segmenter(third, len(manifest.labels)),
     )
-    most = min(machine.voxels, affordable / _FEWEST_IMAGES * math.prod(layout.factors))
+    most = min(machine.voxels, cells * math.prod(layout.factors))
     facts = _facts(manifest, scans, layout, most)
     if layout.coarser_than(scans.spacing):
         kept = detail_kept(training[:_DETAIL_CASES], first.data.grid, first.data.framing, manifest.labels)
@@ -231,15 +232,17 @@ def _for_segmenter(shape: list[int]) -> list[int]:
 
 def _cells_per_second(machine: Machine, labels: int) -> float:
     """Latent cells that the denoiser of this machine trains on in a second, timed on few; their channels hardly matter."""
-    values = {"run": "plan", "autoencoder": "plan", "denoiser": _denoiser(machine)}
+    train = {"batch": machine.denoiser_batch}
+    values = {"run": "plan", "autoencoder": "plan", "denoiser": _denoiser(machine), "train": train}
     run = configuration.build(LdmRun, values, "plan")
-    return math.prod(_TIMED_CELLS) * _denoiser_speed(run, (8, *_TIMED_CELLS), labels, (4, 4, 4), machine.denoiser_batch)
+    return math.prod(_TIMED_CELLS) * _denoiser_speed(run, (8, *_TIMED_CELLS), labels, (4, 4, 4))
 
 
 def _denoiser_speed(
-    run: LdmRun, latent: tuple[int, int, int, int], labels: int, factors: tuple[int, int, int], rows: int
+    run: LdmRun, latent: tuple[int, int, int, int], labels: int, factors: tuple[int, int, int]
 ) -> float:
     """Images per second that a denoiser trains on."""
+    rows = run.train.batch
     width = build_conditioner(run.conditioner, labels, factors).channels
     denoiser = build_denoiser(run, latent[0], width).to(device())
     x = torch.randn(rows, *latent, device=device())
@@ -260,6 +263,6 @@ def _speeds(
     scan = torch.rand(segmenter.train.batch, grid.channels, *segmenter.data.grid.shape, device=device())
     return (
         rows_per_second(model, lambda: (model(image).image - image).abs().mean(), image.shape[0]),
-        _denoiser_speed(ldm, model.latent_shape(grid.shape), len(labels), model.factors, ldm.train.batch),
+        _denoiser_speed(ldm, model.latent_shape(grid.shape), len(labels), model.factors),
         rows_per_second(network, lambda: network(scan).square().mean(), scan.shape[0]),
     )

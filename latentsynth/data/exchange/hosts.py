@@ -120,9 +120,8 @@ class Host:
         for (voxels, _), new, before, (low, high) in zip(self.native, made, own, self.limits, strict=True):
             scan = voxels[where].astype(np.float64)
             changed = scan + share[where] * (new[where] - before[where])
-            changed = np.clip(
-                changed, np.minimum(low, scan), np.maximum(high, scan)
-            )  # the window, or the scan beyond it
+            # Within the window, or where the scan lies beyond it, as far as the scan.
+            changed = np.clip(changed, np.minimum(low, scan), np.maximum(high, scan))
             mixed = np.where(lesion[where], new[where], changed)
             mixed = np.rint(mixed) if voxels.dtype.kind in "iu" else mixed
             kept = voxels.astype(_holding(voxels.dtype, mixed))

@@ -6,7 +6,7 @@ loss is the hinge (Lim & Ye 2017).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,15 +65,9 @@ class GeneratorLoss:
         error = (_pointwise(terms.reconstruction, made - image) * weight).mean() / weight.mean()
         total = error
         logs = {"reconstruction": error, "bottleneck": out.bottleneck_loss, "perplexity": out.perplexity}
-        ours, theirs = high_band(made), high_band(image)
-        details = {
-            "high_band": (terms.high_band_weight, ours - theirs),
-            "energy": (terms.energy_weight, local_energy(ours) - local_energy(theirs)),
-        }
-        for name, (factor, difference) in details.items():
-            if factor:
-                logs[name] = (_pointwise(terms.reconstruction, difference) * weight).mean() / weight.mean()
-                total = total + factor * logs[name]
+        for name, factor, difference in _details(terms, made, image):
+            logs[name] = (_pointwise(terms.reconstruction, difference) * weight).mean() / weight.mean()
+            total = total + factor * logs[name]
         if self.perceptual is not None and terms.perceptual is not None:
             logs["perceptual"] = feature_distance(self.perceptual, made, image)
             total = total + terms.perceptual.weight * logs["perceptual"]
@@ -118,6 +112,17 @@ def load_perceptual(path: Path) -> nn.Module:
     for weight in network.parameters():  # a scripted module has no requires_grad_ of its own
         weight.requires_grad_(False)
     return network.eval()
+
+
+def _details(terms: ReconstructionConfig, made: Tensor, image: Tensor) -> Iterator[tuple[str, float, Tensor]]:
+    """Name, weight and difference of the terms of fine detail that are asked for."""
+    if not (terms.high_band_weight or terms.energy_weight):
+        return
+    ours, theirs = high_band(made), high_band(image)
+    if terms.high_band_weight:
+        yield "high_band", terms.high_band_weight, ours - theirs
+    if terms.energy_weight:
+        yield "energy", terms.energy_weight, local_energy(ours) - local_energy(theirs)
 
 
 def high_band(image: Tensor) -> Tensor:
