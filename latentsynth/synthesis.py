@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti, windows
 from latentsynth.data.cache.volumes import Recipe, to_index
 from latentsynth.data.exchange import samples
-from latentsynth.data.exchange.hosts import Host, paired
+from latentsynth.data.exchange.hosts import Blend, Host, paired
 from latentsynth.data.exchange.requests import Placed, Request, place, to_scanner, volume_seed
 from latentsynth.data.frames import Frame, resample
 from latentsynth.data.manifest import Manifest
@@ -43,7 +43,7 @@ def synthesize(
     fit: Fit | None = None,
     styles: Sequence[Case] = (),
     hosts: Sequence[Case] = (),
-    margin_mm: float = 6.0,
+    margin_mm: float | None = None,
     **settings: Any,
 ) -> Manifest:
     """Makes ``per_mask`` volumes for every mask and writes them as a cohort. A second call makes what is missing.
@@ -63,8 +63,8 @@ def synthesize(
             ``s`` modulo their number.
         hosts: Real scans to paint the lesions into, for a model that can: one for all masks, or several, of which each
             mask names its own by its parents. Masks must lie on the grid of their host.
-        margin_mm: Distance from the lesion over which the generated volume gives way to the host; everything farther away
-            is the host's own, exactly.
+        margin_mm: Distance from the lesion by which the generated volume has given way to the host; everything farther away
+            is the host's own, exactly. None takes what the model needs (:meth:`Synthesizer.blend`).
         settings: Sampling settings of the model.
 
     Returns:
@@ -79,13 +79,14 @@ def synthesize(
     domain = model.domain
     _check_asked(model, masks, styles, hosts)
     placed = [place(request, domain, fit) for request in masks]
-    scans = _hosts(masks, placed, hosts, domain, margin_mm)
+    blend = model.blend(margin_mm)
+    scans = _hosts(masks, placed, hosts, domain, blend)
     looks = [read_style(case, domain) for case in styles]
     recipe = {
         "checkpoint": model.fingerprint,
         "settings": chosen,
         "styles": [[case.case_id, voxel_hash(look.numpy())] for case, look in zip(styles, looks, strict=True)],
-        "hosts": [margin_mm, *([h.case.case_id, h.scan_hash] for h in scans)] if scans else [],
+        "hosts": [asdict(blend), *([h.case.case_id, h.scan_hash] for h in scans)] if scans else [],
     }
     if accelerator.is_main_process:
         samples.claim(out, recipe, domain)
@@ -117,8 +118,8 @@ def synthesize(
                 if host is None or shown_hosts is None:
                     voxels, limits = list(to_scanner(image, p, domain)), domain.limits
                 else:
-                    voxels, limits = host.painted(image, shown_hosts[row].numpy(), p, margin_mm), host.limits
-                    facts |= {"host": host.case.case_id, "margin_mm": margin_mm}
+                    voxels, limits = host.painted(image, shown_hosts[row].numpy(), p, blend), host.limits
+                    facts |= {"host": host.case.case_id, "blend": asdict(blend)}
                     request = replace(
                         request,
                         parents=tuple(dict.fromkeys((*request.parents, host.case.patient_id, *host.case.parents))),
@@ -159,7 +160,7 @@ def read_style(case: Case, domain: Domain) -> Tensor:
 
 
 def _hosts(
-    masks: Sequence[Request], placed: Sequence[Placed], hosts: Sequence[Case], domain: Domain, margin_mm: float
+    masks: Sequence[Request], placed: Sequence[Placed], hosts: Sequence[Case], domain: Domain, blend: Blend
 ) -> list[Host]:
     """The host of every mask, read once; none where nothing is painted into."""
     if not hosts:
@@ -168,7 +169,7 @@ def _hosts(
     read = {case.case_id: Host.read(case, domain) for case in cases}
     found = [read[case.case_id] for case in cases]
     for request, p, host in zip(masks, placed, found, strict=True):
-        host.check(p, request.name, margin_mm)
+        host.check(p, request.name, blend)
     return found
 
 

@@ -18,7 +18,7 @@ from latentsynth.conditioning import ContextConditioner, MaskConditioner
 from latentsynth.config import LdmRun, load
 from latentsynth.data import nifti
 from latentsynth.data.cache.cutting import MIDDLE, Cut, distance_to
-from latentsynth.data.exchange.hosts import Host, paired
+from latentsynth.data.exchange.hosts import Blend, Host, paired
 from latentsynth.data.exchange.requests import Request, place
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
@@ -90,8 +90,8 @@ def test_around_the_lesion_the_scan_keeps_its_own_texture(tmp_path: Path) -> Non
     host = Host.read(scan(tmp_path, "host", 0, np.float32), domain)
     placed = place(request, domain)
     shown = ndimage.gaussian_filter(host.context(placed.frame), (0, 2, 2, 2))
-    (same,) = host.painted(shown, shown, placed, 6.0)
-    (brighter,) = host.painted(shown + 0.2, shown, placed, 6.0)
+    (same,) = host.painted(shown, shown, placed, Blend(2.0, 6.0))
+    (brighter,) = host.painted(shown + 0.2, shown, placed, Blend(2.0, 6.0))
     before = host.native[0][0]
     lesion = placed.values > 0
     away = distance_to(lesion, SPACING)
@@ -99,7 +99,7 @@ def test_around_the_lesion_the_scan_keeps_its_own_texture(tmp_path: Path) -> Non
     np.testing.assert_allclose(same[~lesion], before[~lesion], atol=1e-3)
     assert same[lesion].std() < 0.7 * before[lesion].std()  # within it, what was generated
     free = around & (before < WINDOW[1] - 40)  # not held back by the window's end
-    expected = 40 * (1 - away[free] / 6.0)
+    expected = 40 * np.clip((6.0 - away[free]) / 4.0, 0, 1)
     inner = expected > 5  # the spline of the grid's edge is felt by none of these
     np.testing.assert_allclose((brighter - before)[free][inner], expected[inner], atol=2)
 
@@ -120,7 +120,7 @@ def test_what_is_painted_does_not_depend_on_how_the_scan_is_stored(
         path = tmp_path / f"{np.dtype(stored).name}.nii.gz"
         nib.save(nib.Nifti1Image(whole.astype(stored), turned(SPACING, 20)), path)
         host = Host.read(Case("host", "host", (path,), None), domain)
-        (made,) = host.painted(image, host.context(place(request, domain).frame), place(request, domain), 4.0)
+        (made,) = host.painted(image, host.context(place(request, domain).frame), place(request, domain), Blend(0.0, 4.0))
         nifti.write(tmp_path / "made.nii.gz", made, turned(SPACING, 20))
         return nifti.read(tmp_path / "made.nii.gz")[0]
 
@@ -310,6 +310,56 @@ def test_the_model_sees_the_scan_but_not_what_it_replaces() -> None:
     assert not torch.allclose(made(scan_), made(None), atol=1e-3)
     with pytest.raises(DataError, match="cannot paint into a scan"):
         tiny_model().generate(Condition(mask, scan_), [5])
+
+
+def test_the_blend_covers_all_that_the_model_could_not_see() -> None:
+    """What is generated stands alone as far as the scan was cut; the scan takes over across more than a cell."""
+    model = context_model()
+    cut = 2.0
+    cell = 4 * max(model.grid.spacing_mm)
+    blend = model.blend()
+    assert blend.share(np.array([0.0, cut])).tolist() == [1, 1]
+    assert blend.share(np.array([blend.end_mm, blend.end_mm + 1])).tolist() == [0, 0]
+    assert blend.end_mm > cut + cell
+    assert model.blend(cut + cell) == Blend(cut, cut + cell)
+    with pytest.raises(ConfigError, match=rf"margin {cut + cell - 0.5:g} mm is too narrow.* at least {cut + cell:g}"):
+        model.blend(cut + cell - 0.5)
+    assert rules().blend(0.5) == Blend(0.0, 0.5)  # sees the whole scan
+
+
+def test_what_the_cut_hides_weighs_more_than_what_is_copied(workplace: Path, trained_ldm: Path) -> None:
+    """With a denoiser that is wrong in one cell: how much the loss rises says what the cell weighs."""
+    file = ldm_config(workplace, "unused", "ae", init_from=str(trained_ldm))
+    config = load(LdmRun, file, ["conditioner.context=true", "conditioner.cut_weight=3", "diffusion.lesion_weight=1"])
+    model = context_model()
+    conditioner = ContextConditioner(3, (4, 4, 4), 1, 4, 2.0)
+    loss = DenoiserLoss(config, model.autoencoder, conditioner, model.domain)
+    mean = torch.randn(2, 4, 4, 4, 4)
+    host = mean.clone()
+    host[:, :, 1, 2, 3] += 1
+    mask = torch.zeros(2, 3, 16, 16, 16)
+    mask[:, 0] = 1
+    batch = {"mean": mean, "host_mean": host, "mask": mask, "deviation": torch.zeros_like(mean)}
+
+    class Right(torch.nn.Module):
+        """Knows the answer, but for one cell."""
+
+        def __init__(self, cell: tuple[int, int, int]):
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, x_t: torch.Tensor, t: torch.Tensor, given: object) -> torch.Tensor:
+            out = model.autoencoder.whiten(mean).clone()
+            out[(slice(None), slice(None), *self.cell)] += 1
+            return out
+
+    def losses(cell: tuple[int, int, int], seen: bool) -> torch.Tensor:
+        keep = torch.tensor([True, True])
+        rows = torch.tensor([1, 2]), torch.full((2,), 0.5), keep, torch.full((2,), seen)
+        return loss.losses({"denoiser": Right(cell)}, batch, *rows)
+
+    torch.testing.assert_close(losses((1, 2, 3), True), 3 * losses((0, 0, 0), True))
+    torch.testing.assert_close(losses((1, 2, 3), False), losses((0, 0, 0), False))  # nothing to copy from
 
 
 def test_a_model_learns_to_look_at_the_scan_starting_from_one_that_does_not(workplace: Path, trained_ldm: Path) -> None:

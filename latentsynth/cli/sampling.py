@@ -33,8 +33,12 @@ def sample(
         typer.Option(help="Real scans to paint the lesions into: NIfTI, folder of CASE_0000.nii.gz ..., or manifest"),
     ] = None,
     margin_mm: Annotated[
-        float, typer.Option(help="With --into: beyond this distance from the lesion the scan stays as it is", min=0)
-    ] = 6.0,
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="With --into: beyond this distance from the lesion the scan stays as it is [default: what the model needs]",
+            min=0,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="First seed")] = 0,
     batch: Annotated[int, typer.Option(help="Volumes made together", min=1)] = 2,
     steps: Annotated[Optional[int], typer.Option(help="Sampling steps [default: as trained]", min=1)] = None,  # noqa: UP045

@@ -92,6 +92,9 @@ class KLConfig(_NetworkConfig):
 
     kind: Literal["kl"] = "kl"
     kl_weight: NotNegative = 1e-6
+    latent_noise: NotNegative = Field(
+        0.0, description="noise on the latents while the decoder trains, as a share of each channel's deviation"
+    )
 
 
 class FSQConfig(_NetworkConfig):

@@ -47,6 +47,9 @@ class ConditionerConfig(Strict):
         False, description="also give the scan with its lesion cut out, so that lesions can be painted into real scans"
     )
     cut_margin_mm: NotNegative = Field(4.0, description="voxels so near a lesion are cut out of the scan with it")
+    cut_weight: Annotated[float, Field(ge=1)] = Field(
+        4.0, description="with context: loss weight of cells that the cut changed; the others need only be copied"
+    )
     context_dropout: Fraction = Field(0.1, description="probability that a case trains without the scan")
 
 

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from latentsynth.data.cache.volumes import one_hot
+from latentsynth.data.exchange.hosts import Blend
 from latentsynth.data.exchange.requests import Placed, Request, place, place_array, to_scanner, volume_seed
 from latentsynth.errors import DataError
 from latentsynth.provenance import Ledger
 from latentsynth.types import Condition, Domain, Fit, Generated, Grid
+
+_MARGIN_MM = 6.0  # over which lesions give way to the scan, for a model that asks for no more
 
 
 class Synthesizer(ABC):
@@ -51,6 +54,17 @@ class Synthesizer(ABC):
     def takes_context(self) -> bool:
         """Whether it can paint lesions into a given scan."""
         return False
+
+    def blend(self, margin_mm: float | None = None) -> Blend:
+        """How its lesions are blended into scans.
+
+        Args:
+            margin_mm: Distance from the lesion from which on the scan stays as it is; None takes 6 mm, or what the model needs.
+
+        Raises:
+            ConfigError: The model needs a wider margin.
+        """
+        return Blend(0.0, _MARGIN_MM if margin_mm is None else margin_mm)
 
     @property
     def grid(self) -> Grid:

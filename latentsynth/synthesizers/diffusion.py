@@ -14,8 +14,9 @@ from latentsynth.autoencoders import Autoencoder
 from latentsynth.conditioning import ContextConditioner, MaskConditioner
 from latentsynth.config import SamplingConfig, build
 from latentsynth.data.cache.cutting import Cut
+from latentsynth.data.exchange.hosts import Blend
 from latentsynth.diffusion import Denoiser, guided, sample
-from latentsynth.errors import DataError
+from latentsynth.errors import ConfigError, DataError
 from latentsynth.parallel import at_least_two, copies_of_rows
 from latentsynth.provenance import Ledger
 from latentsynth.randomness import Draws
@@ -117,6 +118,19 @@ class LatentDiffusion(Synthesizer, Checkpointed):
     @property
     def takes_context(self) -> bool:
         return self.conditioner.takes_context
+
+    def blend(self, margin_mm: float | None = None) -> Blend:
+        if not isinstance(self.conditioner, ContextConditioner):
+            return super().blend(margin_mm)
+        # Within the cut it has not seen the scan, and what it shows of a cell beside the cut depends on the cut.
+        cut = self.conditioner.cut_margin_mm
+        cell = max(n * mm for n, mm in zip(self.autoencoder.factors, self.grid.spacing_mm, strict=True))
+        if margin_mm is not None and margin_mm < cut + cell:
+            raise ConfigError(
+                f"margin {margin_mm:g} mm is too narrow for this model: it does not see the scan within {cut:g} mm of the "
+                f"lesion, and its cells measure {cell:g} mm: give at least {cut + cell:g}, or none"
+            )
+        return Blend(cut, cut + 2 * cell if margin_mm is None else margin_mm)
 
     def _shown(self, scan: Tensor | None) -> Tensor | None:
         """Scans through the autoencoder, on the CPU."""

@@ -302,3 +302,23 @@ def test_a_few_steps_learn_four_volumes_from_nothing(volumes: Tensor, kind: str)
     assert final < errors[0] / 3
     predicted_mean = (volumes - volumes.mean()).abs().mean()
     assert final < predicted_mean  # it tells voxels apart
+
+
+def test_noise_on_latents_is_a_share_of_them_whatever_their_scale() -> None:
+    """Larger latents are no way out: the decoder gets the same noise beside the same signal."""
+    model = build_autoencoder(
+        KLConfig.model_validate({"downsampling": 4, "trunk": TRUNK, "latent_channels": 4, "latent_noise": 0.2}), 2
+    )
+    assert isinstance(model, KLAutoencoder)
+    seen: list[Tensor] = []
+    model.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    for scale in (1.0, 10.0):
+        generator = torch.Generator().manual_seed(0)
+        mean = scale * torch.randn(1, 4, 12, 12, 12, generator=generator)
+        moments = Moments(mean, torch.zeros_like(mean))
+        model.moments = lambda image, moments=moments: moments  # type: ignore[method-assign,misc]
+        model(torch.zeros(1, 2, 48, 48, 48), torch.randn(mean.shape, generator=generator))
+        noise = seen[-1] - mean
+        torch.testing.assert_close(noise.std() / mean.std(), torch.tensor(0.2), rtol=0.05, atol=0)
+    model(torch.zeros(1, 2, 48, 48, 48))
+    torch.testing.assert_close(seen[-1], mean)  # none where no noise is asked for

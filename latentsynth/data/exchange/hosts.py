@@ -20,6 +20,24 @@ from latentsynth.types import Case, Domain
 
 
 @dataclass(frozen=True)
+class Blend:
+    """How what was generated gives way to the scan with the distance from the lesion.
+
+    Attributes:
+        whole_mm: Up to this distance what was generated counts wholly: as far as the model did not see the scan.
+        end_mm: From this distance on the scan stays as it is.
+    """
+
+    whole_mm: float
+    end_mm: float
+
+    def share(self, distance_mm: np.ndarray) -> np.ndarray:
+        """Of what was generated, from 1 to 0, linear in between."""
+        width = max(self.end_mm - self.whole_mm, 1e-6)
+        return np.clip((self.end_mm - distance_mm) / width, 0, 1)
+
+
+@dataclass(frozen=True)
 class Host:
     """A real scan.
 
@@ -62,7 +80,7 @@ class Host:
         """The scan in a frame, float32 in [-1, 1], ``(C, *frame.shape)``."""
         return window_channels(self.native, self.domain.grid.windows, frame, self.case.images, self.limits)[0]
 
-    def check(self, placed: Placed, name: str, margin_mm: float) -> None:
+    def check(self, placed: Placed, name: str, blend: Blend) -> None:
         """Refuses a mask on another grid, or one that calls lesions of the scan healthy.
 
         Raises:
@@ -81,25 +99,24 @@ class Host:
         theirs = np.isin(nifti.read_labels(self.case.mask)[0], values)
         asked = np.isin(placed.values, values)
         spacing = voxel_sizes(placed.affine)
-        left = int((theirs & (distance_to(asked, spacing) >= margin_mm)).sum())
+        left = int((theirs & (distance_to(asked, spacing) > blend.whole_mm)).sum())
         if left:
             raise DataError(
                 f"{left} lesion voxels of host {self.case.case_id} would stay in the scan, and mask {name} does not label them: "
                 "keep the lesions it has (`latentsynth masks --into ... --set compose.replace_lesions=false`)"
             )
 
-    def painted(self, image: np.ndarray, shown: np.ndarray, placed: Placed, margin_mm: float) -> list[np.ndarray]:
+    def painted(self, image: np.ndarray, shown: np.ndarray, placed: Placed, blend: Blend) -> list[np.ndarray]:
         """The scan with what was generated in place of the lesion, and changed around it as the model would have it.
 
         Around the lesion the scan gets the difference of what was generated and of itself as the model shows it: all that
-        the model's grid and autoencoder cannot show, its own texture above all, stays. The difference fades over the margin.
+        the model's grid and autoencoder cannot show, its own texture above all, stays. The difference fades as ``blend`` says.
 
         Args:
             image: What was generated, in [-1, 1], shape ``(C, I, J, K)`` on the model's grid.
             shown: The scan as the model shows it, same shape.
             placed: The mask.
-            margin_mm: Distance from the lesion over which the difference fades; voxels farther away are the scan's own,
-                exactly.
+            blend: How the difference fades; voxels beyond its end are the scan's own, exactly.
 
         Returns:
             Per channel, voxels on the scan's grid, in its own number type, or in the smallest that holds what was painted
@@ -107,7 +124,7 @@ class Host:
         """
         lesion = np.isin(placed.values, self.domain.labels.lesions(self.domain.framing))
         spacing = voxel_sizes(placed.affine)
-        share = np.clip(1 - distance_to(lesion, spacing) / max(margin_mm, 1e-6), 0, 1)
+        share = blend.share(distance_to(lesion, spacing))
         share[lesion] = 1
         # Beyond the model's grid nothing was generated: the scan goes on there.
         ones = np.ones(placed.frame.shape, np.float32)

@@ -29,9 +29,10 @@ from latentsynth.training.recipes.autoencoder import copy_weights
 from latentsynth.training.recipes.encode import encode, encoded_cohort
 from latentsynth.training.recipes.sheets import sample_sheet
 from latentsynth.training.run import RunFolder
-from latentsynth.types import Condition, Domain
+from latentsynth.types import Condition, Conditioning, Domain
 
 _TIMES_PER_CASE = 4  # validation times per case, spread evenly
+_SAME = 1e-3  # latents of two volumes count as the same within this share of the largest
 
 
 def train_ldm(config: LdmRun) -> dict[str, float]:
@@ -199,8 +200,9 @@ class DenoiserLoss:
         raw = Moments(mean, batch["deviation"]).sample(keyed_noise(seed, positions, shape, Stream.LATENT).to(mean))
         z = self.autoencoder.whiten(raw)
         host = self.autoencoder.whiten(batch["host_mean"]) if "host_mean" in batch else None
+        keep_host = keep if keep_host is None else keep_host & keep
         given = self.conditioner(Condition(batch["mask"]), host)
-        if host is not None and keep_host is not None:
+        if host is not None:
             given = self.conditioner.without_host(given, keep_host.to(mean.device))
         conditioning = self.conditioner.dropped(given, keep.to(mean.device))
         t = t.to(mean)
@@ -213,9 +215,19 @@ class DenoiserLoss:
             t,
             keyed_noise(seed, positions, shape, Stream.NOISE).to(mean),
             target_weight(wanted.prediction, schedule, t),
-            1
-            + (wanted.lesion_weight - 1) * self.conditioner.cell_fractions(given)[:, self.lesions].sum(1, keepdim=True),
+            self._cell_weight(batch, given, keep_host),
         )
+
+    def _cell_weight(self, batch: Batch, given: Conditioning, keep_host: Tensor) -> Tensor:
+        """Loss weight of every cell, ``(B, 1, i, j, k)``: of lesions, and of what the cut hides where there is a scan to copy."""
+        lesions = self.conditioner.cell_fractions(given)[:, self.lesions].sum(1, keepdim=True)
+        weight = 1 + (self.config.diffusion.lesion_weight - 1) * lesions
+        if "host_mean" in batch:
+            apart = (batch["mean"] - batch["host_mean"]).abs().amax(1, keepdim=True)
+            largest = batch["mean"].abs().amax(dim=(1, 2, 3, 4), keepdim=True)
+            hidden = (apart > _SAME * largest) & keep_host.to(apart.device).view(-1, 1, 1, 1, 1)
+            weight = weight * torch.where(hidden, self.config.conditioner.cut_weight, 1.0)
+        return weight
 
     @torch.no_grad()
     def score(self, modules: Modules, item: Batch, case: int) -> dict[str, float]:
