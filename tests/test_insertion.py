@@ -120,7 +120,9 @@ def test_what_is_painted_does_not_depend_on_how_the_scan_is_stored(
         path = tmp_path / f"{np.dtype(stored).name}.nii.gz"
         nib.save(nib.Nifti1Image(whole.astype(stored), turned(SPACING, 20)), path)
         host = Host.read(Case("host", "host", (path,), None), domain)
-        (made,) = host.painted(image, host.context(place(request, domain).frame), place(request, domain), Blend(0.0, 4.0))
+        (made,) = host.painted(
+            image, host.context(place(request, domain).frame), place(request, domain), Blend(0.0, 4.0)
+        )
         nifti.write(tmp_path / "made.nii.gz", made, turned(SPACING, 20))
         return nifti.read(tmp_path / "made.nii.gz")[0]
 
