@@ -42,6 +42,7 @@ from latentsynth.config.ldm import (
     LatentDataConfig,
     LdmRun,
     SamplingConfig,
+    SelectionConfig,
 )
 from latentsynth.config.mask_generators import (
     LabelSamplingConfig,
@@ -134,6 +135,7 @@ __all__ = [
     "SegmentationLossConfig",
     "SegmenterDataConfig",
     "SegmenterRun",
+    "SelectionConfig",
     "SliceSamplingConfig",
     "SliceVAEConfig",
     "SourceConfig",

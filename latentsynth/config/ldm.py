@@ -163,6 +163,18 @@ class LatentDataConfig(Strict):
     cache: Path | None = None
 
 
+class SelectionConfig(Strict):
+    """Which checkpoint of a run is kept."""
+
+    keep: Literal["best", "last"] = Field("best", description="best on validation patients, or the last")
+    segmenter: Path | None = Field(
+        None,
+        description="segmenter that finds the masks in samples, by which the best is chosen; not the one that reports. Without "
+        "one, validation loss chooses",
+    )
+    cases: Positive = Field(12, description="validation patients whose masks are sampled for it")
+
+
 class LdmRun(Run):
     """Training a mask-conditioned latent diffusion model."""
 
@@ -172,6 +184,7 @@ class LdmRun(Run):
     denoiser: DenoiserConfig = DenoiserConfig()
     diffusion: DiffusionConfig = DiffusionConfig()
     sampling: SamplingConfig = SamplingConfig()
+    selection: SelectionConfig = SelectionConfig()
 
     @model_validator(mode="after")
     def _samples(self) -> LdmRun:

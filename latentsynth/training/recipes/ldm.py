@@ -15,7 +15,7 @@ from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder, Moments
 from latentsynth.autoencoders.reconstruction import lost_lesion_warning
 from latentsynth.conditioning import ContextConditioner, MaskConditioner
-from latentsynth.config import ConditionerConfig, LdmRun
+from latentsynth.config import ConditionerConfig, LdmRun, SamplingConfig
 from latentsynth.data.cache.loading import Positions
 from latentsynth.diffusion import Denoiser, TimeSampler, denoising_loss, schedule_named, target_weight
 from latentsynth.diffusion.times import automatic_shift
@@ -27,8 +27,9 @@ from latentsynth.synthesizers import LatentDiffusion
 from latentsynth.training.loop import Batch, Hooks, Modules, Player, fit, start_training
 from latentsynth.training.recipes.autoencoder import copy_weights
 from latentsynth.training.recipes.encode import encode, encoded_cohort
+from latentsynth.training.recipes.selection import Convergence, Obedience, deserves
 from latentsynth.training.recipes.sheets import sample_sheet
-from latentsynth.training.run import RunFolder
+from latentsynth.training.run import RunFolder, read_metrics
 from latentsynth.types import Condition, Conditioning, Domain
 
 _TIMES_PER_CASE = 4  # validation times per case, spread evenly
@@ -67,8 +68,21 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
         net = cast(Denoiser, modules["denoiser"])
         return LatentDiffusion(cohort.header.domain, autoencoder, conditioner, net, config.sampling)
 
+    unmoved = [n for n, (_, copy) in enumerate(training.volumes.entries) if copy == 0][: len(validation)]
+    obedience = Obedience.load(config.selection, validation.volumes, cohort.header.domain, config.seed)
+    best = run.path / "checkpoint"
+    if best.is_dir() and accelerator.is_main_process:
+        resettle(best, config.sampling)
+    accelerator.wait_for_everyone()
+
     def validate(modules: Modules) -> dict[str, float]:
-        return mean_rows(share(accelerator, len(validation), lambda n: loss.score(modules, validation.item(n), n)))
+        scores = mean_rows(share(accelerator, len(validation), lambda n: loss.score(modules, validation.item(n), n)))
+        # As many training cases, with the same times and noise: where the two part, training patients are learnt by heart.
+        known = share(accelerator, len(unmoved), lambda n: loss.score(modules, training.item(unmoved[n]), n))
+        scores["training_loss"] = mean_rows(known)["loss"]
+        if obedience is not None:
+            scores["obedience"] = obedience.of(synthesizer(modules))
+        return scores
 
     def sketch(modules: Modules, path: Path) -> None:
         if accelerator.is_main_process:
@@ -76,13 +90,27 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
             sample_sheet(path, synthesizer(modules), validation.volumes, config.seed, how)
 
     def export(modules: Modules, last: dict[str, float]) -> None:
-        if accelerator.is_main_process:
-            synthesizer(modules).save(run.path / "checkpoint", ledger, last)
+        if accelerator.is_main_process and (
+            config.selection.keep == "last" or deserves(last, best, LatentDiffusion.kind)
+        ):
+            synthesizer(modules).save(best, ledger, last)
         accelerator.wait_for_everyone()
 
     players = [Player("denoiser", {"denoiser": denoiser}, loss, config.train.lr)]
     items = Positions(training.item, len(training), config.seed)
-    return fit(players, items, run, config.train, Hooks(validate, sketch, export))
+    fit(players, items, run, config.train, Hooks(validate, sketch, export))
+    if (convergence := Convergence.of(read_metrics(run.path))) is not None:
+        accelerator.print(convergence.told())
+    return dict(checkpoint.read_header(best, LatentDiffusion.kind).metrics)
+
+
+def resettle(folder: Path, sampling: SamplingConfig) -> None:
+    """Gives a checkpoint the sampling defaults of a run that goes on: its weights may stay the best."""
+    model = LatentDiffusion.from_pretrained(folder)
+    wanted = sampling.resolved(model.denoiser.schedule.flow)
+    if model.sampling != wanted:
+        model.sampling = wanted
+        model.save(folder, model.ledger, checkpoint.read_header(folder, model.kind).metrics)
 
 
 def check_levels(key: str, levels: int, autoencoder: Autoencoder, domain: Domain) -> None:
