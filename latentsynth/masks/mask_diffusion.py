@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Self
@@ -23,7 +23,6 @@ from latentsynth.masks.distance_maps import DistanceMaps
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.masks.placement import digest
 from latentsynth.masks.trained import TrainedMaker
-from latentsynth.parallel import copies_of_rows
 from latentsynth.pretrained import Pretrained
 from latentsynth.provenance import fingerprint
 from latentsynth.randomness import Draws, Stream, generator
@@ -205,8 +204,6 @@ class MaskDiffusionMaker(TrainedMaker):
     ) -> Tensor:
         """Whitened distance maps, ``(B, c, cells)``."""
         device = next(self.denoiser.parameters()).device
-        rows = len(seeds)
-        repeat = copies_of_rows(rows, device)
         organs = None
         if self.attributes.organs:
             empty = np.zeros(self.domain.grid.shape, np.int16)
@@ -214,16 +211,12 @@ class MaskDiffusionMaker(TrainedMaker):
             organs = self.attributes.shares(functional.one_hot(index.long(), len(self.labels)).movedim(-1, 1).float())
         given = self.attributes(volume, count, organs)
         nothing = self.attributes(torch.full_like(volume, math.nan), torch.full_like(count, math.nan))
+        wanted, dropped = (Conditioning(one.spatial.float().to(device)) for one in (given, nothing))
         noise = Draws.seeded(seeds, stream=Stream.MASK_SAMPLE).normal(self.maps.channels, *self.maps.cells)
-
-        def denoise_with(conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
-            spatial = conditioning.spatial.float().repeat(repeat, 1, 1, 1, 1).to(device)
-            return lambda x_t, t: self.denoiser(x_t, t, Conditioning(spatial))
-
         chosen = self.sampling.resolved(self.denoiser.schedule.flow)
-        denoise = guided(denoise_with(given), denoise_with(nothing), chosen.guidance, chosen.guidance_interval)
-        start = noise.repeat(repeat, 1, 1, 1, 1).to(device)
-        return sample(denoise, self.denoiser.schedule, start, chosen.scheduler, chosen.steps, chosen.grid_shift)[:rows]
+        denoise = guided(self.denoiser, wanted, dropped, chosen.guidance, chosen.guidance_interval)
+        start = noise.to(device)
+        return sample(denoise, self.denoiser.schedule, start, chosen.scheduler, chosen.steps, chosen.grid_shift)
 
     def _host(self, seed: int) -> tuple[LabelMap, np.ndarray] | None:
         """The anatomy that mask ``seed`` is made in: label map and indices on the model's grid, its own lesions healed."""

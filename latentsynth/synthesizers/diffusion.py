@@ -17,13 +17,13 @@ from latentsynth.data.cache.cutting import Cut
 from latentsynth.data.exchange.hosts import Blend
 from latentsynth.diffusion import Denoiser, guided, sample
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.parallel import at_least_two, copies_of_rows
+from latentsynth.parallel import at_least_two
 from latentsynth.provenance import Ledger
 from latentsynth.randomness import Draws
 from latentsynth.synthesizers.base import Synthesizer
 from latentsynth.synthesizers.checkpointed import Checkpointed
 from latentsynth.synthesizers.latent_gan import latent_facts
-from latentsynth.types import Condition, Conditioning, Domain, Generated
+from latentsynth.types import Condition, Domain, Generated
 
 
 @dataclass
@@ -91,19 +91,11 @@ class LatentDiffusion(Synthesizer, Checkpointed):
         rows = len(seeds)
         if condition is None:
             condition = Condition(torch.zeros(rows, len(self.domain.labels), *self.grid.shape))
-        repeat = copies_of_rows(rows, device)
-        noise = Draws.seeded(seeds).normal(*self.autoencoder.latent_shape(self.grid.shape)).repeat(repeat, 1, 1, 1, 1)
-        cut = self._cut(condition)
-        if cut is not None:
-            cut = cut.repeat(repeat, 1, 1, 1, 1)
-        mask = condition.mask.repeat(repeat, 1, 1, 1, 1).to(device)
-        wanted = self.conditioner(replace(condition, mask=mask, context=None), cut)
-        nothing = self.conditioner.dropped(wanted, torch.zeros(rows * repeat, dtype=torch.bool, device=device))
-
-        def denoise_with(conditioning: Conditioning) -> Callable[[Tensor, Tensor], Tensor]:
-            return lambda x_t, t: self.denoiser(x_t, t, conditioning)
-
-        denoise = guided(denoise_with(wanted), denoise_with(nothing), chosen.guidance, chosen.guidance_interval)
+        noise = Draws.seeded(seeds).normal(*self.autoencoder.latent_shape(self.grid.shape))
+        mask = condition.mask.to(device)
+        wanted = self.conditioner(replace(condition, mask=mask, context=None), self._cut(condition))
+        nothing = self.conditioner.dropped(wanted, torch.zeros(rows, dtype=torch.bool, device=device))
+        denoise = guided(self.denoiser, wanted, nothing, chosen.guidance, chosen.guidance_interval)
         z = sample(
             denoise,
             self.denoiser.schedule,
@@ -113,7 +105,7 @@ class LatentDiffusion(Synthesizer, Checkpointed):
             chosen.grid_shift,
             progress,
         )
-        return Generated(self.autoencoder.decode(z)[:rows].cpu(), condition.mask, self._shown(condition.context))
+        return Generated(at_least_two(self.autoencoder.decode, z).cpu(), condition.mask, self._shown(condition.context))
 
     @property
     def takes_context(self) -> bool:
