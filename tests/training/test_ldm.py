@@ -57,6 +57,34 @@ def test_a_loss_depends_on_its_own_case_alone(workplace: Path, trained_autoencod
         assert torch.allclose(alone, together[n : n + 1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("context", [False, True])
+def test_a_scan_that_nobody_annotated_trains_as_one_whose_mask_is_dropped(
+    workplace: Path, trained_autoencoder: Path, trained_ldm: Path, context: bool
+) -> None:
+    changes = [f"conditioner.context={str(context).lower()}"]
+    config = load(LdmRun, ldm_config(workplace, "unused", trained_autoencoder.name), changes)
+    model = LatentDiffusion.from_pretrained(trained_ldm)
+    item = encoded_cohort(config.autoencoder, config.data).training.item(0)
+    conditioner = build_conditioner(
+        config.conditioner, len(item["mask"]), model.autoencoder.factors, model.autoencoder.latent_channels
+    )
+    denoiser, _ = initial(config, model.autoencoder.latent_channels, conditioner.channels)
+    loss = DenoiserLoss(config, model.autoencoder, conditioner, model.domain)
+    batch = {key: value[None] for key, value in item.items()}
+    if context:
+        batch["host_mean"] = batch["mean"]  # nothing was cut out: the answer itself
+    bare = {**batch, "mask": torch.zeros_like(batch["mask"])}
+    position, t, yes = torch.tensor([7]), torch.tensor([0.5]), torch.tensor([True])
+
+    def of(rows: dict[str, torch.Tensor], keep: torch.Tensor) -> torch.Tensor:
+        return loss.losses({"denoiser": denoiser}, rows, position, t, keep, yes)
+
+    with torch.no_grad():  # fresh, it ends in zeros
+        denoiser.network.out[-1].conv.weight.normal_(generator=torch.Generator().manual_seed(0))
+    assert torch.equal(of(bare, yes), of(bare, ~yes))
+    assert not torch.equal(of(batch, yes), of(batch, ~yes))
+
+
 def test_sampling_may_change_when_a_run_goes_on_and_nothing_else(workplace: Path, trained_autoencoder: Path) -> None:
     file = ldm_config(workplace, "ldm-resampled", trained_autoencoder.name)
     train_ldm(load(LdmRun, file, ["train.images=4"]))

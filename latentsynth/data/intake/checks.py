@@ -159,7 +159,12 @@ def check_case(
         remarks += header_remarks(case.mask) if mask.grid else []
     elif not allow_unlabelled:
         file = case.images[0] if case.images else case.case_id
-        report(file, "no mask", "a mask for every case", "add the mask, or give --allow-unlabelled for autoencoders")
+        report(
+            file,
+            "no mask",
+            "a mask for every case",
+            "add the mask, or give --allow-unlabelled for autoencoders and diffusion models",
+        )
     facts = CaseFacts(tuple(hashes), tuple(turned), label_voxels=mask.label_voxels)
     facts = replace(facts, remarks=tuple(r for r in remarks if spacing_mm is None or r.doubt == "no orientation"))
     if grid is None:

@@ -82,7 +82,7 @@ def prepare(
         fractions: Shares of patients for train, val and test.
         seed: Which random split.
         skip_invalid: Leave out cases with problems (all copies of a duplicate) instead of writing nothing.
-        allow_unlabelled: Accept cases without a mask, for autoencoders.
+        allow_unlabelled: Accept cases without a mask, for autoencoders and diffusion models.
         synthetic: The cases are no patients but volumes that some program made; a ``dataset.json`` that says
             ``"SYNTHETIC": true`` says so too. They are never taken for real ones.
         progress: Show progress on standard error: a bar on a terminal, a line now and then in a log.
@@ -175,7 +175,9 @@ def _remarks(cohort: RawCohort, cases: Sequence[Case], facts: Sequence[CaseFacts
         notes.append("every case counts as a patient of its own: if some share a patient, give --patient REGEX")
     unlabelled = [case.case_id for case in cases if case.mask is None]
     if unlabelled and allow_unlabelled:  # otherwise they stand in the table of problems
-        notes.append(f"without a mask, for autoencoders only: {len(unlabelled)} cases ({few(unlabelled)})")
+        notes.append(
+            f"without a mask: {len(unlabelled)} cases ({few(unlabelled)}); they train autoencoders, and diffusion models as if their mask was dropped"
+        )
     for group in twins(cases, facts):
         if len({case.patient_id for case, _ in group}) == 1:
             names = few([case.case_id for case, _ in group])

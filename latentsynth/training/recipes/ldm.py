@@ -220,6 +220,7 @@ class DenoiserLoss:
         """A loss per case ``(B,)`` at times ``t``.
 
         The whole condition of cases where ``keep`` is False is removed, and the scan to paint into where ``keep_host`` is.
+        Cases without a mask have none.
         """
         seed, wanted = self.config.seed, self.config.diffusion
         mean = batch["mean"]
@@ -228,6 +229,9 @@ class DenoiserLoss:
         raw = Moments(mean, batch["deviation"]).sample(keyed_noise(seed, positions, shape, Stream.LATENT).to(mean))
         z = self.autoencoder.whiten(raw)
         host = self.autoencoder.whiten(batch["host_mean"]) if "host_mean" in batch else None
+        # A scan that nobody annotated teaches what scans look like, as one whose mask is dropped: with the scan to paint
+        # into beside it, from which nothing was cut, it would teach copying.
+        keep = keep & batch["mask"].flatten(1).any(1).cpu()
         keep_host = keep if keep_host is None else keep_host & keep
         given = self.conditioner(Condition(batch["mask"]), host)
         if host is not None:
