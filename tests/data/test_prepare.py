@@ -465,7 +465,7 @@ def test_missing_masks_need_consent(source: Path) -> None:
     assert not report.problems
     assert report.manifest
     assert next(case for case in report.manifest.cases if case.case_id == NAME).mask is None
-    assert any(NAME in note and "autoencoders only" in note for note in report.notes)
+    assert any(NAME in note and "without a mask: 1 cases" in note for note in report.notes)
 
 
 def test_case_ids_can_be_file_names() -> None:
