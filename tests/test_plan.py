@@ -19,6 +19,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.metrics.lesions import components
 from latentsynth.planning import plan_runs, write_plan
+from latentsynth.planning.plan import _FEWEST_IMAGES
 from latentsynth.training.recipes.autoencoder import train_autoencoder
 from latentsynth.training.recipes.ldm import train_ldm
 from latentsynth.training.recipes.segmenter import train_segmenter
@@ -94,8 +95,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No speed is measured."""
     monkeypatch.setattr("latentsynth.planning.plan._speeds", lambda *_: (1.0, 1.0, 1.0))
     monkeypatch.setattr(
-        "latentsynth.planning.plan._cells_per_second", lambda *_: 248_000.0
-    )  # cells for 80 000 voxels in 0.01 h
+        "latentsynth.planning.plan._cells_per_second", lambda *_: 2_083 * _FEWEST_IMAGES / (0.01 * 3600 * 0.7)
+    )  # as many cells a second as let the denoiser see the fewest images of 2 083 cells in 0.01 h
 
 
 def scattered(size: int, edge: int, low: int, high: int) -> np.ndarray:

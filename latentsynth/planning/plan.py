@@ -31,7 +31,8 @@ from latentsynth.training.recipes.ldm import build_conditioner, build_denoiser
 from latentsynth.types import Conditioning, Domain, Grid, Labels
 
 _SHARES = (0.2, 0.7, 0.1)  # of the hours, for autoencoder, denoiser and segmenter
-_FEWEST_IMAGES = 3000  # that a denoiser must have time to see; where it has not, the grid gets coarser
+# That a denoiser must have time to see, or the grid gets coarser: with fewer its errors show as cells (docs/results.md).
+_FEWEST_IMAGES = 10_000
 _SEGMENTER_UNIT = 8  # voxels that the axes of a segmenter of four levels are multiples of
 _READ_CASES = 40  # scans read to learn extents and intensities
 _TIMED_CELLS = (8, 8, 8)
