@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from latentsynth.parallel import copies_of_rows
+from latentsynth.parallel import at_least_two, copies_of_rows
 from latentsynth.types import Conditioning
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -33,14 +33,14 @@ def guided(
         scale: 1 is the conditional denoiser itself, 0 the unconditional.
         interval: Times within which to guide (Kynkaanniemi et al. 2024); outside, the conditional denoiser.
     """
-    both = _joined(wanted, nothing)
+    lone = copies_of_rows(len(wanted.spatial), wanted.spatial.device) == 2
+    alone = _joined(wanted, wanted) if lone else wanted
+    both = _joined(wanted, nothing) if scale != 1 else wanted
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         if scale == 1 or not interval[0] <= float(t) <= interval[1]:
-            repeat = copies_of_rows(len(x_t), x_t.device)
-            given = wanted if repeat == 1 else _joined(wanted, wanted)
-            return network(_repeated(x_t, repeat), t, given)[: len(x_t)]
-        with_condition, without = network(_repeated(x_t, 2), t, both).chunk(2)
+            return at_least_two(lambda rows: network(rows, t, alone), x_t)
+        with_condition, without = network(torch.cat([x_t, x_t]), t, both).chunk(2)
         return without + scale * (with_condition - without)
 
     return denoise
@@ -56,7 +56,3 @@ def _joined(one: Conditioning, other: Conditioning) -> Conditioning:
         for ours, theirs in ((one.coarser, other.coarser), (one.residuals, other.residuals))
     )
     return Conditioning(torch.cat([one.spatial, other.spatial]), coarser, vector, residuals)
-
-
-def _repeated(x: Tensor, times: int) -> Tensor:
-    return torch.cat([x] * times) if times > 1 else x

@@ -72,7 +72,7 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
     obedience = Obedience.load(config.selection, validation.volumes, cohort.header.domain, config.seed)
     best = run.path / "checkpoint"
     if best.is_dir() and accelerator.is_main_process:
-        resettle(best, config.sampling)
+        resettle(best, config.sampling.resolved(config.diffusion.flow))
     accelerator.wait_for_everyone()
 
     def validate(modules: Modules) -> dict[str, float]:
@@ -106,11 +106,12 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
 
 def resettle(folder: Path, sampling: SamplingConfig) -> None:
     """Gives a checkpoint the sampling defaults of a run that goes on: its weights may stay the best."""
+    header = checkpoint.read_header(folder, LatentDiffusion.kind)
+    if header.settings["sampling"] == sampling.model_dump(mode="json"):  # then no weights need to be read
+        return
     model = LatentDiffusion.from_pretrained(folder)
-    wanted = sampling.resolved(model.denoiser.schedule.flow)
-    if model.sampling != wanted:
-        model.sampling = wanted
-        model.save(folder, model.ledger, checkpoint.read_header(folder, model.kind).metrics)
+    model.sampling = sampling
+    model.save(folder, model.ledger, header.metrics)
 
 
 def check_levels(key: str, levels: int, autoencoder: Autoencoder, domain: Domain) -> None:
@@ -231,12 +232,12 @@ class DenoiserLoss:
         host = self.autoencoder.whiten(batch["host_mean"]) if "host_mean" in batch else None
         # A scan that nobody annotated teaches what scans look like, as one whose mask is dropped: with the scan to paint
         # into beside it, from which nothing was cut, it would teach copying.
-        keep = keep & batch["mask"].flatten(1).any(1).cpu()
-        keep_host = keep if keep_host is None else keep_host & keep
+        keep = keep.to(mean.device) & batch["mask"].flatten(1).any(1)
+        keep_host = keep if keep_host is None else keep_host.to(mean.device) & keep
         given = self.conditioner(Condition(batch["mask"]), host)
         if host is not None:
-            given = self.conditioner.without_host(given, keep_host.to(mean.device))
-        conditioning = self.conditioner.dropped(given, keep.to(mean.device))
+            given = self.conditioner.without_host(given, keep_host)
+        conditioning = self.conditioner.dropped(given, keep)
         t = t.to(mean)
         schedule = self.schedule
         return denoising_loss(
@@ -257,7 +258,7 @@ class DenoiserLoss:
         if "host_mean" in batch:
             apart = (batch["mean"] - batch["host_mean"]).abs().amax(1, keepdim=True)
             largest = batch["mean"].abs().amax(dim=(1, 2, 3, 4), keepdim=True)
-            hidden = (apart > _SAME * largest) & keep_host.to(apart.device).view(-1, 1, 1, 1, 1)
+            hidden = (apart > _SAME * largest) & keep_host.view(-1, 1, 1, 1, 1)
             weight = weight * torch.where(hidden, self.config.conditioner.cut_weight, 1.0)
         return weight
 
