@@ -128,17 +128,18 @@ def _measured(cache: VolumeCache, cohort: Cohort, lesions: Sequence[int], ends: 
             profile = [border_gradient(channel, lesion, spacing, ends) for channel in volume.image]
             if np.isfinite([row[_BORDER] for row in profile]).all():  # a lesion of a voxel or two has no direction
                 found.append(profile)
-                detail.append([_detail_within(channel, lesion, spacing, ends[-1]) for channel in volume.image])
+                around = ~lesion & (signed_distance(lesion, spacing) < ends[-1])
+                detail.append([_detail_within(channel, lesion, around, spacing) for channel in volume.image])
                 patients.append(patient)
     if not found:
         raise DataError(f"no case of {cohort.name} has a lesion on the grid: give annotated cases")
     return Measured(np.array(found), np.array(detail), patients)
 
 
-def _detail_within(channel: np.ndarray, lesion: np.ndarray, spacing: Sequence[float], reach: float) -> float:
-    """Power of the finest octave in a lesion over that in the body within ``reach`` mm around it."""
+def _detail_within(channel: np.ndarray, lesion: np.ndarray, around: np.ndarray, spacing: Sequence[float]) -> float:
+    """Power of the finest octave in a lesion over that in the part of the body around it."""
     inside = body(channel) | lesion
-    around = inside & ~lesion & (signed_distance(lesion, spacing) < reach)
+    around = inside & around
     if min(lesion.sum(), around.sum()) < _FEWEST:
         return float("nan")
     power = bands(channel, inside, spacing, octaves(spacing)[:1])[0] ** 2
@@ -188,8 +189,8 @@ def _seams(
             kept = np.isfinite(made.profiles[:, c, bins]).any(axis=1)
             if kept.any():
                 at = np.nanmean(made.profiles[kept][:, c, bins], axis=1)
-                names = [patient for patient, keep in zip(made.patients, kept, strict=True) if keep]
-                rows.append((channel, cohort.name, len(at), Estimate(*mean_interval(at, names, rng()))))
+                value = Estimate(*mean_interval(at, _kept(made.patients, kept), rng()))
+                rows.append((channel, cohort.name, len(at), value))
     return [
         Table(
             "gradient where the scan begins",
@@ -210,8 +211,8 @@ def _detail(real: Cohort, samples: Sequence[Cohort], measured: Mapping[str, Meas
             kept = np.isfinite(share) & (share > 0)
             value: TableCell = None
             if kept.any():
-                names = [patient for patient, keep in zip(made.patients, kept, strict=True) if keep]
-                value = Estimate(*(float(np.exp(end)) for end in mean_interval(np.log(share[kept]), names, rng())))
+                mean = mean_interval(np.log(share[kept]), _kept(made.patients, kept), rng())
+                value = Estimate(*(float(np.exp(end)) for end in mean))
             rows.append((channel, cohort.name, int(kept.sum()), value))
     return Table(
         "finest detail within the lesion over around it",
@@ -220,6 +221,11 @@ def _detail(real: Cohort, samples: Sequence[Cohort], measured: Mapping[str, Meas
         "power of the finest octave, geometric mean over cases; less than in real patients: what was painted is blurred beside its "
         "surroundings",
     )
+
+
+def _kept(patients: Sequence[str], kept: np.ndarray) -> list[str]:
+    """Those of the patients where ``kept``, boolean ``(N,)``, is True."""
+    return [patient for patient, keep in zip(patients, kept, strict=True) if keep]
 
 
 def _draw(path: Path, cohorts: Sequence[Cohort], measured: Mapping[str, Measured], ends: Sequence[float]) -> None:
@@ -234,8 +240,7 @@ def _draw(path: Path, cohorts: Sequence[Cohort], measured: Mapping[str, Measured
                 column = values[:, c, n]
                 kept = np.isfinite(column)
                 if kept.any():
-                    names = [patient for patient, keep in zip(patients, kept, strict=True) if keep]
-                    rows.append((x, *mean_interval(column[kept], names, rng())))
+                    rows.append((x, *mean_interval(column[kept], _kept(patients, kept), rng())))
             x_, value, low, high = zip(*rows, strict=True)
             drawn[channel].append(Line(cohort.name, x_, value, low, high))
     panels(path, drawn, len(drawn), ["mm from the border"] * len(drawn), "change across the border, per mm")

@@ -73,14 +73,13 @@ class Obedience:
         scores = []
         for start in range(0, len(self.entries), _TOGETHER):
             part = self.entries[start : start + _TOGETHER]
-            volumes = [self.volumes.volume(n) for n in part]
-            context = torch.stack([torch.from_numpy(v.image) for v in volumes]) if model.takes_context else None
-            condition = Condition(torch.stack([self.volumes.item(n)["mask"] for n in part]), context)
+            items = [self.volumes.item(n) for n in part]
+            image, mask = (torch.stack([item[name] for item in items]) for name in ("image", "mask"))
+            condition = Condition(mask, image if model.takes_context else None)
             made = model.generate(condition, [self.seed + n for n in part])
-            for image, volume in zip(made.image, volumes, strict=True):
-                assert volume.mask is not None
-                found = self.segmenter.on_grid(image.numpy())
-                scores.append(mean_dice(volume.mask, found, len(self.segmenter.domain.labels)))
+            for sampled, index in zip(made.image, mask.argmax(1).numpy(), strict=True):
+                found = self.segmenter.on_grid(sampled.numpy())
+                scores.append(mean_dice(index, found, len(self.segmenter.domain.labels)))
         known = [score for score in scores if np.isfinite(score)]
         return float(np.mean(known)) if known else 0.0
 
