@@ -61,6 +61,7 @@ class Stream(IntEnum):
     ATTRIBUTES = auto()
     ANATOMY = auto()
     CROP = auto()  # of a training volume
+    DECODER_NOISE = auto()  # its level, while a decoder trains alone
 
 
 def generator(seed: int, stream: Stream, position: int = 0, part: int = 0) -> np.random.Generator:

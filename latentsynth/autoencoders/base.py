@@ -83,8 +83,32 @@ class Autoencoder(Pretrained, ABC):
         """Raw latents to an image in [-1, 1]."""
 
     @abstractmethod
-    def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
-        """The training pass. ``noise``: standard normal, shaped like the latents; None decodes the mean."""
+    def forward(self, image: Tensor, noise: Tensor | None = None, level: Tensor | None = None) -> Reconstruction:
+        """The training pass.
+
+        Args:
+            image: Shape ``(B, C, I, J, K)``.
+            noise: Standard normal, shaped like the latents; None decodes the mean.
+            level: Shape ``(B,)``. If given, the decoder alone is trained, on latents :meth:`disturbed` by the noise.
+        """
+
+    @torch.no_grad()
+    def disturbed(self, image: Tensor, noise: Tensor, level: Tensor) -> Tensor:
+        """Raw latents with more noise than the encoder's own, cut off from the encoder (Zheng et al. 2025, eq. 8).
+
+        A sampler's latents are never exact, and their errors are independent from cell to cell. A decoder that has seen noise
+        makes of them what is likely, where another paints every cell's error as a block.
+
+        Args:
+            image: Shape ``(B, C, I, J, K)``.
+            noise: Standard normal, shaped like the latents.
+            level: Deviation of the noise as a share of each channel's deviation over its case, ``(B,)``: larger latents are
+                no way out.
+        """
+        moments = self.moments(image)
+        spread = moments.mean.std(dim=(2, 3, 4), correction=0, keepdim=True)
+        added = level.view(-1, 1, 1, 1, 1) * spread
+        return Moments(moments.mean, torch.sqrt(moments.deviation**2 + added**2)).sample(noise)
 
     spread = 1.0  # standard deviation of the raw latents that a trunk starts with
 

@@ -23,9 +23,6 @@ class KLAutoencoder(Autoencoder):
         trunk: Kind and settings, see :mod:`latentsynth.autoencoders.networks`.
         kl_weight: Weight of the KL divergence, summed over a case and divided by its voxels and channels, beside a
             reconstruction error that is a mean over them.
-        latent_noise: Noise on the latents while the decoder trains, as a share of each channel's deviation over its case.
-            A sampler's latents are never exact: a decoder that has seen noise makes of small errors what is likely, not
-            seams between cells. Relative to the channel, so that larger latents are no way out.
     """
 
     @register_to_config
@@ -36,11 +33,10 @@ class KLAutoencoder(Autoencoder):
         factors: Sequence[int],
         trunk: Mapping[str, Any],
         kl_weight: float,
-        latent_noise: float = 0.0,
     ):
         i, j, k = factors
         super().__init__(latent_channels, (i, j, k))
-        self.kl_weight, self.latent_noise = kl_weight, latent_noise
+        self.kl_weight = kl_weight
         self.encoder, self.decoder = build_trunk(trunk, image_channels, 2 * latent_channels, latent_channels, (i, j, k))
 
     def moments(self, image: Tensor) -> Moments:
@@ -50,16 +46,13 @@ class KLAutoencoder(Autoencoder):
     def decode_raw(self, raw: Tensor) -> Tensor:
         return self.decoder(raw).clamp(-1, 1)
 
-    def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
+    def forward(self, image: Tensor, noise: Tensor | None = None, level: Tensor | None = None) -> Reconstruction:
+        channels = image.new_tensor(float(self.latent_channels))
+        if level is not None and noise is not None:
+            return Reconstruction(self.decoder(self.disturbed(image, noise, level)), image.new_zeros(()), channels)
         moments = self.moments(image)
-        raw = moments.mean if noise is None else self._noisy(moments).sample(noise)
+        raw = moments.mean if noise is None else moments.sample(noise)
         variance = moments.deviation**2
         kl = 0.5 * (moments.mean**2 + variance - 1 - variance.clamp_min(1e-20).log())  # against N(0, 1)
         per_value = kl.flatten(1).sum(1).mean() / image[0].numel()
-        return Reconstruction(
-            self.decoder(raw), self.kl_weight * per_value, raw.new_tensor(float(self.latent_channels))
-        )
-
-    def _noisy(self, moments: Moments) -> Moments:
-        spread = moments.mean.detach().std(dim=(2, 3, 4), correction=0, keepdim=True)
-        return Moments(moments.mean, torch.sqrt(moments.deviation**2 + (self.latent_noise * spread) ** 2))
+        return Reconstruction(self.decoder(raw), self.kl_weight * per_value, channels)

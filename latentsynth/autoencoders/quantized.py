@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentsynth.autoencoders.base import Autoencoder, Moments, Reconstruction
 from latentsynth.metrics.reconstruction import perplexity
@@ -16,9 +16,11 @@ class QuantizedAutoencoder(Autoencoder):
 
     Attributes:
         codes: Values that each index can take.
+        quantizer: What replaces latents by codes.
     """
 
     codes: int
+    quantizer: nn.Module
 
     @abstractmethod
     def quantize(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,6 +49,11 @@ class QuantizedAutoencoder(Autoencoder):
         rows = [torch.bincount(book.flatten(), minlength=self.codes) for book in indices.unbind(1)]
         return torch.stack(rows).float()
 
-    def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
-        codes, indices, loss = self.quantize(self.encoder(image))
-        return Reconstruction(self.decoder(codes), loss, perplexity(self._usage(indices)))
+    def forward(self, image: Tensor, noise: Tensor | None = None, level: Tensor | None = None) -> Reconstruction:
+        if level is None or noise is None:
+            codes, indices, loss = self.quantize(self.encoder(image))
+            return Reconstruction(self.decoder(codes), loss, perplexity(self._usage(indices)))
+        self.quantizer.eval()  # its codes stay where the encoder's latents lie, whatever noise makes of them
+        with torch.no_grad():
+            codes, indices, _ = self.quantize(self.disturbed(image, noise, level))
+        return Reconstruction(self.decoder(codes), image.new_zeros(()), perplexity(self._usage(indices)))

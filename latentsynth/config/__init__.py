@@ -7,6 +7,7 @@ defaults are chosen for a CPU, the files in ``configs/`` hold the settings for l
 from latentsynth.config.autoencoder import (
     AutoencoderConfig,
     AutoencoderRun,
+    DecoderPhaseConfig,
     FSQConfig,
     KLConfig,
     PerceptualConfig,
@@ -88,6 +89,7 @@ __all__ = [
     "ConditionerConfig",
     "CycleGANConfig",
     "DataConfig",
+    "DecoderPhaseConfig",
     "DeformConfig",
     "DenoiserConfig",
     "DiffusionConfig",

@@ -92,9 +92,6 @@ class KLConfig(_NetworkConfig):
 
     kind: Literal["kl"] = "kl"
     kl_weight: NotNegative = 1e-6
-    latent_noise: NotNegative = Field(
-        0.0, description="noise on the latents while the decoder trains, as a share of each channel's deviation"
-    )
 
 
 class FSQConfig(_NetworkConfig):
@@ -125,7 +122,8 @@ class ReconstructionConfig(Strict):
     )
     energy_weight: NotNegative = Field(
         2.0,
-        description="weight of the error of the finest detail's local energy: as much of it as there was, where it was",
+        description="weight of the error of the finest detail's local energy: as much of it as there was, where it was; not in "
+        "the decoder phase, where it would be painted in a lattice",
     )
     adversarial_weight: NotNegative = Field(0.0, description="0 trains without a discriminator")
     adversarial_after_images: int = Field(0, ge=0, description="images seen before the discriminator joins")
@@ -135,12 +133,23 @@ class ReconstructionConfig(Strict):
     perceptual: PerceptualConfig | None = None
 
 
+class DecoderPhaseConfig(Strict):
+    """The last part of training: the decoder alone, on latents with noise, as a sampler's will be."""
+
+    images: int = Field(0, ge=0, description="images at the end of training that train the decoder alone; 0 leaves it out")
+    noise: NotNegative = Field(
+        0.5,
+        description="largest level of the noise, as a share of each channel's deviation; every case gets a level of its own",
+    )
+
+
 class AutoencoderRun(Run):
     """Training an autoencoder."""
 
     data: DataConfig
     autoencoder: AutoencoderConfig = KLConfig()
     loss: ReconstructionConfig = ReconstructionConfig()
+    decoder_phase: DecoderPhaseConfig = DecoderPhaseConfig()
     crop: Axes | None = Field(
         None, description="voxels of the random crops that it trains on; whole volumes if not given"
     )
@@ -150,6 +159,15 @@ class AutoencoderRun(Run):
     def _kl_by_default(cls, values: Any) -> Any:
         """A section ``autoencoder`` that does not say its kind is a KL one."""
         return default_kind(values, "autoencoder", "kl")
+
+    @model_validator(mode="after")
+    def _encoder_trains(self) -> AutoencoderRun:
+        if self.decoder_phase.images >= self.train.images:
+            raise ValueError(
+                f"decoder_phase.images {self.decoder_phase.images} leaves none of train.images {self.train.images} to the "
+                "encoder: lower it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> AutoencoderRun:

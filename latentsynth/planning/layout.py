@@ -20,6 +20,7 @@ from latentsynth.types import Case, Framing, Grid, Labels
 
 _MARGIN_MM = 15.0  # anatomy shown around the largest lesion of a lesion crop
 _LESION_SHARE = 0.4  # crop on the lesion if it needs less than this share of the scan's volume
+_MOST_OUTSIDE = 0.15  # of a grid may lie outside of the scans, or a smaller one is looked for: nothing is there to learn
 _NEARLY_ALL = 0.95  # of the lesions, which a finer grid is looked for to hold
 
 
@@ -32,6 +33,7 @@ class Layout:
         shape: Voxels along each axis.
         spacing: Millimetres per voxel.
         factors: Voxels per latent cell.
+        outside: The share of it that lies outside of the scans, on average, were both laid centre on centre.
         kept: The lesions that were looked at, and how many of them it holds.
     """
 
@@ -39,6 +41,7 @@ class Layout:
     shape: list[int]
     spacing: list[float]
     factors: tuple[int, int, int]
+    outside: float
     kept: Count
 
     @property
@@ -57,29 +60,53 @@ class Layout:
 
 
 def lay_out(scans: Survey, machine: Machine, crop: Literal["auto", "whole", "lesion"], cells: float) -> Layout:
-    """The grid; where the crop is left open, of both the one that loses fewer lesions.
+    """The grid; where the crop is left open, the one that loses fewest lesions, and of equals one that scans fill.
 
     Args:
         scans: Of the cohort.
         machine: Whose memory limits the voxels.
-        crop: Where to lay the grid.
+        crop: Where to lay the grid; ``"whole"`` covers the largest scan.
         cells: Latent cells that the denoiser has time for.
     """
-    scan_extent = scans.scans.max(axis=0)
-    lesion_extent = scans.extents.max(axis=0) + 2 * _MARGIN_MM if len(scans.extents) else scan_extent
-    share = float(np.prod(np.minimum(lesion_extent, scan_extent)) / np.prod(scan_extent))
-    order: tuple[Literal["whole", "lesion"], ...] = (
-        ("lesion", "whole") if share < _LESION_SHARE else ("whole", "lesion")
-    )
+    covering = [_layout(scans, machine, where, cells, cover=True) for where in _order(scans, crop)]
+    filled = [
+        _layout(scans, machine, layout.crop, cells, cover=False)
+        for layout in covering
+        if crop != "whole" and layout.outside > _MOST_OUTSIDE
+    ]
     found = []
-    for where in order if crop == "auto" else (crop,):
-        extent = lesion_extent if where == "lesion" else scan_extent
-        shape, spacing, factors = choose_grid(extent, scans.spacing, machine.voxels, len(machine.denoiser) - 1, cells)
-        layout = Layout(where, shape, spacing, factors, Count(0, 0, ()))
+    for layout in (*filled, *covering):
         found.append(replace(layout, kept=_kept(scans, layout)))
         if not found[-1].kept.lost:
             break
     return min(found, key=lambda layout: layout.kept.lost)  # the first of equals
+
+
+def _order(scans: Survey, crop: Literal["auto", "whole", "lesion"]) -> tuple[Literal["whole", "lesion"], ...]:
+    """Which crops to try, the likelier one first."""
+    if crop != "auto":
+        return (crop,)
+    largest = scans.scans.max(axis=0)
+    share = float(np.prod(np.minimum(_lesion_extent(scans), largest)) / np.prod(largest))
+    return ("lesion", "whole") if share < _LESION_SHARE else ("whole", "lesion")
+
+
+def _lesion_extent(scans: Survey) -> np.ndarray:
+    return scans.extents.max(axis=0) + 2 * _MARGIN_MM if len(scans.extents) else scans.scans.max(axis=0)
+
+
+def _layout(scans: Survey, machine: Machine, crop: Literal["whole", "lesion"], cells: float, cover: bool) -> Layout:
+    """A grid over the largest scan, or the largest lesion and its surroundings; not ``cover``: not beyond the median scan."""
+    extent = _lesion_extent(scans) if crop == "lesion" else scans.scans.max(axis=0)
+    if not cover:
+        extent = np.minimum(extent, np.median(scans.scans, axis=0))
+        extent = np.maximum(extent, scans.extents.max(axis=0)) if len(scans.extents) else extent
+    shape, spacing, factors = choose_grid(
+        extent, scans.spacing, machine.voxels, len(machine.denoiser) - 1, cells, cover
+    )
+    edges = np.array(shape) * spacing
+    inside = np.minimum(scans.scans, edges).prod(axis=1) / edges.prod()
+    return Layout(crop, shape, spacing, factors, float(1 - inside.mean()), Count(0, 0, ()))
 
 
 def _kept(scans: Survey, layout: Layout, finer: float = 1.0) -> Count:

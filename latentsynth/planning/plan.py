@@ -201,7 +201,7 @@ def _facts(manifest: Manifest, scans: Survey, layout: Layout, most: float) -> li
     cases, kept = len(manifest.select("train")), layout.kept
     facts = [
         ("training cases", f"{cases}, {min(cases, _READ_CASES)} of them read"),
-        ("scan extent", in_mm(scans.scans.max(axis=0))),
+        ("scan extent", f"{in_mm(np.median(scans.scans, axis=0))}, at most {in_mm(scans.scans.max(axis=0))}"),
         ("lesion extent", in_mm(scans.extents.max(axis=0)) if len(scans.extents) else "no masks"),
         ("scan spacing", in_mm(scans.spacing)),
     ]

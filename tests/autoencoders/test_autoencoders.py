@@ -304,21 +304,46 @@ def test_a_few_steps_learn_four_volumes_from_nothing(volumes: Tensor, kind: str)
     assert final < predicted_mean  # it tells voxels apart
 
 
-def test_noise_on_latents_is_a_share_of_them_whatever_their_scale() -> None:
+def test_noise_for_the_decoder_is_a_share_of_latents_whatever_their_scale() -> None:
     """Larger latents are no way out: the decoder gets the same noise beside the same signal."""
-    model = build_autoencoder(
-        KLConfig.model_validate({"downsampling": 4, "trunk": TRUNK, "latent_channels": 4, "latent_noise": 0.2}), 2
-    )
-    assert isinstance(model, KLAutoencoder)
-    seen: list[Tensor] = []
-    model.decoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model = build_autoencoder(KLConfig.model_validate({"downsampling": 4, "trunk": TRUNK, "latent_channels": 4}), 2)
+    levels = torch.tensor([0.2, 0.0])
     for scale in (1.0, 10.0):
         generator = torch.Generator().manual_seed(0)
-        mean = scale * torch.randn(1, 4, 12, 12, 12, generator=generator)
+        mean = scale * torch.randn(2, 4, 12, 12, 12, generator=generator)
         moments = Moments(mean, torch.zeros_like(mean))
         model.moments = lambda image, moments=moments: moments  # type: ignore[method-assign,misc]
-        model(torch.zeros(1, 2, 48, 48, 48), torch.randn(mean.shape, generator=generator))
-        noise = seen[-1] - mean
-        torch.testing.assert_close(noise.std() / mean.std(), torch.tensor(0.2), rtol=0.05, atol=0)
-    model(torch.zeros(1, 2, 48, 48, 48))
-    torch.testing.assert_close(seen[-1], mean)  # none where no noise is asked for
+        noise = torch.randn(mean.shape, generator=generator)
+        added = model.disturbed(torch.zeros(2, 2, 48, 48, 48), noise, levels) - mean
+        torch.testing.assert_close(added[0].std() / mean[0].std(), torch.tensor(0.2), rtol=0.05, atol=0)
+        torch.testing.assert_close(added[1], torch.zeros_like(added[1]))
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_decoder_that_trains_alone_leaves_encoder_and_codes_as_they_are(volumes: Tensor, kind: str) -> None:
+    torch.manual_seed(0)
+    facts = {"latent_channels": 8, "trunk": {**TRUNK, "width": 16}}
+    model = build_autoencoder(CONFIGS[kind].model_validate({"kind": kind, **facts}), 1).train()
+    model(volumes, torch.zeros(4, *model.latent_shape((24, 24, 24))))  # a codebook takes its first codes from here
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for _ in range(2):  # the head of the decoder starts at zero, and with it what reaches the rest of it
+        noise = torch.randn(4, *model.latent_shape((24, 24, 24)))
+        out = model.train()(volumes, noise, torch.full((4,), 0.5))
+        ((out.image - volumes).abs().mean() + out.bottleneck_loss).backward()
+        optimizer.step()
+    moved = {
+        name.split(".")[0]
+        for name, tensor in model.state_dict().items()
+        if not torch.allclose(tensor, before[name], rtol=0, atol=0, equal_nan=True)
+    }
+    assert moved == {"decoder"}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_noise_of_level_0_changes_nothing_but_who_learns(volumes: Tensor, kind: str) -> None:
+    torch.manual_seed(0)
+    facts = {"latent_channels": 8, "trunk": {**TRUNK, "width": 16}}
+    model = build_autoencoder(CONFIGS[kind].model_validate({"kind": kind, **facts}), 1).eval()
+    noise = torch.randn(4, *model.latent_shape((24, 24, 24)))
+    torch.testing.assert_close(model(volumes, noise, torch.zeros(4)).image, model(volumes, noise).image)

@@ -32,10 +32,12 @@ class Blur(nn.Module):
         super().__init__()
         self.scale = nn.Parameter(torch.tensor([[scale]]))
         self.noises: list[Tensor] = []
+        self.levels: list[Tensor | None] = []
 
-    def forward(self, image: Tensor, noise: Tensor | None = None) -> Reconstruction:
+    def forward(self, image: Tensor, noise: Tensor | None = None, level: Tensor | None = None) -> Reconstruction:
         assert noise is not None
         self.noises.append(noise)
+        self.levels.append(level)
         return Reconstruction(image * self.scale, torch.tensor(0.25), torch.tensor(3.0))
 
 
@@ -243,3 +245,18 @@ def test_files_that_are_not_torchscript_are_refused(tmp_path: Path, content: str
         path.write_bytes(b"not a network" if content == "text" else b"")
     with pytest.raises(TrainingError, match=r"features\.ts is not TorchScript"):
         load_perceptual(path)
+
+
+def test_in_the_decoder_phase_every_case_gets_a_level_of_noise_of_its_own_and_no_term_of_energy() -> None:
+    model = Blur()
+    loss = loss_of(model, energy_weight=1.0)
+    loss.decoder_noise, loss.decoder_from = 0.5, 100
+    _, before = loss({"autoencoder": model}, {**batch(0, 64), "seen": 99}, {})
+    _, after = loss({"autoencoder": model}, {**batch(0, 64), "seen": 100}, {})
+    _, again = loss({"autoencoder": model}, {**batch(0, 64), "seen": 164}, {})
+    assert "energy" in before and "energy" not in after
+    none, levels, same = model.levels
+    assert none is None and levels is not None and same is not None
+    torch.testing.assert_close(levels, same)  # of the position, not of the moment
+    assert 0 <= levels.min() < 0.05 and 0.45 < levels.max() <= 0.5 and len(levels.unique()) == 64
+    torch.testing.assert_close(again["reconstruction"], after["reconstruction"])

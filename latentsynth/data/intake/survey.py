@@ -18,19 +18,26 @@ from latentsynth.types import Case, Framing, Labels
 
 
 def choose_grid(
-    extent_mm: np.ndarray, spacing_mm: np.ndarray, voxels: int, halvings: int, cells: float = math.inf
+    extent_mm: np.ndarray,
+    spacing_mm: np.ndarray,
+    voxels: int,
+    halvings: int,
+    cells: float = math.inf,
+    cover: bool = True,
 ) -> tuple[list[int], list[float], tuple[int, int, int]]:
-    """The finest grid that covers an extent with at most so many voxels and latent cells.
+    """The finest grid over an extent with at most so many voxels and latent cells.
 
     That of the scans' own spacing where it fits: there nothing is interpolated, so nothing is blurred. Scans are not
     upsampled, and axes more than twice as coarse as the finest keep their anisotropy.
 
     Args:
-        extent_mm: What to cover, ``(3,)``.
+        extent_mm: What to lay it over, ``(3,)``.
         spacing_mm: Voxel spacing of the scans, ``(3,)``.
         voxels: Largest number of voxels; a grid of 16 x 16 x 16 is always possible.
         halvings: How often the denoiser halves the latent grid, which must divide by 2 to that power.
         cells: Largest number of latent cells, but for that grid.
+        cover: Whether the extent lies inside the grid, whose axes are multiples of a few voxels; otherwise each axis is the
+            multiple nearest to it.
 
     Returns:
         Shape, spacing and downsampling factors: 4, or 2 along an axis of fewer than 16 voxels.
@@ -42,7 +49,7 @@ def choose_grid(
         counts = [math.ceil(e / s) for e, s in zip(extent_mm, spacing, strict=True)]
         factors = [4 if n >= 16 else 2 for n in counts]
         unit = [f * 2**halvings for f in factors]
-        shape = [max(math.ceil(n / u) * u, 16) for n, u in zip(counts, unit, strict=True)]
+        shape = [max((math.ceil(n / u) if cover else round(n / u)) * u, 16) for n, u in zip(counts, unit, strict=True)]
         if math.prod(shape) <= max(min(voxels, cells * math.prod(factors)), 16**3):
             return shape, spacing, (factors[0], factors[1], factors[2])
         scale *= 1.02

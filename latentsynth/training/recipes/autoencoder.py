@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import cast
@@ -52,7 +53,7 @@ def train_autoencoder(config: AutoencoderRun) -> dict[str, float]:
     Raises:
         LatentsynthError: Bad data, another run in the folder, or a loss that is not finite.
     """
-    accelerator = start_training(config.train)
+    accelerator = start_training(config.train, unused=config.decoder_phase.images > 0)  # the encoder, by then
     manifest = Manifest.load(config.data.manifest)
     run = RunFolder(config, accelerator)  # before anything is made: it may be refused
     training, validation = volume_caches(config.data, config.seed, manifest, accelerator)
@@ -167,6 +168,8 @@ def _players(config: AutoencoderRun, model: Autoencoder, domain: Domain) -> list
         model.last_layer,
         config.seed,
         load_perceptual(perceptual.path) if perceptual else None,
+        config.decoder_phase.noise,
+        config.train.images - config.decoder_phase.images if config.decoder_phase.images else math.inf,
     )
     players = [Player("autoencoder", {"autoencoder": model}, loss, config.train.lr)]
     if config.loss.adversarial_weight:

@@ -6,6 +6,7 @@ loss is the hinge (Lim & Ye 2017).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch.nn import functional
 
 from latentsynth.config import ReconstructionConfig
 from latentsynth.errors import TrainingError
-from latentsynth.randomness import Stream, keyed_noise
+from latentsynth.randomness import Stream, keyed_noise, keyed_uniform
 from latentsynth.training.loop import Batch, Modules
 
 _ENERGY_FLOOR = 1e-5  # keeps the root's slope finite where there is no detail
@@ -46,6 +47,8 @@ class GeneratorLoss:
         last_layer: Where the adversarial weight is balanced.
         seed: Key of the bottleneck's noise.
         perceptual: Feature network, or None.
+        decoder_noise: Largest level of the noise on its latents while the decoder trains alone.
+        decoder_from: Images seen from which it does.
     """
 
     config: ReconstructionConfig
@@ -54,18 +57,18 @@ class GeneratorLoss:
     last_layer: nn.Parameter
     seed: int
     perceptual: nn.Module | None = None
+    decoder_noise: float = 0.0
+    decoder_from: float = math.inf
 
     def __call__(self, modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         image, terms = batch["image"], self.config
-        i, j, k = image.shape[2:]
-        noise = keyed_noise(self.seed, batch["position"], self.latent_shape((i, j, k)), Stream.RECONSTRUCTION).to(image)
-        out = modules["autoencoder"](image, noise)
+        out = modules["autoencoder"](image, *self._disturbance(batch))
         made = out.image.float()  # details are differences of near numbers, which drown in bfloat16
         weight = 1 + (terms.lesion_weight - 1) * batch["mask"][:, self.lesions].sum(1, keepdim=True)
         error = (_pointwise(terms.reconstruction, made - image) * weight).mean() / weight.mean()
         total = error
         logs = {"reconstruction": error, "bottleneck": out.bottleneck_loss, "perplexity": out.perplexity}
-        for name, factor, difference in _details(terms, made, image):
+        for name, factor, difference in _details(terms, made, image, self._decoder_alone(batch)):
             logs[name] = (_pointwise(terms.reconstruction, difference) * weight).mean() / weight.mean()
             total = total + factor * logs[name]
         if self.perceptual is not None and terms.perceptual is not None:
@@ -79,6 +82,19 @@ class GeneratorLoss:
             logs |= {"adversarial": adversarial, "adversarial_balance": balance}
             total = total + terms.adversarial_weight * balance * adversarial
         return total + out.bottleneck_loss, logs
+
+    def _decoder_alone(self, batch: Batch) -> bool:
+        return bool(batch["seen"] >= self.decoder_from)
+
+    def _disturbance(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Noise of the bottleneck, and while the decoder trains alone its level per case."""
+        image, positions = batch["image"], batch["position"]
+        i, j, k = image.shape[2:]
+        noise = keyed_noise(self.seed, positions, self.latent_shape((i, j, k)), Stream.RECONSTRUCTION).to(image)
+        if not self._decoder_alone(batch):
+            return noise, None
+        level = self.decoder_noise * keyed_uniform(self.seed, positions, Stream.DECODER_NOISE)
+        return noise, level.to(image)
 
 
 def discriminator_loss(modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -114,14 +130,17 @@ def load_perceptual(path: Path) -> nn.Module:
     return network.eval()
 
 
-def _details(terms: ReconstructionConfig, made: Tensor, image: Tensor) -> Iterator[tuple[str, float, Tensor]]:
+def _details(
+    terms: ReconstructionConfig, made: Tensor, image: Tensor, decoder_alone: bool
+) -> Iterator[tuple[str, float, Tensor]]:
     """Name, weight and difference of the terms of fine detail that are asked for."""
     if not (terms.high_band_weight or terms.energy_weight):
         return
     ours, theirs = high_band(made), high_band(image)
     if terms.high_band_weight:
         yield "high_band", terms.high_band_weight, ours - theirs
-    if terms.energy_weight:
+    # Where noise hides the detail, as much of it as there was becomes the same grain in every cell.
+    if terms.energy_weight and not decoder_alone:
         yield "energy", terms.energy_weight, local_energy(ours) - local_energy(theirs)
 
 
