@@ -44,7 +44,7 @@ CHANGED: dict[str, dict[str, Any]] = {
                  "restart_below": 0},
     "KLConfig": {"kind": "kl", "trunk": {"kind": "resnet", "channels": [8, 16, 32]}, "downsampling": 8,
                  "kl_weight": 1e-4},
-    "DecoderPhaseConfig": {"images": 100, "noise": 0.3},
+    "DecoderPhaseConfig": {"share": 0.4, "noise": 0.3},
     "PerceptualConfig": {"path": "features.ts", "weight": 2},
     "ReconstructionConfig": {"reconstruction": "robust", "lesion_weight": 5, "adversarial_weight": 0.1,
                              "adversarial_after_images": 100, "high_band_weight": 2, "perceptual": {"path": "f.ts"}},

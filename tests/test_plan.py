@@ -20,7 +20,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.metrics.lesions import components
 from latentsynth.planning import plan_runs, write_plan
-from latentsynth.planning.plan import _FEWEST_IMAGES
+from latentsynth.planning.plan import _FEWEST_IMAGES, _SHARES
 from latentsynth.training.recipes.autoencoder import train_autoencoder
 from latentsynth.training.recipes.ldm import train_ldm
 from latentsynth.training.recipes.segmenter import train_segmenter
@@ -69,8 +69,11 @@ def test_a_planned_folder_trains_from_the_files_as_written(
     first = load(AutoencoderRun, tmp_path / "configs" / "manifest_autoencoder.yaml", short)
     second = load(LdmRun, tmp_path / "configs" / "manifest_ldm.yaml", [*short, "train.batch=8"])
     assert first.data.framing.crop == "whole"  # these lesions are large beside their scans
+    selector = load(SegmenterRun, tmp_path / "configs" / "manifest_selection_unet.yaml", short)
     assert train_autoencoder(first)["psnr"] > 0
-    assert train_ldm(second)["loss"] > 0
+    assert train_segmenter(selector)["dice"] >= 0
+    scores = train_ldm(second)
+    assert scores["loss"] > 0 and "obedience" in scores  # by which its checkpoint was chosen
     third = load(SegmenterRun, tmp_path / "configs" / "manifest_unet.yaml", short)
     assert third.data.grid.spacing_mm == first.data.grid.spacing_mm
     assert train_segmenter(third)["dice"] >= 0
@@ -96,7 +99,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No speed is measured."""
     monkeypatch.setattr("latentsynth.planning.plan._speeds", lambda *_: (1.0, 1.0, 1.0))
     monkeypatch.setattr(
-        "latentsynth.planning.plan._cells_per_second", lambda *_: 2_083 * _FEWEST_IMAGES / (0.01 * 3600 * 0.7)
+        "latentsynth.planning.plan._cells_per_second", lambda *_: 2_083 * _FEWEST_IMAGES / (0.01 * 3600 * _SHARES[1])
     )  # as many cells a second as let the denoiser see the fewest images of 2 083 cells in 0.01 h
 
 
@@ -130,7 +133,7 @@ def test_the_crop_that_holds_more_lesions_is_chosen(tmp_path: Path) -> None:
     manifest = cohort(tmp_path, mask, 2.0)
     kept = {crop: plan_runs(manifest, 0.01, crop).kept for crop in ("whole", "lesion", "auto")}  # type: ignore[arg-type]
     assert kept["whole"].lost != kept["lesion"].lost
-    assert kept["auto"].lost == min(kept["whole"].lost, kept["lesion"].lost)
+    assert kept["auto"].lost <= min(kept["whole"].lost, kept["lesion"].lost)
 
 
 @pytest.mark.usefixtures("quick")

@@ -136,7 +136,9 @@ class ReconstructionConfig(Strict):
 class DecoderPhaseConfig(Strict):
     """The last part of training: the decoder alone, on latents with noise, as a sampler's will be."""
 
-    images: int = Field(0, ge=0, description="images at the end of training that train the decoder alone; 0 leaves it out")
+    share: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="of the training, its end, in which the decoder trains alone; 0 leaves it out"
+    )
     noise: NotNegative = Field(
         0.5,
         description="largest level of the noise, as a share of each channel's deviation; every case gets a level of its own",
@@ -159,15 +161,6 @@ class AutoencoderRun(Run):
     def _kl_by_default(cls, values: Any) -> Any:
         """A section ``autoencoder`` that does not say its kind is a KL one."""
         return default_kind(values, "autoencoder", "kl")
-
-    @model_validator(mode="after")
-    def _encoder_trains(self) -> AutoencoderRun:
-        if self.decoder_phase.images >= self.train.images:
-            raise ValueError(
-                f"decoder_phase.images {self.decoder_phase.images} leaves none of train.images {self.train.images} to the "
-                "encoder: lower it"
-            )
-        return self
 
     @model_validator(mode="after")
     def _divisible(self) -> AutoencoderRun:

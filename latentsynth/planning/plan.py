@@ -30,7 +30,8 @@ from latentsynth.training.memory import MemoryEstimate, estimate_autoencoder, es
 from latentsynth.training.recipes.ldm import build_conditioner, build_denoiser
 from latentsynth.types import Conditioning, Domain, Grid, Labels
 
-_SHARES = (0.2, 0.7, 0.1)  # of the hours, for autoencoder, denoiser and segmenter
+_SHARES = (0.2, 0.65, 0.1)  # of the hours, for autoencoder, denoiser and segmenter
+_SELECTOR_SHARE = 0.05  # for the segmenter that chooses among the denoiser's checkpoints
 # That a denoiser must have time to see, or the grid gets coarser: with fewer its errors show as cells (docs/results.md).
 _FEWEST_IMAGES = 10_000
 _SEGMENTER_UNIT = 8  # voxels that the axes of a segmenter of four levels are multiples of
@@ -51,6 +52,8 @@ class Plan:
         autoencoder: Ready run.
         ldm: Ready run.
         segmenter: Ready run of the segmenter that judges the volumes.
+        selector: Ready run of the segmenter by which the diffusion model's checkpoint is chosen: as the other, shorter and
+            from another seed, since a score that was chosen by says little of what was chosen.
         speeds: Measured images per second of the three, on this machine.
         memory: Estimates for the three.
         windows: Per channel, the window and why.
@@ -62,6 +65,7 @@ class Plan:
     autoencoder: AutoencoderRun
     ldm: LdmRun
     segmenter: SegmenterRun
+    selector: SegmenterRun
     speeds: tuple[float, float, float]
     memory: tuple[MemoryEstimate, MemoryEstimate, MemoryEstimate]
     windows: tuple[Choice, ...]
@@ -115,7 +119,8 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
     if layout.coarser_than(scans.spacing):
         kept = detail_kept(training[:_DETAIL_CASES], first.data.grid, first.data.framing, manifest.labels)
         facts.append(("detail", _coarse(layout, scans, kept)))
-    return Plan(machine, facts, first, second, third, speeds, memory, choices, layout.kept)
+    selector = _selector(planned[2], max(int(hours * 3600 * _SELECTOR_SHARE * speeds[2]) // 100 * 100, 100))
+    return Plan(machine, facts, first, second, third, selector, speeds, memory, choices, layout.kept)
 
 
 Values = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
@@ -139,14 +144,18 @@ def _configurations(
             "latent_channels": channels,
             "trunk": {"width": width, "res_blocks": blocks},
         },
+        "decoder_phase": {"share": 0.5},
         "crop": None if part == layout.shape else part,
         "train": {"batch": batch, "lr": 1e-3, "precision": machine.precision},
     }
     ldm = {
         "run": f"runs/{name}-ldm",
         "autoencoder": f"runs/{name}-autoencoder",
+        "conditioner": {"detail": 4 if min(layout.factors) == 4 else 2},
         "denoiser": _denoiser(machine),
-        "train": {"batch": machine.denoiser_batch, "lr": 5e-4, "precision": machine.precision},
+        "diffusion": {"lesion_weight": 2.0},
+        "selection": {"segmenter": f"runs/{name}-selection-unet"},
+        "train": {"batch": machine.denoiser_batch, "lr": 6e-4, "precision": machine.precision},
     }
     segmenter = {
         "run": f"runs/{name}-unet",
@@ -164,7 +173,23 @@ def _configurations(
 
 def _denoiser(machine: Machine) -> dict[str, Any]:
     levels = len(machine.denoiser)
-    return {"channels": machine.denoiser, "attention": [False] * (levels - 1) + [True]}
+    return {
+        "channels": machine.denoiser,
+        "attention": [False] * (levels - 1) + [True],
+        "res_blocks": machine.denoiser_blocks,
+        "head_channels": next(n for n in (64, 48, 32) if all(width % n == 0 for width in machine.denoiser)),
+    }
+
+
+def _selector(segmenter: dict[str, Any], images: int) -> SegmenterRun:
+    """The run of the segmenter that chooses, from that of the one that judges."""
+    values = {
+        **segmenter,
+        "run": segmenter["run"].removesuffix("-unet") + "-selection-unet",
+        "seed": 1,
+        "train": segmenter["train"] | _schedule(images),
+    }
+    return configuration.build(SegmenterRun, values, "plan")
 
 
 def _schedule(images: int) -> dict[str, int]:

@@ -18,9 +18,9 @@ KIND = "plan"
 
 
 def write_plan(plan: Plan, out: Path, console: Console) -> None:
-    """Prints the proposal and writes ``NAME_autoencoder.yaml``, ``NAME_ldm.yaml`` and ``NAME_unet.yaml`` into ``out``."""
+    """Prints the proposal and writes its configurations (:func:`plan_files`)."""
     name = plan.autoencoder.run.name.removesuffix("-autoencoder")
-    runs = (plan.autoencoder, plan.ldm, plan.segmenter)
+    runs = (plan.autoencoder, plan.selector, plan.ldm, plan.segmenter)
     files = plan_files(name, out)
     for file in files:  # all or none
         claim_file(file, KIND)
@@ -39,7 +39,11 @@ def write_plan(plan: Plan, out: Path, console: Console) -> None:
         table.add_row(f"window {channel}", f"{window.kind} {window.low:g} to {window.high:g}{cut} ({why})")
     table.add_row("downsampling", " x ".join(map(str, plan.autoencoder.autoencoder.factors)))
     for what, run, speed, memory in zip(
-        ("autoencoder", "diffusion", "segmenter"), runs, plan.speeds, plan.memory, strict=True
+        ("autoencoder", "diffusion", "segmenter"),
+        (plan.autoencoder, plan.ldm, plan.segmenter),
+        plan.speeds,
+        plan.memory,
+        strict=True,
     ):
         hours = run.train.images / speed / 3600
         table.add_row(
@@ -48,14 +52,19 @@ def write_plan(plan: Plan, out: Path, console: Console) -> None:
             f"{speed:.1f}/s: {hours:.2f} h, about {memory.gib:.1f} GiB of {plan.machine.memory_gib:.0f}",
         )
     console.print(table)
-    for file, verb in zip(files, ("autoencoder", "ldm", "segmenter"), strict=True):
+    for file, verb in zip(files, ("autoencoder", "segmenter", "ldm", "segmenter"), strict=True):
         console.print(f"latentsynth train {verb} {file}", soft_wrap=True)
 
 
-def plan_files(name: str, out: Path) -> tuple[Path, Path, Path]:
-    """The configurations of a plan: autoencoder, diffusion model, segmenter."""
-    autoencoder, ldm, unet = (out / f"{name}_{kind}.yaml" for kind in ("autoencoder", "ldm", "unet"))
-    return autoencoder, ldm, unet
+def plan_files(name: str, out: Path) -> tuple[Path, Path, Path, Path]:
+    """The configurations of a plan, in the order in which they are trained.
+
+    Autoencoder, segmenter that chooses among the diffusion model's checkpoints, diffusion model, segmenter that judges.
+    """
+    autoencoder, selector, ldm, unet = (
+        out / f"{name}_{kind}.yaml" for kind in ("autoencoder", "selection_unet", "ldm", "unet")
+    )
+    return autoencoder, selector, ldm, unet
 
 
 def _where(framing: Framing) -> str:

@@ -53,7 +53,7 @@ def train_autoencoder(config: AutoencoderRun) -> dict[str, float]:
     Raises:
         LatentsynthError: Bad data, another run in the folder, or a loss that is not finite.
     """
-    accelerator = start_training(config.train, unused=config.decoder_phase.images > 0)  # the encoder, by then
+    accelerator = start_training(config.train, unused=config.decoder_phase.share > 0)  # the encoder, by then
     manifest = Manifest.load(config.data.manifest)
     run = RunFolder(config, accelerator)  # before anything is made: it may be refused
     training, validation = volume_caches(config.data, config.seed, manifest, accelerator)
@@ -169,7 +169,7 @@ def _players(config: AutoencoderRun, model: Autoencoder, domain: Domain) -> list
         config.seed,
         load_perceptual(perceptual.path) if perceptual else None,
         config.decoder_phase.noise,
-        config.train.images - config.decoder_phase.images if config.decoder_phase.images else math.inf,
+        (1 - config.decoder_phase.share) * config.train.images if config.decoder_phase.share else math.inf,
     )
     players = [Player("autoencoder", {"autoencoder": model}, loss, config.train.lr)]
     if config.loss.adversarial_weight:
