@@ -113,6 +113,7 @@ class ContextConditioner(MaskConditioner):
         detail: Parts per axis that a cell is described in.
         latent_channels: Latent channels ``c`` of the scan.
         cut_margin_mm: Voxels so near a lesion are cut out with it.
+        decoys: Share of training in which healthy tissue was cut out instead.
         levels: Resolutions of the network that takes the maps in.
     """
 
@@ -126,11 +127,13 @@ class ContextConditioner(MaskConditioner):
         detail: int,
         latent_channels: int,
         cut_margin_mm: float,
+        decoys: float = 0.0,
         levels: int = 1,
     ):
         super().__init__(labels, factors, detail, levels)
         self.latent_channels = latent_channels
         self.cut_margin_mm = cut_margin_mm
+        self.decoys = decoys
 
     @property
     def channels(self) -> int:

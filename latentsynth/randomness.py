@@ -62,6 +62,8 @@ class Stream(IntEnum):
     ANATOMY = auto()
     CROP = auto()  # of a training volume
     DECODER_NOISE = auto()  # its level, while a decoder trains alone
+    DECOY = auto()  # where healthy tissue is cut out of a scan
+    TAKE_DECOY = auto()  # whether a case trains on that
 
 
 def generator(seed: int, stream: Stream, position: int = 0, part: int = 0) -> np.random.Generator:

@@ -44,6 +44,7 @@ def synthesize(
     styles: Sequence[Case] = (),
     hosts: Sequence[Case] = (),
     margin_mm: float | None = None,
+    remove: bool = False,
     **settings: Any,
 ) -> Manifest:
     """Makes ``per_mask`` volumes for every mask and writes them as a cohort. A second call makes what is missing.
@@ -65,6 +66,8 @@ def synthesize(
             mask names its own by its parents. Masks must lie on the grid of their host.
         margin_mm: Distance from the lesion by which the generated volume has given way to the host; everything farther away
             is the host's own, exactly. None takes what the model needs (:meth:`Synthesizer.blend`).
+        remove: Put healthy tissue in place of the masks' lesions: healthy counterparts of the hosts, paired with them in
+            ``pairs.csv``.
         settings: Sampling settings of the model.
 
     Returns:
@@ -77,8 +80,9 @@ def synthesize(
     """
     chosen = model.settings(**settings)
     domain = model.domain
-    _check_asked(model, masks, styles, hosts)
+    _check_asked(model, masks, styles, hosts, remove)
     placed = [place(request, domain, fit) for request in masks]
+    shown = [p.healthy(domain) for p in placed] if remove else placed  # what the volumes show
     blend = model.blend(margin_mm)
     scans = _hosts(masks, placed, hosts, domain, blend)
     looks = [read_style(case, domain) for case in styles]
@@ -86,26 +90,30 @@ def synthesize(
         "checkpoint": model.fingerprint,
         "settings": chosen,
         "styles": [[case.case_id, voxel_hash(look.numpy())] for case, look in zip(styles, looks, strict=True)],
-        "hosts": [asdict(blend), *([h.case.case_id, h.scan_hash] for h in scans)] if scans else [],
+        "hosts": [{**asdict(blend), "remove": remove}, *([h.case.case_id, h.scan_hash] for h in scans)]
+        if scans
+        else [],
     }
     if accelerator.is_main_process:
         samples.claim(out, recipe, domain)
     accelerator.wait_for_everyone()
     model.to(accelerator.device)
     jobs = [(m, seed + n) for m in range(len(masks)) for n in range(per_mask)]
-    todo = [job for job in jobs if not samples.is_done(out, masks[job[0]], job[1], placed[job[0]])]
+    todo = [job for job in jobs if not samples.is_done(out, masks[job[0]], job[1], shown[job[0]])]
     accelerator.wait_for_everyone()  # every process must have looked before any of them writes
     mine = own(accelerator, todo)
-    with bar("sampling", len(mine), "volumes", accelerator.is_main_process) as shown:
+    with bar("sampling", len(mine), "volumes", accelerator.is_main_process) as progress:
         for start in range(0, len(mine), batch):
             part = mine[start : start + batch]
             where = [placed[m] for m, _ in part]
             seeds = [volume_seed(s, p) for (_, s), p in zip(part, where, strict=True)]
             style = torch.stack([looks[s % len(looks)] for _, s in part]) if looks else None
-            context = None
+            context, cut = None, None
             if hosts:
                 context = torch.stack([torch.from_numpy(scans[m].context(placed[m].frame)) for m, _ in part])
-            made = model.paint(where, seeds, style, context, **chosen)
+            if remove:
+                cut = torch.stack([torch.from_numpy(np.isin(p.index, domain.lesion_indices)) for p in where])
+            made = model.paint([shown[m] for m, _ in part], seeds, style, context, cut, **chosen)
             shown_hosts = context if made.host is None else made.host
             for row, ((m, s), p) in enumerate(zip(part, where, strict=True)):
                 facts = {"checkpoint": model.fingerprint, "settings": chosen, "seed": s, "noise_seed": seeds[row]}
@@ -119,13 +127,14 @@ def synthesize(
                     voxels, limits = list(to_scanner(image, p, domain)), domain.limits
                 else:
                     voxels, limits = host.painted(image, shown_hosts[row].numpy(), p, blend), host.limits
-                    facts |= {"host": host.case.case_id, "blend": asdict(blend)}
+                    facts |= {"host": host.case.case_id, "blend": asdict(blend), "lesions_removed": remove}
                     request = replace(
                         request,
                         parents=tuple(dict.fromkeys((*request.parents, host.case.patient_id, *host.case.parents))),
                     )
+                p = shown[m] if remove else p
                 samples.write(out, request, s, p, voxels, limits, domain, {**facts, "zoom": p.zoom})
-                shown.advance()
+                progress.advance()
     accelerator.wait_for_everyone()
     manifest = samples.collect(out, domain)
     if accelerator.is_main_process:
@@ -139,6 +148,8 @@ def synthesize(
         shown_seeds = [seed + n for n in range(min(per_mask, shown_each))]
         shown_masks = [replace(m, images=s.case.images) for m, s in zip(masks, scans, strict=True)] if hosts else masks
         _sheet(out, shown_masks, placed, shown_seeds, domain, [s.limits for s in scans])
+        if remove:
+            samples.write_pairs(out, manifest, [host.case for host in scans])
         samples.finish(out, manifest)
     accelerator.wait_for_everyone()
     return manifest
@@ -173,7 +184,9 @@ def _hosts(
     return found
 
 
-def _check_asked(model: Synthesizer, masks: Sequence[Request], styles: Sequence[Case], hosts: Sequence[Case]) -> None:
+def _check_asked(
+    model: Synthesizer, masks: Sequence[Request], styles: Sequence[Case], hosts: Sequence[Case], remove: bool
+) -> None:
     given = any(request.mask is not None for request in masks)
     if given and model.makes_masks:
         raise DataError("this model makes its own masks: give --count instead of --masks")
@@ -184,6 +197,11 @@ def _check_asked(model: Synthesizer, masks: Sequence[Request], styles: Sequence[
     if hosts and not model.takes_context:
         raise DataError(
             "this model cannot paint into a scan: train one with conditioner.context=true, or leave --into out"
+        )
+    if remove and not (hosts and model.removes_lesions):
+        raise DataError(
+            "lesions are removed from given scans, by a model that has seen healthy tissue cut out: give the scans, and a "
+            "model trained with conditioner.context=true and conditioner.decoys above 0"
         )
     if not model.makes_images:
         raise DataError("this model makes masks without images: give it as --mask-model of one that paints them")

@@ -169,19 +169,21 @@ class Condition:
         context: Scan to paint into, shape ``(B, C, I, J, K)`` in [-1, 1], or None.
         covariates: Numbers such as age, shape ``(B, V)``, or None.
         style: Style code or reference scan for models that take one, or None.
+        cut: Where the model must not see the scan to paint into, boolean ``(B, I, J, K)``; None hides the mask's lesions.
     """
 
     mask: Tensor
     context: Tensor | None = None
     covariates: Tensor | None = None
     style: Tensor | None = None
+    cut: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.mask.shape[0])
 
     def __getitem__(self, rows: slice) -> Condition:
         """The same request for some rows of the batch."""
-        optional = (self.context, self.covariates, self.style)
+        optional = (self.context, self.covariates, self.style, self.cut)
         return Condition(self.mask[rows], *(None if value is None else value[rows] for value in optional))
 
 

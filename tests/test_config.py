@@ -58,7 +58,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "SelectionConfig": {"keep": "last", "segmenter": "runs/judge", "cases": 3},
     "SamplingConfig": {"scheduler": "heun", "steps": 5, "guidance": 2.5, "guidance_interval": [0.1, 0.9]},
     "LatentDataConfig": {"manifest": "m", "augment": {"copies": 2}, "cache": "c"},
-    "ConditionerConfig": {"detail": 4, "context": True, "cut_margin_mm": 6, "cut_weight": 2.0, "context_dropout": 0.2},
+    "ConditionerConfig": {"detail": 4, "context": True, "cut_margin_mm": 6, "cut_weight": 2.0, "decoys": 0.1, "context_dropout": 0.2},
     "LdmRun": {**LDM, "diffusion": {"shift": 1.5}, "data": {"manifest": "m"}, "conditioner": {"detail": 1}},
     "Pix2PixConfig": {"kind": "pix2pix", "network": "resnet", "channels": 8, "max_channels": 32, "levels": 2, "blocks": 1,
                       "dropout": 0},

@@ -19,7 +19,7 @@ from latentsynth.config import LdmRun, load
 from latentsynth.data import nifti
 from latentsynth.data.cache.cutting import MIDDLE, Cut, distance_to
 from latentsynth.data.exchange.hosts import Blend, Host, paired
-from latentsynth.data.exchange.requests import Request, place
+from latentsynth.data.exchange.requests import Request, place, requests_of
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.files import read_json
@@ -29,7 +29,7 @@ from latentsynth.synthesizers import LatentDiffusion
 from latentsynth.synthesizers.rules import RuleBased
 from latentsynth.training.recipes.encode import encoded_cohort
 from latentsynth.training.recipes.ldm import DenoiserLoss, build_conditioner, initial, train_ldm, widen
-from latentsynth.types import Case, Condition, Domain
+from latentsynth.types import Case, Condition, Conditioning, Domain
 
 SPACING, SHAPE = (1.5, 1.0, 3.0), (24, 30, 14)
 
@@ -268,9 +268,34 @@ def test_what_is_cut_out_is_the_lesion_and_its_margin() -> None:
     assert np.array_equal(Cut((3,), 2.0, (1.0, 1.0, 1.0))(image, lesions), image)
 
 
-def context_model() -> LatentDiffusion:
+def test_a_decoy_is_a_cut_of_tissue_that_touches_no_lesion() -> None:
+    rng = np.random.default_rng(0)
+    lesions = np.zeros((24, 24, 24), np.uint8)
+    lesions[3:8, 4:9, 3:8] = 2
+    image = np.full((2, 24, 24, 24), -1, np.float32)
+    image[1, :, :, :18] = rng.uniform(-0.5, 1, (24, 24, 18))  # air beyond
+    cut = Cut((2,), 2.0, (1.0, 1.0, 1.0), decoys=True)
+    places = [cut.decoy(image, lesions, np.random.default_rng(n)) for n in range(8)]
+    assert len({found.tobytes() for found in places if found is not None}) > 4
+    for found in places:
+        assert found is not None
+        assert found.any()
+        assert distance_to(lesions == 2, (1, 1, 1))[found].min() > 4.0  # both margins
+        assert (image[1] > -0.95)[found].mean() >= 0.8
+    assert places[0] is not None
+    hidden = cut.out_of(image, places[0])
+    assert (hidden[:, places[0]] == MIDDLE).all()
+    assert np.array_equal(hidden[:, lesions == 2], image[:, lesions == 2])
+    assert cut.decoy(np.full_like(image, -1), lesions, rng) is None  # air alone
+    assert cut.decoy(image, np.full_like(lesions, 2), rng) is None  # lesion alone
+    assert cut.decoy(image, np.zeros_like(lesions), rng) is None  # nothing whose shape to take
+
+
+def context_model(decoys: float = 0.0) -> LatentDiffusion:
     plain = tiny_model()
-    conditioner = ContextConditioner(3, plain.autoencoder.factors, 1, plain.autoencoder.latent_channels, 2.0).eval()
+    conditioner = ContextConditioner(
+        3, plain.autoencoder.factors, 1, plain.autoencoder.latent_channels, 2.0, decoys
+    ).eval()
     denoiser = plain.denoiser
     widen(denoiser, conditioner.channels)
     with torch.no_grad():
@@ -312,6 +337,70 @@ def test_the_model_sees_the_scan_but_not_what_it_replaces() -> None:
     assert not torch.allclose(made(scan_), made(None), atol=1e-3)
     with pytest.raises(DataError, match="cannot paint into a scan"):
         tiny_model().generate(Condition(mask, scan_), [5])
+
+
+def test_a_removed_lesion_leaves_a_healthy_counterpart_paired_with_its_scan(tmp_path: Path) -> None:
+    model, request = context_model(0.25), mask(tmp_path)
+    host = replace(scan(tmp_path, "host", 0, np.float32), mask=request.mask)
+    plain = scan(tmp_path, "plain", 0, np.float32)
+    brighter = nifti.read(plain.images[0])[0].copy()
+    lesion = nifti.read_labels(host.mask)[0] > 0  # type: ignore[arg-type]
+    brighter[lesion] = 250
+    nifti.write(tmp_path / "other.nii.gz", brighter, turned(SPACING, 20))
+    other = Case("other", "other", (tmp_path / "other.nii.gz",), request.mask)
+
+    def removed(case: Case, out: str) -> np.ndarray:
+        wanted = requests_of([case])
+        made = synthesize(model, wanted, tmp_path / out, Accelerator(cpu=True), hosts=[case], remove=True, steps=3)
+        (one,) = made.cases
+        assert not nifti.read_labels(one.mask)[0].any()  # type: ignore[arg-type]
+        assert one.parents == (case.patient_id,)
+        return nifti.read(one.images[0])[0]
+
+    healthy, before = removed(host, "out"), nifti.read(host.images[0])[0]
+    away = distance_to(lesion, SPACING)
+    assert np.array_equal(healthy[away >= model.blend().end_mm], before[away >= model.blend().end_mm])
+    assert (healthy[lesion] != before[lesion]).mean() > 0.9
+    assert (
+        np.abs(removed(other, "again") - healthy)[lesion].mean() < 3
+    )  # it saw none of the lesion but what splines spread
+    header, row = (tmp_path / "out" / "pairs.csv").read_text(encoding="utf-8").split()
+    facts = dict(zip(header.split(","), row.split(","), strict=True))
+    assert facts["scan_file"] == str(host.images[0])
+    assert facts["mask_file"] == str(host.mask)
+    assert np.array_equal(nifti.read(tmp_path / "out" / facts["healthy_file"])[0], healthy)
+    for unable, case in ((context_model(0.0), host), (tiny_model(), host)):
+        with pytest.raises(DataError):
+            synthesize(unable, [request], tmp_path / "no", Accelerator(cpu=True), hosts=[case], remove=True, steps=3)
+
+
+def test_a_share_of_cases_trains_on_a_cut_of_healthy_tissue(workplace: Path, trained_ldm: Path) -> None:
+    config = load(
+        LdmRun, ldm_config(workplace, "unused", "ae", init_from=str(trained_ldm)), ["conditioner.context=true"]
+    )
+    model = tiny_model()
+    conditioner = ContextConditioner(3, model.autoencoder.factors, 2, model.autoencoder.latent_channels, 2.0, 0.25)
+    loss = DenoiserLoss(config, model.autoencoder, conditioner, model.domain)
+    rows = 400
+    mean = torch.zeros(rows, 4, 4, 4, 4)
+    mask = torch.zeros(rows, 3, 16, 16, 16)
+    mask[:, 0] = 1
+    batch = {
+        "mean": mean, "deviation": mean, "mask": mask, "position": torch.arange(rows),
+        "host_mean": mean + 1, "decoy_mean": mean + 2,
+    }  # fmt: skip
+
+    class Seen(torch.nn.Module):
+        def forward(self, x_t: torch.Tensor, t: torch.Tensor, given: Conditioning) -> torch.Tensor:
+            host = given.spatial[:, -5:-1].mean(dim=(1, 2, 3, 4))
+            self.hosts = host[given.spatial[:, -1].mean(dim=(1, 2, 3)) > 0]
+            return x_t
+
+    network = Seen()
+    loss({"denoiser": network}, batch, {})
+    shares = [(network.hosts == host).float().mean() for host in network.hosts.unique()]
+    assert len(shares) == 2
+    assert abs(min(shares) - 0.25) < 0.06
 
 
 def test_the_blend_covers_all_that_the_model_could_not_see() -> None:

@@ -39,6 +39,10 @@ def sample(
             min=0,
         ),
     ] = None,
+    remove: Annotated[
+        bool,
+        typer.Option("--remove", help="With --into: put healthy tissue in place of the scans' own lesions; no --masks"),
+    ] = False,
     seed: Annotated[int, typer.Option(help="First seed")] = 0,
     batch: Annotated[int, typer.Option(help="Volumes made together", min=1)] = 2,
     steps: Annotated[Optional[int], typer.Option(help="Sampling steps [default: as trained]", min=1)] = None,  # noqa: UP045
@@ -63,7 +67,7 @@ def sample(
     """
     if list_schedulers:
         return _print_schedulers()
-    asked = masks or count
+    asked = masks or count or (into if remove else None)
     missing = [n for n, v in (("CHECKPOINT", checkpoint), ("--masks or --count", asked), ("--out", out)) if v is None]
     if checkpoint is None or asked is None or out is None:
         raise typer.BadParameter(f"missing {', '.join(missing)}")
@@ -72,10 +76,14 @@ def sample(
     unused = [n for n, v in (("--per-mask", per_mask != 1), ("--split", split), ("--fit", fit)) if v] if count else []
     if unused:
         raise typer.BadParameter(f"{unused[0]} is about given masks, and --count gives none: leave it out")
+    if remove and (into is None or masks is not None or count is not None):
+        raise typer.BadParameter(
+            "--remove takes the scans of --into with their own masks: give neither --masks nor --count"
+        )
     one_of("--fit", fit, ("error", "scale"))
     one_of("--split", split, SPLITS)
     from latentsynth.data.exchange import samples
-    from latentsynth.data.exchange.requests import Request, requests
+    from latentsynth.data.exchange.requests import Request, requests, requests_of
     from latentsynth.data.intake.scans import scans
     from latentsynth.parallel import start
     from latentsynth.synthesis import synthesize
@@ -84,11 +92,12 @@ def sample(
     model: Synthesizer = load_synthesizer(checkpoint)
     if mask_model is not None:
         model = Chained(load_synthesizer(mask_model), model)
-    wanted = [Request("new", None)] if masks is None else requests(masks, split)  # type: ignore[arg-type]
     styles = scans(style, model.grid.channels) if style is not None else []
-    hosts = scans(into, model.grid.channels) if into is not None else []
+    hosts = scans(into, model.grid.channels, split if remove else None) if into is not None else []  # type: ignore[arg-type]
+    asked_for = [Request("new", None)] if masks is None else requests(masks, split)  # type: ignore[arg-type]
+    wanted = requests_of(hosts) if remove else asked_for
     manifest = synthesize(
-        model, wanted, out, start(), count or per_mask, seed, batch, fit, styles, hosts, margin_mm,  # type: ignore[arg-type]
+        model, wanted, out, start(), count or per_mask, seed, batch, fit, styles, hosts, margin_mm, remove,  # type: ignore[arg-type]
         scheduler=scheduler, steps=steps, shift=shift, guidance=guidance, truncation=truncation,
     )  # fmt: skip
     lost = samples.LostLesions.of(out)

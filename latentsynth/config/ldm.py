@@ -50,6 +50,11 @@ class ConditionerConfig(Strict):
     cut_weight: Annotated[float, Field(ge=1)] = Field(
         4.0, description="with context: loss weight of cells that the cut changed; the others need only be copied"
     )
+    decoys: Fraction = Field(
+        0.25,
+        description="with context: probability that healthy tissue is cut out of the scan instead of its lesions, which "
+        "teaches to remove lesions",
+    )
     context_dropout: Fraction = Field(0.1, description="probability that a case trains without the scan")
 
 

@@ -20,7 +20,9 @@ from latentsynth.types import Case, Framing, Grid, Labels
 
 _MARGIN_MM = 15.0  # anatomy shown around the largest lesion of a lesion crop
 _LESION_SHARE = 0.4  # crop on the lesion if it needs less than this share of the scan's volume
-_MOST_OUTSIDE = 0.15  # of a grid may lie outside of the scans, or a smaller one is looked for: nothing is there to learn
+_MOST_OUTSIDE = (
+    0.15  # of a grid may lie outside of the scans, or a smaller one is looked for: nothing is there to learn
+)
 _NEARLY_ALL = 0.95  # of the lesions, which a finer grid is looked for to hold
 
 

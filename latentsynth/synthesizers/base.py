@@ -55,6 +55,11 @@ class Synthesizer(ABC):
         """Whether it can paint lesions into a given scan."""
         return False
 
+    @property
+    def removes_lesions(self) -> bool:
+        """Whether it has learnt to put healthy tissue in place of the lesions of a given scan."""
+        return False
+
     def blend(self, margin_mm: float | None = None) -> Blend:
         """How its lesions are blended into scans.
 
@@ -102,6 +107,7 @@ class Synthesizer(ABC):
         seeds: Sequence[int],
         style: Tensor | None = None,
         context: Tensor | None = None,
+        cut: Tensor | None = None,
         **settings: Any,
     ) -> Generated:
         """Volumes for masks that were placed on the model's grid; a model that makes masks uses none of them.
@@ -111,6 +117,7 @@ class Synthesizer(ABC):
             seeds: One per volume.
             style: Reference scans ``(B, C, I, J, K)`` for a model that takes them, or None.
             context: Scans ``(B, C, I, J, K)`` to paint into, for a model that takes them, or None.
+            cut: What of the scans is replaced, boolean ``(B, I, J, K)``; None replaces where the masks have lesions.
             settings: Sampling settings; see :meth:`settings`.
 
         Raises:
@@ -124,7 +131,7 @@ class Synthesizer(ABC):
             return self.generate(None, list(seeds), **settings)
         labels = len(self.domain.labels)
         mask = torch.stack([one_hot(torch.from_numpy(p.index), labels) for p in placed])
-        return self.generate(Condition(mask, context, style=style), list(seeds), **settings)
+        return self.generate(Condition(mask, context, style=style, cut=cut), list(seeds), **settings)
 
     def __call__(
         self,

@@ -93,7 +93,7 @@ class LatentDiffusion(Synthesizer, Checkpointed):
             condition = Condition(torch.zeros(rows, len(self.domain.labels), *self.grid.shape))
         noise = Draws.seeded(seeds).normal(*self.autoencoder.latent_shape(self.grid.shape))
         mask = condition.mask.to(device)
-        wanted = self.conditioner(replace(condition, mask=mask, context=None), self._cut(condition))
+        wanted = self.conditioner(replace(condition, mask=mask, context=None, cut=None), self._cut(condition))
         nothing = self.conditioner.dropped(wanted, torch.zeros(rows, dtype=torch.bool, device=device))
         denoise = guided(self.denoiser, wanted, nothing, chosen.guidance, chosen.guidance_interval)
         z = sample(
@@ -110,6 +110,10 @@ class LatentDiffusion(Synthesizer, Checkpointed):
     @property
     def takes_context(self) -> bool:
         return self.conditioner.takes_context
+
+    @property
+    def removes_lesions(self) -> bool:
+        return isinstance(self.conditioner, ContextConditioner) and self.conditioner.decoys > 0
 
     def blend(self, margin_mm: float | None = None) -> Blend:
         if not isinstance(self.conditioner, ContextConditioner):
@@ -140,8 +144,11 @@ class LatentDiffusion(Synthesizer, Checkpointed):
         if not isinstance(self.conditioner, ContextConditioner):
             raise DataError("this model cannot paint into a scan: train one with conditioner.context=true")
         cut = Cut(tuple(self.domain.lesion_indices), self.conditioner.cut_margin_mm, self.grid.spacing_mm)
-        rows = zip(condition.context.numpy(), condition.mask.argmax(1).numpy(), strict=True)
-        images = torch.stack([torch.from_numpy(cut(image, mask)) for image, mask in rows])
+        hidden = condition.cut
+        if hidden is None:
+            hidden = condition.mask[:, self.domain.lesion_indices].sum(1) > 0
+        rows = zip(condition.context.numpy(), hidden.numpy(), strict=True)
+        images = torch.stack([torch.from_numpy(cut.out_of(image, inside)) for image, inside in rows])
         device = next(self.autoencoder.parameters()).device
         return at_least_two(self.autoencoder.encode, images.to(device))
 

@@ -254,9 +254,14 @@ def test_in_the_decoder_phase_every_case_gets_a_level_of_noise_of_its_own_and_no
     _, before = loss({"autoencoder": model}, {**batch(0, 64), "seen": 99}, {})
     _, after = loss({"autoencoder": model}, {**batch(0, 64), "seen": 100}, {})
     _, again = loss({"autoencoder": model}, {**batch(0, 64), "seen": 164}, {})
-    assert "energy" in before and "energy" not in after
+    assert "energy" in before
+    assert "energy" not in after
     none, levels, same = model.levels
-    assert none is None and levels is not None and same is not None
+    assert none is None
+    assert levels is not None
+    assert same is not None
     torch.testing.assert_close(levels, same)  # of the position, not of the moment
-    assert 0 <= levels.min() < 0.05 and 0.45 < levels.max() <= 0.5 and len(levels.unique()) == 64
+    assert 0 <= levels.min() < 0.05
+    assert 0.45 < levels.max() <= 0.5
+    assert len(levels.unique()) == 64
     torch.testing.assert_close(again["reconstruction"], after["reconstruction"])

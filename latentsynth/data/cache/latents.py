@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from latentsynth.data.cache.cutting import Cut
-from latentsynth.data.cache.volumes import VolumeCache, one_hot
+from latentsynth.data.cache.volumes import Volume, VolumeCache, one_hot
 from latentsynth.errors import DataError
 from latentsynth.files import atomic_path
 from latentsynth.parallel import copies_of_rows
 from latentsynth.provenance import fingerprint
+from latentsynth.randomness import Stream, generator
 from latentsynth.tensors import write_tensors
 
 # image (B, C, I, J, K) -> mean and deviation of raw latents, each (B, c, i, j, k)
@@ -63,6 +64,9 @@ class LatentCache:
             made = {"": _moments([volume.image for volume in volumes], encode)}
             if self.cut is not None:
                 made["host_"] = _moments([self.cut(volume.image, volume.mask) for volume in volumes], encode)
+                if self.cut.decoys:
+                    pictures = [self._decoy(entry, volume) for entry, volume in zip(pair, volumes, strict=True)]
+                    made["decoy_"] = _moments(pictures, encode)
             for row, (entry, volume) in enumerate(zip(pair, volumes, strict=True)):
                 tensors = {f"{of}{name}": values[name][row] for of, values in made.items() for name in values}
                 if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values()):
@@ -75,10 +79,21 @@ class LatentCache:
                     write_tensors(temporary, tensors)
                 advance()
 
+    def _decoy(self, entry: int, volume: Volume) -> np.ndarray:
+        """A volume without some of its healthy tissue; without its lesions where none is found."""
+        assert self.cut is not None
+        if volume.mask is None:
+            return volume.image
+        region = self.cut.decoy(volume.image, volume.mask, generator(self.volumes.recipe.seed, Stream.DECOY, entry))
+        if region is None:
+            return self.cut(volume.image, volume.mask)
+        return self.cut.out_of(volume.image, region)
+
     def item(self, entry: int) -> dict[str, Any]:
         """One training item: ``mean`` and ``deviation`` (c, i, j, k), ``mask`` one-hot (L, I, J, K).
 
-        With a cut also ``host_mean`` and ``host_deviation``, of the volume without what was cut out.
+        With a cut also ``host_mean`` and ``host_deviation``, of the volume without what was cut out, and with decoys
+        ``decoy_mean`` and ``decoy_deviation``, of the volume without healthy tissue.
 
         Raises:
             DataError: The entry was not encoded, or its file is damaged.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.metrics.lesions import components
 from latentsynth.provenance import Ledger, fingerprint, voxel_hash
-from latentsynth.types import Domain, Fit, Framing, Labels, Split
+from latentsynth.types import Case, Domain, Fit, Framing, Labels, Split
 
 _KEPT = 0.1  # share of a lesion that must be left for it to count as given
 
@@ -59,11 +59,36 @@ class Placed:
     frame: Frame
     zoom: float
 
+    def healthy(self, domain: Domain) -> Placed:
+        """The same without lesions."""
+        values = np.where(np.isin(self.values, domain.labels.lesions(domain.framing)), 0, self.values)
+        index = np.where(np.isin(self.index, domain.lesion_indices), 0, self.index)
+        return replace(self, values=values.astype(self.values.dtype), index=index.astype(self.index.dtype))
+
     def given(self, labels: Labels) -> np.ndarray:
         """The mask as the model gets it: label values on the mask's own grid, int16, 0 beyond the model's grid."""
         own = Frame(self.affine, self.values.shape)
         index = resample(self.index, self.frame.affine, own, 0, extend=True, smooth=False, order=0)
         return np.array(labels.values, np.int16)[index.astype(np.int16)]
+
+
+def requests_of(cases: Sequence[Case]) -> list[Request]:
+    """The masks of some cases, each with its patient and its scan.
+
+    Raises:
+        DataError: None of them has a mask.
+    """
+    found = [
+        # A synthetic case is no patient; whoever it was made from is.
+        Request(
+            c.case_id, c.mask, c.parents if c.source != "real" and c.parents else (c.patient_id, *c.parents), c.images
+        )
+        for c in cases
+        if c.mask is not None
+    ]
+    if not found:
+        raise DataError(f"none of {len(cases)} scans has a mask: give a manifest of annotated ones")
+    return found
 
 
 @dataclass(frozen=True)
@@ -126,18 +151,7 @@ def requests(source: Path, split: Split | None = None) -> list[Request]:
         if not cases:
             raise DataError(f"no case of {source} in split {split or 'val'} has a mask: choose another --split")
         beside = Ledger.beside(source)
-        # A synthetic case is no patient; whoever it was made from is.
-        found = [
-            Request(
-                c.case_id,
-                c.mask,
-                c.parents if c.source != "real" and c.parents else (c.patient_id, *c.parents),
-                c.images,
-                beside,
-            )
-            for c in cases
-            if c.mask
-        ]
+        found = [replace(request, ledger=beside) for request in requests_of(cases)]
     names = [request.name for request in found]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:

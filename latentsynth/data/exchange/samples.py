@@ -23,10 +23,12 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.files import clear_partial, read_json, write_json
 from latentsynth.provenance import LEDGER, sidecar, voxel_hash
+from latentsynth.results import write_csv
 from latentsynth.types import Case, Domain
 
 KIND = "synthetic volumes"
 GIVEN = "masks_given"
+PAIRS = "pairs.csv"
 FOLDERS = ("imagesTr", "labelsTr", GIVEN, "sidecars")
 FORMAT = 2  # of the sidecars
 
@@ -123,8 +125,20 @@ def finish(out: Path, manifest: Manifest) -> None:
             *case_files(out, manifest),
             *(out / GIVEN / f"{case.case_id}.nii.gz" for case in manifest.cases),
             *(out / name for name in ("dataset.json", "manifest.json", LEDGER, "contact_sheet.png")),
+            *(file for file in (out / PAIRS,) if file.is_file()),
         ],
     )
+
+
+def write_pairs(out: Path, manifest: Manifest, hosts: Sequence[Case]) -> None:
+    """``pairs.csv``: every healthy counterpart beside the scan that it was made of, and the mask of what was removed."""
+    of = {host.case_id: host for host in hosts}
+    rows = []
+    for case in manifest.cases:
+        host = of[read_json(out / "sidecars" / f"{case.case_id}.json")["host"]]
+        for channel, healthy, scan in zip(manifest.channels, case.images, host.images, strict=True):
+            rows.append((case.case_id, host.case_id, channel, str(healthy.relative_to(out)), str(scan), str(host.mask)))
+    write_csv(out / PAIRS, ("healthy", "scan", "channel", "healthy_file", "scan_file", "mask_file"), rows)
 
 
 def case_files(out: Path, manifest: Manifest) -> list[Path]:

@@ -88,7 +88,9 @@ def encoded_cohort(
     weights = part_fingerprint(folder / "autoencoder")
     cut = None
     if conditioner is not None and conditioner.context:
-        cut = Cut(tuple(domain.lesion_indices), conditioner.cut_margin_mm, domain.grid.spacing_mm)
+        cut = Cut(
+            tuple(domain.lesion_indices), conditioner.cut_margin_mm, domain.grid.spacing_mm, conditioner.decoys > 0
+        )
 
     def latents(split: Split, copies: int) -> LatentCache:
         volumes = VolumeCache(cache, recipe, manifest.select(split), copies)

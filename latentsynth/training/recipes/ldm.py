@@ -143,7 +143,9 @@ def build_conditioner(
     common: dict[str, Any] = {"labels": labels, "factors": factors, "detail": config.detail, "levels": levels}
     if not config.context:
         return MaskConditioner(**common)
-    return ContextConditioner(**common, latent_channels=latent_channels, cut_margin_mm=config.cut_margin_mm)
+    return ContextConditioner(
+        **common, latent_channels=latent_channels, cut_margin_mm=config.cut_margin_mm, decoys=config.decoys
+    )
 
 
 def build_denoiser(config: LdmRun, latent_channels: int, spatial_channels: int) -> Denoiser:
@@ -206,6 +208,10 @@ class DenoiserLoss:
         t = self.times(keyed_uniform(seed, positions, Stream.TIME))
         keep = keyed_uniform(seed, positions, Stream.DROP_CONDITION) >= self.config.diffusion.condition_dropout
         keep_host = keyed_uniform(seed, positions, Stream.DROP_CONTEXT) >= self.config.conditioner.context_dropout
+        if "decoy_mean" in batch:
+            decoy = keyed_uniform(seed, positions, Stream.TAKE_DECOY) < self.config.conditioner.decoys
+            decoy = decoy.to(batch["mean"].device).view(-1, 1, 1, 1, 1)
+            batch = {**batch, "host_mean": torch.where(decoy, batch["decoy_mean"], batch["host_mean"])}
         losses = self.losses(modules, batch, positions, t, keep, keep_host)
         return losses.mean(), {}
 
