@@ -51,6 +51,12 @@ def sample(
         typer.Option(help="Time shift of the sampling grid; below 1, more steps near the data [default: as trained]"),
     ] = None,
     guidance: Annotated[Optional[float], typer.Option(help="Guidance scale [default: as trained]", min=0)] = None,  # noqa: UP045
+    guide: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            help="Guide away from this worse checkpoint of the same latents (`RUN/early`) in place of from no mask, with --guidance"
+        ),
+    ] = None,
     scheduler: Annotated[Optional[str], typer.Option(help="See --list-schedulers [default: as trained]")] = None,  # noqa: UP045
     truncation: Annotated[
         Optional[float],  # noqa: UP045
@@ -87,9 +93,11 @@ def sample(
     from latentsynth.data.intake.scans import scans
     from latentsynth.parallel import start
     from latentsynth.synthesis import synthesize
-    from latentsynth.synthesizers import Chained, Synthesizer, load_synthesizer
+    from latentsynth.synthesizers import Chained, LatentDiffusion, Synthesizer, load_synthesizer
 
     model: Synthesizer = load_synthesizer(checkpoint)
+    if guide is not None:
+        model = LatentDiffusion.from_pretrained(checkpoint).guided_by(LatentDiffusion.from_pretrained(guide))
     if mask_model is not None:
         model = Chained(load_synthesizer(mask_model), model)
     styles = scans(style, model.grid.channels) if style is not None else []

@@ -38,7 +38,7 @@ _SEGMENTER_UNIT = 8  # voxels that the axes of a segmenter of four levels are mu
 _READ_CASES = 40  # scans read to learn extents and intensities
 _TIMED_CELLS = (8, 8, 8)
 # Latent channels by the images that the denoiser has time for: more show more, and take longer to learn (docs/results.md).
-_CHANNELS = ((0, 4), (4_000, 8), (100_000, 16))
+_CHANNELS = ((0, 4), (4_000, 8), (15_000, 16))
 _DETAIL_CASES = 3  # scans brought to the grid and back, to see what it loses
 
 

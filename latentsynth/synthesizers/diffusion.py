@@ -15,10 +15,11 @@ from latentsynth.conditioning import ContextConditioner, MaskConditioner
 from latentsynth.config import SamplingConfig, build
 from latentsynth.data.cache.cutting import Cut
 from latentsynth.data.exchange.hosts import Blend
-from latentsynth.diffusion import Denoiser, guided, sample
+from latentsynth.diffusion import Denoiser, autoguided, guided, sample
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.parallel import at_least_two
-from latentsynth.provenance import Ledger
+from latentsynth.pretrained import Pretrained
+from latentsynth.provenance import Ledger, fingerprint
 from latentsynth.randomness import Draws
 from latentsynth.synthesizers.base import Synthesizer
 from latentsynth.synthesizers.checkpointed import Checkpointed
@@ -38,6 +39,7 @@ class LatentDiffusion(Synthesizer, Checkpointed):
         sampling: Defaults of :meth:`generate`.
         fingerprint: Of the checkpoint, or "unsaved".
         ledger: The patients it has seen, through its autoencoder too.
+        guide: A worse denoiser to guide away from, in place of no condition; see :meth:`guided_by`.
     """
 
     kind = "latent_diffusion"
@@ -51,14 +53,36 @@ class LatentDiffusion(Synthesizer, Checkpointed):
     sampling: SamplingConfig
     fingerprint: str = "unsaved"
     ledger: Ledger = Ledger()  # noqa: RUF009 (frozen)
+    guide: Denoiser | None = None
 
     def __post_init__(self) -> None:
         self.sampling = self.sampling.resolved(self.denoiser.schedule.flow)
 
     def to(self, device: torch.device | str) -> LatentDiffusion:
-        for part in (self.autoencoder, self.conditioner, self.denoiser):
-            part.to(device)
+        for part in (self.autoencoder, self.conditioner, self.denoiser, self.guide):
+            if part is not None:
+                part.to(device)
         return self
+
+    def guided_by(self, other: LatentDiffusion) -> LatentDiffusion:
+        """The same model, guided away from an earlier or smaller one of the same latents and conditions (autoguidance).
+
+        Raises:
+            DataError: Theirs are other latents or conditions.
+        """
+        ours, theirs = self.autoencoder.state_dict(), other.autoencoder.state_dict()
+        same = (
+            ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name].to(ours[name])) for name in ours),
+            _settings(self.conditioner) == _settings(other.conditioner),
+            self.denoiser.config["schedule"] == other.denoiser.config["schedule"],
+        )
+        if not all(same):
+            raise DataError(
+                "the guide has another autoencoder, other conditions or another noise schedule than the model: give an earlier "
+                "or smaller checkpoint that was trained on the same latents (`early` in the run folder)"
+            )
+        named = fingerprint([self.fingerprint, other.fingerprint])
+        return replace(self, guide=other.denoiser, fingerprint=named, ledger=self.ledger | other.ledger)
 
     def settings(self, **changes: Any) -> dict[str, Any]:
         wanted = {key: value for key, value in changes.items() if value is not None}
@@ -95,7 +119,10 @@ class LatentDiffusion(Synthesizer, Checkpointed):
         mask = condition.mask.to(device)
         wanted = self.conditioner(replace(condition, mask=mask, context=None, cut=None), self._cut(condition))
         nothing = self.conditioner.dropped(wanted, torch.zeros(rows, dtype=torch.bool, device=device))
-        denoise = guided(self.denoiser, wanted, nothing, chosen.guidance, chosen.guidance_interval)
+        if self.guide is None:
+            denoise = guided(self.denoiser, wanted, nothing, chosen.guidance, chosen.guidance_interval)
+        else:
+            denoise = autoguided(self.denoiser, self.guide, wanted, chosen.guidance, chosen.guidance_interval)
         z = sample(
             denoise,
             self.denoiser.schedule,
@@ -156,3 +183,8 @@ class LatentDiffusion(Synthesizer, Checkpointed):
         channels = (self.denoiser.config["latent_channels"], self.autoencoder.latent_channels)
         facts = latent_facts(self.autoencoder, self.conditioner, self.domain)
         return {**facts, "denoiser latent channels": channels}
+
+
+def _settings(part: Pretrained) -> dict[str, Any]:
+    """What a part was built with."""
+    return {key: value for key, value in part.config.items() if not key.startswith("_")}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from latentsynth.diffusion import guided, sample, schedule_named
+from latentsynth.diffusion import autoguided, guided, sample, schedule_named
 from latentsynth.types import Conditioning
 
 X, T = torch.linspace(-3, 3, 24).view(2, 1, 3, 2, 2), torch.tensor(0.4)
@@ -83,3 +83,17 @@ def test_guiding_two_gaussians_is_a_third() -> None:
     steered = guided(posterior_mean, centred(1.0, 64), centred(-0.5, 64), scale)
     made = sample(steered, schedule_named("rectified"), noise, "heun", 40)
     torch.testing.assert_close(made, -0.5 + scale * 1.5 + noise, atol=5e-3, rtol=0)
+
+
+def test_autoguidance_goes_on_from_the_worse_denoiser_through_the_better_one() -> None:
+    def worse(x_t: Tensor, t: Tensor, given: Conditioning) -> Tensor:
+        return posterior_mean(x_t, t, given) - 0.3
+
+    better = posterior_mean(X, T, ONE)
+    for scale in (0.0, 1.0, 2.5):
+        made = autoguided(posterior_mean, worse, ONE, scale)(X, T)
+        torch.testing.assert_close(made, better + 0.3 * (scale - 1))
+    torch.testing.assert_close(autoguided(posterior_mean, posterior_mean, ONE, 4.0)(X, T), better)  # its own equal
+    torch.testing.assert_close(
+        autoguided(posterior_mean, worse, ONE, 4.0, (0.9, 1.0))(X, T * 0 + 0.5), posterior_mean(X, T * 0 + 0.5, ONE)
+    )

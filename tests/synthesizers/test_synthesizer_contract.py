@@ -377,6 +377,26 @@ def test_guidance_runs_from_without_to_beyond_the_mask(diffusion: LatentDiffusio
     torch.testing.assert_close(never, images[1.0], rtol=0, atol=1e-5)
 
 
+def test_a_model_is_guided_by_an_earlier_one_of_its_own_latents_alone() -> None:
+    model, early = tiny_model(), tiny_model()
+    with torch.no_grad():
+        for weight in early.denoiser.parameters():
+            weight.add_(0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+    condition = masks(model)
+    plain = model.generate(condition, SEEDS, guidance=1.0).image
+    agree(
+        model.guided_by(model).generate(condition, SEEDS, guidance=3.0), model.generate(condition, SEEDS, guidance=1.0)
+    )
+    guided = model.guided_by(early)
+    assert guided.fingerprint != model.fingerprint
+    torch.testing.assert_close(guided.generate(condition, SEEDS, guidance=1.0).image, plain)
+    assert float((guided.generate(condition, SEEDS, guidance=3.0).image - plain).abs().mean()) > 1e-3
+    with torch.no_grad():
+        next(early.autoencoder.parameters()).add_(1)
+    with pytest.raises(DataError, match="another autoencoder"):
+        model.guided_by(early)
+
+
 def test_progress_counts_up(diffusion: LatentDiffusion) -> None:
     told: list[tuple[int, int]] = []
     diffusion.generate(masks(diffusion), SEEDS, progress=lambda done, total: told.append((done, total)), steps=4)

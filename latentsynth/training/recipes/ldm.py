@@ -70,7 +70,7 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
 
     unmoved = [n for n, (_, copy) in enumerate(training.volumes.entries) if copy == 0][: len(validation)]
     obedience = Obedience.load(config.selection, validation.volumes, cohort.header.domain, config.seed)
-    best = run.path / "checkpoint"
+    best, early = run.path / "checkpoint", run.path / "early"
     if best.is_dir() and accelerator.is_main_process:
         resettle(best, config.sampling.resolved(config.diffusion.flow))
     accelerator.wait_for_everyone()
@@ -90,6 +90,8 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
             sample_sheet(path, synthesizer(modules), validation.volumes, config.seed, how)
 
     def export(modules: Modules, last: dict[str, float]) -> None:
+        if accelerator.is_main_process and not early.is_dir():
+            synthesizer(modules).save(early, ledger, last)  # to guide the finished model away from
         if accelerator.is_main_process and (
             config.selection.keep == "last" or deserves(last, best, LatentDiffusion.kind)
         ):
