@@ -55,7 +55,7 @@ CHANGED: dict[str, dict[str, Any]] = {
                        "crop": [8, 8, 8]},
     "DenoiserConfig": {"channels": [32, 64, 64], "attention": [False, True, True], "head_channels": 16},
     "DiffusionConfig": {"schedule": "cosine", "prediction": "x0", "time": "uniform", "shift": 1.5},
-    "SelectionConfig": {"keep": "last", "segmenter": "runs/judge", "cases": 3},
+    "SelectionConfig": {"guidance": [1.0, 3.0], "keep": "last", "segmenter": "runs/judge", "cases": 3},
     "SamplingConfig": {"scheduler": "heun", "steps": 5, "guidance": 2.5, "guidance_interval": [0.1, 0.9]},
     "LatentDataConfig": {"manifest": "m", "augment": {"copies": 2}, "cache": "c"},
     "ConditionerConfig": {"detail": 4, "context": True, "cut_margin_mm": 6, "cut_weight": 2.0, "decoys": 0.1, "context_dropout": 0.2},

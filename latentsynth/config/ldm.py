@@ -178,6 +178,11 @@ class SelectionConfig(Strict):
         "one, validation loss chooses",
     )
     cases: Positive = Field(12, description="validation patients whose masks are sampled for it")
+    guidance: tuple[NotNegative, ...] = Field(
+        (1.0, 1.5, 2.0),
+        description="with a segmenter: guidance scales to try when training ends; the least that shows masks as well as scans do, "
+        "or else the best, becomes the checkpoint's default. Empty keeps sampling.guidance",
+    )
 
 
 class LdmRun(Run):

@@ -17,7 +17,7 @@ from latentsynth.segmentation.segmenter import Segmenter
 from latentsynth.synthesizers import LatentDiffusion
 from latentsynth.training.recipes.encode import encoded_cohort
 from latentsynth.training.recipes.ldm import DenoiserLoss, train_ldm
-from latentsynth.training.recipes.selection import Convergence, Obedience
+from latentsynth.training.recipes.selection import Convergence, Obedience, choose_guidance
 from latentsynth.types import Condition, Domain, Generated
 
 
@@ -67,7 +67,7 @@ class Remembering:
     def __init__(self, volumes: VolumeCache, truthful: bool):
         self.volumes, self.truthful = volumes, truthful
 
-    def generate(self, condition: Condition, seeds: list[int]) -> Generated:
+    def generate(self, condition: Condition, seeds: list[int], guidance: float = 1.0) -> Generated:
         masks = [self.volumes.item(n)["mask"] for n in range(len(self.volumes))]
         found = [next(n for n, mask in enumerate(masks) if torch.equal(mask, wanted)) for wanted in condition.mask]
         images = torch.stack([torch.from_numpy(self.volumes.volume(n).image) for n in found])
@@ -85,6 +85,51 @@ def test_obedience_is_what_the_segmenter_reaches_on_real_volumes(workplace: Path
     real, air = (measure.of(Remembering(volumes, truthful)) for truthful in (True, False))  # type: ignore[arg-type]
     assert 0 <= air < real <= 1
     assert Obedience.load(SelectionConfig(), volumes, domain, seed=0) is None
+
+
+class Stub:
+    """Dice by guidance scale, and what scans reach."""
+
+    def __init__(self, by_scale: dict[float, float], scans: float):
+        self.by_scale, self.scans = by_scale, scans
+
+    def of(self, model: object, guidance: float) -> float:
+        return self.by_scale[guidance]
+
+    def of_scans(self) -> float:
+        return self.scans
+
+
+@pytest.mark.parametrize(("scans", "chosen"), [(0.5, 1.0), (0.75, 1.5), (0.8, 1.5), (0.9, 2.0)])
+def test_the_least_guidance_that_shows_masks_as_scans_do_is_chosen_or_the_best(scans: float, chosen: float) -> None:
+    dice = {2.0: 0.85, 1.0: 0.7, 1.5: 0.8, 3.0: 0.83}
+    found, tried = choose_guidance(Stub(dice, scans), None, list(dice))  # type: ignore[arg-type]
+    assert found == chosen
+    assert tried == dice
+
+
+def test_scans_score_what_a_model_that_gives_them_back_scores(workplace: Path, trained_segmenter: Path) -> None:
+    model = Segmenter.from_pretrained(trained_segmenter)
+    config = load(LdmRun, ldm_config(workplace, "unused", "ae"))
+    volumes = encoded_cohort(config.autoencoder, config.data).validation.volumes
+    measure = Obedience(model, volumes, volumes.annotated[:2], 0)
+    assert measure.of(Remembering(volumes, True)) == measure.of_scans()  # type: ignore[arg-type]
+
+
+def test_the_chosen_guidance_is_the_checkpoints_own(
+    workplace: Path, trained_autoencoder: Path, trained_segmenter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentsynth.training.recipes.ldm.choose_guidance", lambda *_: (1.5, {1.5: 0.5}))
+    monkeypatch.setattr(
+        "latentsynth.training.recipes.ldm.Obedience.load",
+        lambda config, volumes, domain, seed: Obedience(
+            Segmenter.from_pretrained(trained_segmenter), volumes, volumes.annotated[:1], seed
+        ),
+    )
+    config = load(LdmRun, ldm_config(workplace, "ldm-guided", trained_autoencoder.name), ["train.images=4"])
+    train_ldm(config)
+    assert LatentDiffusion.from_pretrained(config.run).settings()["guidance"] == 1.5
+    assert (config.run / "early").is_dir()
 
 
 def test_a_segmenter_of_another_grid_is_refused(workplace: Path, trained_segmenter: Path, trained_ldm: Path) -> None:

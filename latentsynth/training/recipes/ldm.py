@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from latentsynth import checkpoint
@@ -27,7 +28,7 @@ from latentsynth.synthesizers import LatentDiffusion
 from latentsynth.training.loop import Batch, Hooks, Modules, Player, fit, start_training
 from latentsynth.training.recipes.autoencoder import copy_weights
 from latentsynth.training.recipes.encode import encode, encoded_cohort
-from latentsynth.training.recipes.selection import Convergence, Obedience, deserves
+from latentsynth.training.recipes.selection import Convergence, Obedience, choose_guidance, deserves
 from latentsynth.training.recipes.sheets import sample_sheet
 from latentsynth.training.run import RunFolder, read_metrics
 from latentsynth.types import Condition, Conditioning, Domain
@@ -103,7 +104,19 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
     fit(players, items, run, config.train, Hooks(validate, sketch, export))
     if (convergence := Convergence.of(read_metrics(run.path))) is not None:
         accelerator.print(convergence.told())
+    if obedience is not None and config.selection.guidance and accelerator.is_main_process:
+        _settle_guidance(best, obedience, config.selection.guidance, accelerator)
+    accelerator.wait_for_everyone()
     return dict(checkpoint.read_header(best, LatentDiffusion.kind).metrics)
+
+
+def _settle_guidance(folder: Path, obedience: Obedience, scales: Sequence[float], accelerator: Accelerator) -> None:
+    """Chooses the guidance that a checkpoint samples with on validation patients, and writes it there."""
+    model = LatentDiffusion.from_pretrained(folder).to(accelerator.device)
+    chosen, found = choose_guidance(obedience, model, scales)
+    told = ", ".join(f"{dice:.3f} at {scale:g}" for scale, dice in found.items())
+    accelerator.print(f"guidance {chosen:g}, chosen on validation patients: Dice of masks in samples {told}")
+    resettle(folder, model.sampling.model_copy(update={"guidance": chosen}))
 
 
 def resettle(folder: Path, sampling: SamplingConfig) -> None:

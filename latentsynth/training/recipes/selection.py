@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -68,20 +68,46 @@ class Obedience:
             raise ConfigError("selection.segmenter needs masks of validation patients, and none has one: leave it out")
         return cls(segmenter, volumes, entries, seed)
 
-    def of(self, model: Synthesizer) -> float:
+    def of(self, model: Synthesizer, **settings: Any) -> float:
         """Mean Dice, 0 to 1, of the segmenter on samples for the masks, over cases and labels."""
+
+        def made(condition: Condition, entries: Sequence[int]) -> torch.Tensor:
+            return model.generate(condition, [self.seed + n for n in entries], **settings).image
+
+        return self._mean(made, model.takes_context)
+
+    def of_scans(self) -> float:
+        """The same on the validation scans themselves."""
+        return self._mean(lambda condition, _: cast(torch.Tensor, condition.context), context=True)
+
+    def _mean(self, made: Callable[[Condition, Sequence[int]], torch.Tensor], context: bool) -> float:
+        """Mean Dice on what is made for the masks, given the scans beside them or not."""
         scores = []
         for start in range(0, len(self.entries), _TOGETHER):
             part = self.entries[start : start + _TOGETHER]
             items = [self.volumes.item(n) for n in part]
             image, mask = (torch.stack([item[name] for item in items]) for name in ("image", "mask"))
-            condition = Condition(mask, image if model.takes_context else None)
-            made = model.generate(condition, [self.seed + n for n in part])
-            for sampled, index in zip(made.image, mask.argmax(1).numpy(), strict=True):
+            images = made(Condition(mask, image if context else None), part)
+            for sampled, index in zip(images, mask.argmax(1).numpy(), strict=True):
                 found = self.segmenter.on_grid(sampled.numpy())
                 scores.append(mean_dice(index, found, len(self.segmenter.domain.labels)))
         known = [score for score in scores if np.isfinite(score)]
         return float(np.mean(known)) if known else 0.0
+
+
+def choose_guidance(
+    obedience: Obedience, model: Synthesizer, scales: Sequence[float]
+) -> tuple[float, dict[float, float]]:
+    """The least guidance scale by which a model shows masks as well as scans show theirs, or else the best.
+
+    More than enough exaggerates lesions, and costs variety.
+
+    Returns:
+        The scale, and the mean Dice by each.
+    """
+    found = {scale: obedience.of(model, guidance=scale) for scale in sorted(scales)}
+    enough = obedience.of_scans()
+    return next((scale for scale, dice in found.items() if dice >= enough), max(found, key=lambda s: found[s])), found
 
 
 def merit(scores: Mapping[str, float]) -> float:
