@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from latentsynth.cli.options import MAKE, MOST, SPLITS, app, one_of, say
+from latentsynth.types import Grid
 
 
 @app.command(rich_help_panel=MAKE)
@@ -88,7 +89,6 @@ def sample(
         )
     one_of("--fit", fit, ("error", "scale"))
     one_of("--split", split, SPLITS)
-    from latentsynth.data.exchange import samples
     from latentsynth.data.exchange.requests import Request, requests, requests_of
     from latentsynth.data.intake.scans import scans
     from latentsynth.parallel import start
@@ -108,14 +108,21 @@ def sample(
         model, wanted, out, start(), count or per_mask, seed, batch, fit, styles, hosts, margin_mm, remove,  # type: ignore[arg-type]
         scheduler=scheduler, steps=steps, shift=shift, guidance=guidance, truncation=truncation,
     )  # fmt: skip
+    _say_what_was_lost(out, model.grid)
+    say(f"{len(manifest.cases)} volumes: {out / 'manifest.json'}\npicture: {out / 'contact_sheet.png'}")
+
+
+def _say_what_was_lost(out: Path, grid: Grid) -> None:
+    """How many lesions of the masks no volume in a folder shows, if any."""
+    from latentsynth.data.exchange import samples
+
     lost = samples.LostLesions.of(out)
     if lost.lost:
-        voxel = " x ".join(f"{edge:.3g}" for edge in model.grid.spacing_mm)
+        voxel = " x ".join(f"{edge:.3g}" for edge in grid.spacing_mm)
         say(
             f"{lost.lost} of {lost.lesions} lesions were lost, in {lost.short} of {lost.volumes} volumes: too small for the model's "
             f"voxels of {voxel} mm. labelsTr leaves them out; {samples.GIVEN} holds the masks that the model got"
         )
-    say(f"{len(manifest.cases)} volumes: {out / 'manifest.json'}\npicture: {out / 'contact_sheet.png'}")
 
 
 def _print_schedulers() -> None:
