@@ -15,7 +15,7 @@ PER_MASK_sts := 4
 .PHONY: results
 .SECONDARY:
 results: $(COHORTS:%=$(R)/%-obedience/obedience.json) $(COHORTS:%=$(R)/%-fidelity/fidelity.json) \
-  $(COHORTS:%=$(R)/%-reconstruction.json) $(R)/hippocampus-families-obedience/obedience.json \
+  $(COHORTS:%=$(R)/%-reconstruction/reconstruction.json) $(R)/hippocampus-families-obedience/obedience.json \
   $(R)/hippocampus-families-fidelity/fidelity.json
 	$(LS) report runs --out runs/report.html
 
@@ -44,9 +44,8 @@ $(R)/%-unguided/manifest.json: runs/%-ldm/checkpoint/header.json
 $(GANS:%=$(R)/%-samples/manifest.json): $(R)/%-samples/manifest.json: runs/%/checkpoint/header.json
 	$(LS) sample runs/$* --masks runs/manifests/hippocampus.json --split test --per-mask 2 --out $(@D)
 
-$(R)/%-reconstruction.json: runs/%-autoencoder/checkpoint/header.json
-	$(LS) evaluate reconstruction runs/$*-autoencoder runs/manifests/$*.json --split test --out $(R)/$*-reconstruction
-	touch $@
+$(R)/%-reconstruction/reconstruction.json: runs/%-autoencoder/checkpoint/header.json
+	$(LS) evaluate reconstruction runs/$*-autoencoder runs/manifests/$*.json --split test --out $(@D)
 $(R)/%-obedience/obedience.json: runs/%-unet/checkpoint/header.json $(R)/%-guided/manifest.json $(R)/%-unguided/manifest.json
 	$(LS) evaluate obedience --segmenter runs/$*-unet --samples guided=$(R)/$*-guided/manifest.json \
 	  --samples unguided=$(R)/$*-unguided/manifest.json --real runs/manifests/$*.json --split test \

@@ -94,7 +94,7 @@ class Autoencoder(Pretrained, ABC):
 
     @torch.no_grad()
     def disturbed(self, image: Tensor, noise: Tensor, level: Tensor) -> Tensor:
-        """Raw latents with more noise than the encoder's own, cut off from the encoder (Zheng et al. 2025, eq. 8).
+        """Raw latents with more noise than the encoder's own, cut off from the encoder (Zheng et al. 2025, noise-augmented decoding).
 
         A sampler's latents are never exact, and their errors are independent from cell to cell. A decoder that has seen noise
         makes of them what is likely, where another paints every cell's error as a block.

@@ -95,8 +95,10 @@ def sample(
     from latentsynth.synthesis import synthesize
     from latentsynth.synthesizers import Chained, LatentDiffusion, Synthesizer, load_synthesizer
 
-    model: Synthesizer = load_synthesizer(checkpoint)
-    if guide is not None:
+    model: Synthesizer
+    if guide is None:
+        model = load_synthesizer(checkpoint)
+    else:
         model = LatentDiffusion.from_pretrained(checkpoint).guided_by(LatentDiffusion.from_pretrained(guide))
     if mask_model is not None:
         model = Chained(load_synthesizer(mask_model), model)

@@ -37,13 +37,12 @@ def guided(
         scale: 1 is the conditional denoiser itself, 0 the unconditional.
         interval: Times within which to guide (Kynkaanniemi et al. 2024); outside, the conditional denoiser.
     """
-    lone = copies_of_rows(len(wanted.spatial), wanted.spatial.device) == 2
-    alone = _joined(wanted, wanted) if lone else wanted
+    conditional = _bound(network, wanted)
     both = _joined(wanted, nothing) if scale != 1 else wanted
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         if scale == 1 or not interval[0] <= float(t) <= interval[1]:
-            return at_least_two(lambda rows: network(rows, t, alone), x_t)
+            return conditional(x_t, t)
         with_condition, without = network(torch.cat([x_t, x_t]), t, both).chunk(2)
         return without + scale * (with_condition - without)
 
@@ -69,17 +68,23 @@ def autoguided(
         scale: 1 is the denoiser itself.
         interval: Times within which to guide; outside, the denoiser itself.
     """
-    lone = copies_of_rows(len(wanted.spatial), wanted.spatial.device) == 2
-    given = _joined(wanted, wanted) if lone else wanted
+    ours, theirs = _bound(network, wanted), _bound(guide, wanted)
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        better = at_least_two(lambda rows: network(rows, t, given), x_t)
+        better = ours(x_t, t)
         if scale == 1 or not interval[0] <= float(t) <= interval[1]:
             return better
-        worse = at_least_two(lambda rows: guide(rows, t, given), x_t)
+        worse = theirs(x_t, t)
         return worse + scale * (better - worse)
 
     return denoise
+
+
+def _bound(network: ConditionedDenoise, given: Conditioning) -> Denoise:
+    """A denoiser with its condition; a lone row goes in twice where that is faster."""
+    lone = copies_of_rows(len(given.spatial), given.spatial.device) == 2
+    rows_given = _joined(given, given) if lone else given
+    return lambda x_t, t: at_least_two(lambda rows: network(rows, t, rows_given), x_t)
 
 
 def _joined(one: Conditioning, other: Conditioning) -> Conditioning:

@@ -105,7 +105,7 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
     planned = _configurations(manifest_path, machine, layout, grid, channels, copies)
     speeds = _speeds(*_built(planned), manifest.labels)
     for values, share, speed in zip(planned, _SHARES, speeds, strict=True):
-        values["train"] |= _schedule(max(int(hours * 3600 * share * speed) // 100 * 100, 100))
+        values["train"] |= _schedule(_images(hours * share, speed))
     first, second, third = _built(planned)
     model = build_autoencoder(first.autoencoder, first.data.grid.channels)
     domain = Domain(first.data.grid, first.data.framing, manifest.labels, manifest.channels, ())
@@ -119,7 +119,7 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
     if layout.coarser_than(scans.spacing):
         kept = detail_kept(training[:_DETAIL_CASES], first.data.grid, first.data.framing, manifest.labels)
         facts.append(("detail", _coarse(layout, scans, kept)))
-    selector = _selector(planned[2], max(int(hours * 3600 * _SELECTOR_SHARE * speeds[2]) // 100 * 100, 100))
+    selector = _selector(planned[2], _images(hours * _SELECTOR_SHARE, speeds[2]))
     return Plan(machine, facts, first, second, third, selector, speeds, memory, choices, layout.kept)
 
 
@@ -190,6 +190,11 @@ def _selector(segmenter: dict[str, Any], images: int) -> SegmenterRun:
         "train": segmenter["train"] | _schedule(images),
     }
     return configuration.build(SegmenterRun, values, "plan")
+
+
+def _images(hours: float, speed: float) -> int:
+    """Images that are seen in some hours at so many a second, in hundreds."""
+    return max(int(hours * 3600 * speed) // 100 * 100, 100)
 
 
 def _schedule(images: int) -> dict[str, int]:
