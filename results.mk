@@ -26,13 +26,13 @@ runs/manifests/sts.json: ; $(LS) prepare $(STS) --out $@
 config = configs/reference/$(subst -,_,$(1)).yaml
 trained = runs/$(1)/checkpoint/header.json
 
-runs/%-unet/checkpoint/header.json: runs/manifests/%.json
+runs/%-unet/checkpoint/ledger.json: runs/manifests/%.json
 	$(LS) train segmenter configs/reference/$*_unet.yaml
-runs/%-selection-unet/checkpoint/header.json: runs/manifests/%.json
+runs/%-selection-unet/checkpoint/ledger.json: runs/manifests/%.json
 	$(LS) train segmenter configs/reference/$*_unet.yaml run=runs/$*-selection-unet seed=1
 runs/%-autoencoder/checkpoint/header.json: runs/manifests/%.json
 	$(LS) train autoencoder configs/reference/$*_autoencoder.yaml
-runs/%-ldm/checkpoint/header.json: runs/%-autoencoder/checkpoint/header.json runs/%-selection-unet/checkpoint/header.json
+runs/%-ldm/checkpoint/header.json: runs/%-autoencoder/checkpoint/header.json runs/%-selection-unet/checkpoint/ledger.json
 	$(LS) train ldm configs/reference/$*_ldm.yaml
 $(foreach gan,$(GANS),$(call trained,$(gan))): runs/%/checkpoint/header.json: runs/hippocampus-autoencoder/checkpoint/header.json
 	$(LS) train gan $(call config,$*)
@@ -46,7 +46,7 @@ $(GANS:%=$(R)/%-samples/manifest.json): $(R)/%-samples/manifest.json: runs/%/che
 
 $(R)/%-reconstruction/reconstruction.json: runs/%-autoencoder/checkpoint/header.json
 	$(LS) evaluate reconstruction runs/$*-autoencoder runs/manifests/$*.json --split test --out $(@D)
-$(R)/%-obedience/obedience.json: runs/%-unet/checkpoint/header.json $(R)/%-guided/manifest.json $(R)/%-unguided/manifest.json
+$(R)/%-obedience/obedience.json: runs/%-unet/checkpoint/ledger.json $(R)/%-guided/manifest.json $(R)/%-unguided/manifest.json
 	$(LS) evaluate obedience --segmenter runs/$*-unet --samples guided=$(R)/$*-guided/manifest.json \
 	  --samples unguided=$(R)/$*-unguided/manifest.json --real runs/manifests/$*.json --split test \
 	  --autoencoder runs/$*-autoencoder --out $(@D)
@@ -57,7 +57,7 @@ $(R)/%-fidelity/fidelity.json: $(R)/%-obedience/obedience.json
 
 families = $(foreach gan,$(GANS),--samples $(gan:hippocampus-%=%)=$(R)/$(gan)-samples/manifest.json) \
   --samples ldm=$(R)/hippocampus-guided/manifest.json
-$(R)/hippocampus-families-obedience/obedience.json: $(GANS:%=$(R)/%-samples/manifest.json) $(R)/hippocampus-guided/manifest.json runs/hippocampus-unet/checkpoint/header.json
+$(R)/hippocampus-families-obedience/obedience.json: $(GANS:%=$(R)/%-samples/manifest.json) $(R)/hippocampus-guided/manifest.json runs/hippocampus-unet/checkpoint/ledger.json
 	$(LS) evaluate obedience --segmenter runs/hippocampus-unet $(families) --real runs/manifests/hippocampus.json --split test \
 	  --autoencoder runs/hippocampus-autoencoder --out $(@D)
 $(R)/hippocampus-families-fidelity/fidelity.json: $(R)/hippocampus-families-obedience/obedience.json

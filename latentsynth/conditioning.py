@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from diffusers.configuration_utils import register_to_config
@@ -15,6 +15,19 @@ from torch.nn import functional
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.pretrained import Pretrained
 from latentsynth.types import Condition, Conditioning
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where patches were cut out of volumes.
+
+    Attributes:
+        corner: First latent cell of each, ``(B, 3)``.
+        whole: Latent cells of a volume along each axis.
+    """
+
+    corner: Tensor
+    whole: tuple[int, int, int]
 
 
 class MaskConditioner(Pretrained):
@@ -29,14 +42,24 @@ class MaskConditioner(Pretrained):
         factors: Voxels per latent cell along each axis.
         detail: Parts per axis that a cell is described in; at most its voxels along that axis.
         levels: Resolutions of the network that takes the maps in.
+        patch: Latent cells, along each axis, of the patches that the network works on; it is then told where every cell lies
+            in its volume (Wang et al. 2023, sec. 3.1). None: it sees whole volumes.
 
     Raises:
         ConfigError: A factor is not a multiple of the parts along its axis.
     """
 
     @register_to_config
-    def __init__(self, labels: int, factors: Sequence[int], detail: int = 1, levels: int = 1):
+    def __init__(
+        self,
+        labels: int,
+        factors: Sequence[int],
+        detail: int = 1,
+        levels: int = 1,
+        patch: Sequence[int] | None = None,
+    ):
         super().__init__()
+        self.patch = None if patch is None else tuple(patch)
         self.levels = levels
         self.labels = labels
         self.factors = tuple(factors)
@@ -51,14 +74,20 @@ class MaskConditioner(Pretrained):
     @property
     def channels(self) -> int:
         """Spatial channels ``S`` that it adds to a network's input."""
+        return self._fractions + (0 if self.patch is None else 3)
+
+    @property
+    def _fractions(self) -> int:
+        """Channels of the mask."""
         return self.labels * math.prod(self.parts)
 
-    def forward(self, condition: Condition, host: Tensor | None = None) -> Conditioning:
+    def forward(self, condition: Condition, host: Tensor | None = None, place: Place | None = None) -> Conditioning:
         """Condition to fractions per part of a cell, ``(B, S, i, j, k)``, and their means at every coarser level.
 
         Args:
             condition: The mask.
             host: For those that take a context: latents of the scan to paint into, ``(B, c, i, j, k)``, or None.
+            place: Where the masks were cut out, for a model that works on patches; None: they are of whole volumes.
 
         Raises:
             DataError: The mask has another number of labels, or the condition carries what this model was not
@@ -79,7 +108,10 @@ class MaskConditioner(Pretrained):
         sizes = tuple(factor // part for factor, part in zip(self.factors, self.parts, strict=True))
         fractions = functional.avg_pool3d(condition.mask, sizes)
         a, b, c = self.parts
-        return self._at_levels(rearrange(fractions, "n l (i a) (j b) (k c) -> n (l a b c) i j k", a=a, b=b, c=c))
+        spatial = rearrange(fractions, "n l (i a) (j b) (k c) -> n (l a b c) i j k", a=a, b=b, c=c)
+        if self.patch is not None:
+            spatial = torch.cat([spatial, coordinates(spatial, place)], dim=1)
+        return self._at_levels(spatial)
 
     def _at_levels(self, spatial: Tensor) -> Conditioning:
         coarser = [spatial]
@@ -89,17 +121,42 @@ class MaskConditioner(Pretrained):
 
     def cell_fractions(self, conditioning: Conditioning) -> Tensor:
         """The share of each whole cell that every label covers, shape ``(B, L, i, j, k)``."""
-        spatial = conditioning.spatial[:, : self.labels * math.prod(self.parts)]
+        spatial = conditioning.spatial[:, : self._fractions]
         return reduce(spatial, "n (l p) i j k -> n l i j k", "mean", l=self.labels)
 
     def dropped(self, conditioning: Conditioning, keep: Tensor) -> Conditioning:
-        """The conditioning with whole cases taken away.
+        """The conditioning with whole cases taken away; a patch still lies where it does.
 
         Args:
             conditioning: What :meth:`forward` returned.
             keep: Boolean, ``(B,)``; False removes that case's condition.
         """
-        return conditioning.mapped(lambda x: torch.where(keep.view(-1, *[1] * (x.ndim - 1)), x, 0.0))
+        first, last = self._fractions, MaskConditioner.channels.fget(self)  # type: ignore[attr-defined]
+
+        def without(maps: Tensor) -> Tensor:
+            left = torch.where(keep.view(-1, 1, 1, 1, 1), maps, 0.0)
+            left[:, first:last] = maps[:, first:last]
+            return left
+
+        return replace(
+            conditioning,
+            spatial=without(conditioning.spatial),
+            coarser=tuple(without(maps) for maps in conditioning.coarser),
+        )
+
+
+def coordinates(maps: Tensor, place: Place | None = None) -> Tensor:
+    """Where the middle of every cell lies in its volume, from -1 to 1 along each axis: ``(B, 3, i, j, k)`` for such maps."""
+    size = maps.shape[2:]
+    if place is None:
+        place = Place(torch.zeros(len(maps), 3), (size[0], size[1], size[2]))
+    along = []
+    for axis in range(3):
+        cell = torch.arange(size[axis], device=maps.device) + place.corner.to(maps)[:, axis : axis + 1] + 0.5
+        shape = [len(maps), 1, 1, 1]
+        shape[1 + axis] = size[axis]
+        along.append((2 * cell / place.whole[axis] - 1).view(shape).expand(-1, *size))
+    return torch.stack(along, dim=1).to(maps)
 
 
 class ContextConditioner(MaskConditioner):
@@ -115,6 +172,7 @@ class ContextConditioner(MaskConditioner):
         cut_margin_mm: Voxels so near a lesion are cut out with it.
         decoys: Share of training in which healthy tissue was cut out instead.
         levels: Resolutions of the network that takes the maps in.
+        patch: Latent cells of the patches that the network works on, or None.
     """
 
     takes_context = True
@@ -129,8 +187,9 @@ class ContextConditioner(MaskConditioner):
         cut_margin_mm: float,
         decoys: float = 0.0,
         levels: int = 1,
+        patch: Sequence[int] | None = None,
     ):
-        super().__init__(labels, factors, detail, levels)
+        super().__init__(labels, factors, detail, levels, patch)
         self.latent_channels = latent_channels
         self.cut_margin_mm = cut_margin_mm
         self.decoys = decoys
@@ -139,8 +198,8 @@ class ContextConditioner(MaskConditioner):
     def channels(self) -> int:
         return super().channels + self.latent_channels + 1
 
-    def forward(self, condition: Condition, host: Tensor | None = None) -> Conditioning:
-        mask = super().forward(condition, host).spatial
+    def forward(self, condition: Condition, host: Tensor | None = None, place: Place | None = None) -> Conditioning:
+        mask = super().forward(condition, host, place).spatial
         if host is None:
             beside = mask.new_zeros(len(mask), self.latent_channels + 1, *mask.shape[2:])
         else:

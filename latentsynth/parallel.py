@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from latentsynth.errors import TrainingError
 from latentsynth.invocation import processes
 from latentsynth.progress import bar
+from latentsynth.workers import spread
 
 T = TypeVar("T")
 
@@ -52,7 +54,10 @@ def own(accelerator: Accelerator, items: Sequence[T]) -> Sequence[T]:
 
 def share(accelerator: Accelerator, count: int, work: Callable[[int], T]) -> list[T]:
     """Does ``work(n)`` for n below ``count``, spread over the processes; every process gets all results, in order."""
-    mine = [(n, work(n)) for n in own(accelerator, range(count))]
+    return _gathered(accelerator, [(n, work(n)) for n in own(accelerator, range(count))])
+
+
+def _gathered(accelerator: Accelerator, mine: list[tuple[int, T]]) -> list[T]:
     rows: list[Any] = gather_object(mine) if accelerator.num_processes > 1 else mine
     return [row for _, row in sorted(rows, key=lambda pair: pair[0])]
 
@@ -61,14 +66,29 @@ def over_cases(
     accelerator: Accelerator, title: str, cases: Sequence[Any], work: Callable[[int], T], unit: str = "cases"
 ) -> list[T]:
     """``work(n)`` for every case, spread over the processes, with a progress bar; every process gets all results."""
-    with bar(title, len(own(accelerator, range(len(cases)))), unit, accelerator.is_main_process) as shown:
+    return _shown(accelerator, title, cases, lambda mine: map(work, mine), unit)
 
-        def counted(n: int) -> T:
-            result = work(n)
+
+def over_cores(
+    accelerator: Accelerator, title: str, cases: Sequence[Any], work: Callable[[int], T], unit: str = "cases"
+) -> list[T]:
+    """As :func:`over_cases`, for work that needs no device: on all cores (:func:`latentsynth.workers.spread`)."""
+    return _shown(accelerator, title, cases, partial(spread, work), unit)
+
+
+def _shown(
+    accelerator: Accelerator,
+    title: str,
+    cases: Sequence[Any],
+    work: Callable[[Sequence[int]], Iterable[T]],
+    unit: str,
+) -> list[T]:
+    mine, rows = own(accelerator, range(len(cases))), []
+    with bar(title, len(mine), unit, accelerator.is_main_process) as shown:
+        for n, row in zip(mine, work(mine), strict=True):
+            rows.append((n, row))
             shown.advance()
-            return result
-
-        return share(accelerator, len(cases), counted)
+    return _gathered(accelerator, rows)
 
 
 class Buildable(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from latentsynth.progress import bar
 from latentsynth.provenance import LEDGER, Ledger, voxel_hash
 from latentsynth.synthesizers import Synthesizer
 from latentsynth.types import Case, Domain, Fit, Framing
+from latentsynth.workers import in_background
 
 _SHOWN = 6  # masks on the contact sheet
 _SHOWN_EACH = 3  # volumes per mask on it
@@ -102,7 +103,7 @@ def synthesize(
     todo = [job for job in jobs if not samples.is_done(out, masks[job[0]], job[1], shown[job[0]])]
     accelerator.wait_for_everyone()  # every process must have looked before any of them writes
     mine = own(accelerator, todo)
-    with bar("sampling", len(mine), "volumes", accelerator.is_main_process) as progress:
+    with bar("sampling", len(mine), "volumes", accelerator.is_main_process) as progress, in_background() as hand_over:
         for start in range(0, len(mine), batch):
             part = mine[start : start + batch]
             where = [placed[m] for m, _ in part]
@@ -115,25 +116,14 @@ def synthesize(
                 cut = torch.stack([torch.from_numpy(np.isin(p.index, domain.lesion_indices)) for p in where])
             made = model.paint([shown[m] for m, _ in part], seeds, style, context, cut, **chosen)
             shown_hosts = context if made.host is None else made.host
-            for row, ((m, s), p) in enumerate(zip(part, where, strict=True)):
-                facts = {"checkpoint": model.fingerprint, "settings": chosen, "seed": s, "noise_seed": seeds[row]}
-                request, p = masks[m], _own_mask(p, made.mask[row], domain) if model.makes_masks else p
-                if styles:
-                    taken = styles[s % len(styles)]
-                    facts["style"] = taken.case_id
-                    request = replace(request, parents=(*request.parents, taken.patient_id, *taken.parents))
-                image, host = made.image[row].numpy(), scans[m] if hosts else None
-                if host is None or shown_hosts is None:
-                    voxels, limits = list(to_scanner(image, p, domain)), domain.limits
-                else:
-                    voxels, limits = host.painted(image, shown_hosts[row].numpy(), p, blend), host.limits
-                    facts |= {"host": host.case.case_id, "blend": asdict(blend), "lesions_removed": remove}
-                    request = replace(
-                        request,
-                        parents=tuple(dict.fromkeys((*request.parents, host.case.patient_id, *host.case.parents))),
-                    )
-                p = shown[m] if remove else p
-                samples.write(out, request, s, p, voxels, limits, domain, {**facts, "zoom": p.zoom})
+            for row, (m, s) in enumerate(part):
+                one = _Made(
+                    masks[m], placed[m], shown[m], s, made.image[row].numpy(), made.mask[row],
+                    {"checkpoint": model.fingerprint, "settings": chosen, "seed": s, "noise_seed": seeds[row]},
+                    styles[s % len(styles)] if styles else None, scans[m] if hosts else None,
+                    None if shown_hosts is None else shown_hosts[row].numpy(),
+                )  # fmt: skip
+                hand_over(one.write, out, domain, blend, remove, model.makes_masks)
                 progress.advance()
     accelerator.wait_for_everyone()
     manifest = samples.collect(out, domain)
@@ -153,6 +143,39 @@ def synthesize(
         samples.finish(out, manifest)
     accelerator.wait_for_everyone()
     return manifest
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A volume that was made, and all that is to be told of it."""
+
+    request: Request
+    placed: Placed
+    shown: Placed
+    seed: int
+    image: np.ndarray
+    mask: Tensor
+    facts: dict[str, Any]
+    style: Case | None
+    host: Host | None
+    host_shown: np.ndarray | None
+
+    def write(self, out: Path, domain: Domain, blend: Blend, removed: bool, makes_masks: bool) -> None:
+        """Brings it to scanner units on its own grid, and writes it."""
+        placed = _own_mask(self.placed, self.mask, domain) if makes_masks else self.placed
+        request, facts = self.request, dict(self.facts)
+        if self.style is not None:
+            facts["style"] = self.style.case_id
+            request = replace(request, parents=(*request.parents, self.style.patient_id, *self.style.parents))
+        if self.host is None or self.host_shown is None:
+            voxels, limits = list(to_scanner(self.image, placed, domain)), domain.limits
+        else:
+            scan = self.host.case
+            voxels, limits = self.host.painted(self.image, self.host_shown, placed, blend), self.host.limits
+            facts |= {"host": scan.case_id, "blend": asdict(blend), "lesions_removed": removed}
+            request = replace(request, parents=tuple(dict.fromkeys((*request.parents, scan.patient_id, *scan.parents))))
+        placed = self.shown if removed else placed
+        samples.write(out, request, self.seed, placed, voxels, limits, domain, {**facts, "zoom": placed.zoom})
 
 
 def read_style(case: Case, domain: Domain) -> Tensor:

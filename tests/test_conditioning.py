@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latentsynth.conditioning import MaskConditioner
+from latentsynth.conditioning import ContextConditioner, MaskConditioner, Place
 from latentsynth.data.cache.volumes import one_hot
 from latentsynth.errors import CheckpointError, ConfigError, DataError
 from latentsynth.types import Condition, Conditioning
@@ -171,3 +171,30 @@ def test_residuals_reach_the_denoiser_and_zeros_change_nothing() -> None:
     assert not torch.allclose(denoiser(x, torch.tensor(0.5), Conditioning(spatial, residuals=moved)), plain, atol=1e-3)
     with pytest.raises(DataError, match="takes no vector"):
         denoiser(x, torch.tensor(0.5), Conditioning(spatial, vector=torch.zeros(2, 4)))
+
+
+@pytest.mark.parametrize("context", [False, True])
+def test_a_patch_is_told_what_the_whole_is_told_at_its_place(context: bool) -> None:
+    common = {"labels": 3, "factors": (2, 2, 2), "detail": 2, "patch": (2, 2, 2)}
+    part = ContextConditioner(**common, latent_channels=4, cut_margin_mm=2.0) if context else MaskConditioner(**common)
+    mask = random_mask()  # 4 x 4 x 3 cells
+    host = torch.randn(2, 4, 4, 4, 3) if context else None
+    whole = part(Condition(mask), host).spatial
+    assert whole.shape[1] == part.channels
+    corner = torch.tensor([[1, 2, 0], [0, 1, 1]])
+    for row, (i, j, k) in enumerate(corner.tolist()):
+        cut = mask[row : row + 1, :, 2 * i : 2 * i + 4, 2 * j : 2 * j + 4, 2 * k : 2 * k + 4]
+        beside = None if host is None else host[row : row + 1, :, i : i + 2, j : j + 2, k : k + 2]
+        told = part(Condition(cut), beside, Place(corner[row : row + 1], (4, 4, 3))).spatial
+        torch.testing.assert_close(told, whole[row : row + 1, :, i : i + 2, j : j + 2, k : k + 2])
+
+
+def test_without_a_condition_a_patch_still_knows_its_place() -> None:
+    part = MaskConditioner(labels=3, factors=(2, 2, 2), patch=(2, 2, 2))
+    given_ = part(Condition(random_mask()))
+    dropped = part.dropped(given_, torch.tensor([False, True])).spatial
+    assert not bool(dropped[0, :3].any())
+    torch.testing.assert_close(dropped[:, 3:], given_.spatial[:, 3:])
+    torch.testing.assert_close(dropped[1], given_.spatial[1])
+    axis = given_.spatial[0, 4, 0, :, 0]  # second axis, 4 cells
+    torch.testing.assert_close(axis, torch.tensor([-0.75, -0.25, 0.25, 0.75]))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from einops import rearrange
@@ -16,13 +17,20 @@ from torch import Tensor, nn
 
 from latentsynth.autoencoders.principal import principal_components
 from latentsynth.autoencoders.space_to_depth import (
+    Axes,
     ResidualBlock,
     SpaceToDepth,
     SpaceToDepthDecoder,
     SpaceToDepthEncoder,
 )
+from latentsynth.autoencoders.tiling import tiled
 from latentsynth.errors import CheckpointError, TrainingError
+from latentsynth.parallel import at_least_two
 from latentsynth.pretrained import Pretrained, recompute
+
+# Cells of a part and of its surroundings, for MONAI's trunk. Its normalisations look at the whole volume, so that parts differ
+# from it; what they differ by is measured in benchmarks/tiling.py.
+_RESNET = (24, 4)
 
 
 @dataclass
@@ -76,11 +84,31 @@ class Autoencoder(Pretrained, ABC):
 
     @abstractmethod
     def moments(self, image: Tensor) -> Moments:
-        """Image in [-1, 1] to a Gaussian over raw latents."""
+        """Image in [-1, 1] to a Gaussian over raw latents; a large one in parts, see :meth:`encoded`."""
 
     @abstractmethod
     def decode_raw(self, raw: Tensor) -> Tensor:
-        """Raw latents to an image in [-1, 1]."""
+        """Raw latents to an image in [-1, 1]; large ones in parts, see :meth:`decoded`."""
+
+    def encoded(self, image: Tensor) -> Tensor:
+        """What the encoder gives.
+
+        Without gradients a large image goes through it in parts (:mod:`latentsynth.autoencoders.tiling`), and a lone one
+        twice where that is faster (:func:`latentsynth.parallel.copies_of_rows`).
+        """
+        return self._through(self.encoder, image, self.factors, (1, 1, 1))
+
+    def decoded(self, raw: Tensor) -> Tensor:
+        """What the decoder gives, in parts as :meth:`encoded`."""
+        return self._through(self.decoder, raw, (1, 1, 1), self.factors)
+
+    def _through(self, network: nn.Module, x: Tensor, taken: Axes, given: Axes) -> Tensor:
+        if torch.is_grad_enabled():
+            return network(x)  # type: ignore[no-any-return]
+        tile, reach = _RESNET
+        if isinstance(network, SpaceToDepthEncoder | SpaceToDepthDecoder):
+            tile, reach = network.TILE, network.reach
+        return tiled(partial(at_least_two, network), x, taken, given, tile, reach)
 
     @abstractmethod
     def forward(self, image: Tensor, noise: Tensor | None = None, level: Tensor | None = None) -> Reconstruction:

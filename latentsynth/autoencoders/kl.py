@@ -40,11 +40,11 @@ class KLAutoencoder(Autoencoder):
         self.encoder, self.decoder = build_trunk(trunk, image_channels, 2 * latent_channels, latent_channels, (i, j, k))
 
     def moments(self, image: Tensor) -> Moments:
-        mean, log_variance = self.encoder(image).chunk(2, dim=1)
+        mean, log_variance = self.encoded(image).chunk(2, dim=1)
         return Moments(mean, torch.exp(0.5 * log_variance.clamp(-30, 20)))
 
     def decode_raw(self, raw: Tensor) -> Tensor:
-        return self.decoder(raw).clamp(-1, 1)
+        return self.decoded(raw).clamp(-1, 1)
 
     def forward(self, image: Tensor, noise: Tensor | None = None, level: Tensor | None = None) -> Reconstruction:
         channels = image.new_tensor(float(self.latent_channels))

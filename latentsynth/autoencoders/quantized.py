@@ -34,15 +34,15 @@ class QuantizedAutoencoder(Autoencoder):
         """
 
     def moments(self, image: Tensor) -> Moments:
-        raw = self.encoder(image)
+        raw = self.encoded(image)
         return Moments(raw, torch.zeros_like(raw))
 
     def decode_raw(self, raw: Tensor) -> Tensor:
-        image: Tensor = self.decoder(self.quantize(raw)[0])
+        image: Tensor = self.decoded(self.quantize(raw)[0])
         return image.clamp(-1, 1)
 
     def code_usage(self, image: Tensor) -> Tensor:
-        return self._usage(self.quantize(self.encoder(image))[1]).cpu()
+        return self._usage(self.quantize(self.encoded(image))[1]).cpu()
 
     def _usage(self, indices: Tensor) -> Tensor:
         """Counts per codebook and code, ``(codebooks, codes)``."""

@@ -15,7 +15,6 @@ from latentsynth.data.cache.volumes import Volume
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.metrics.band_power import detail_slope
 from latentsynth.metrics.reconstruction import contrast_kept, lesion_contrast, lesion_error, psnr, ssim
-from latentsynth.parallel import at_least_two
 from latentsynth.types import Domain
 
 LESION_KEPT = 0.6  # below this share of its contrast, a lesion is as good as gone for what is trained on the latents
@@ -29,7 +28,7 @@ def reconstruct(model: Autoencoder, volume: Volume, device: torch.device) -> Ten
         Shape ``(C, I, J, K)`` in [-1, 1], on the CPU.
     """
     image = torch.from_numpy(volume.image)[None].to(device)
-    return at_least_two(lambda one: model.decode_raw(model.moments(one).mean), image)[0].float().cpu()
+    return model.decode_raw(model.moments(image).mean)[0].float().cpu()
 
 
 @dataclass(frozen=True)

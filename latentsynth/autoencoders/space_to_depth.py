@@ -84,6 +84,8 @@ class SpaceToDepthEncoder(nn.Module):
         res_blocks: Residual blocks on the latent grid.
     """
 
+    TILE = 24  # cells along an axis of a part of a large volume
+
     def __init__(self, image_channels: int, encoded_channels: int, factors: Axes, width: int, res_blocks: int):
         super().__init__()
         self.cells = SpaceToDepth(factors)
@@ -91,6 +93,7 @@ class SpaceToDepthEncoder(nn.Module):
         self.stem = nn.Conv3d(image_channels * prod(factors), width, 1)
         self.blocks = nn.ModuleList(ResidualBlock(width) for _ in range(res_blocks))
         self.head = nn.Sequential(CellNorm(width), nn.SiLU(), zeroed(nn.Conv3d(width, encoded_channels, 3, padding=1)))
+        self.reach = 2 * res_blocks + 1  # cells: one for each convolution of 3 x 3 x 3
 
     @torch.no_grad()
     def start_from(self, components: PrincipalComponents, spread: float) -> None:
@@ -115,6 +118,8 @@ class SpaceToDepthEncoder(nn.Module):
 class SpaceToDepthDecoder(nn.Module):
     """Latents to an image: the linear map plus a residual trunk. Arguments as of :class:`SpaceToDepthEncoder`."""
 
+    TILE = 24
+
     def __init__(self, latent_channels: int, image_channels: int, factors: Axes, width: int, res_blocks: int):
         super().__init__()
         self.linear = nn.Conv3d(latent_channels, image_channels * prod(factors), 1)
@@ -124,6 +129,7 @@ class SpaceToDepthDecoder(nn.Module):
         self.head = nn.Sequential(
             CellNorm(width), nn.SiLU(), zeroed(nn.Conv3d(width, image_channels * prod(factors), 1))
         )
+        self.reach = 2 * res_blocks + 1
 
     @torch.no_grad()
     def start_from(self, components: PrincipalComponents, spread: float) -> None:

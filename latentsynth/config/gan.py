@@ -117,6 +117,8 @@ class GanRun(Run):
         kind = self.generator.kind
         if self.conditioner.context:
             raise ValueError("conditioner.context is for diffusion models: leave it out")
+        if self.conditioner.patch:
+            raise ValueError("conditioner.patch is for diffusion models: leave it out")
         if self.latent:
             if self.autoencoder is None:
                 raise ValueError(f"generator.kind {kind} needs autoencoder: the run folder of a trained one")

@@ -56,6 +56,11 @@ class ConditionerConfig(Strict):
         "teaches to remove lesions",
     )
     context_dropout: Fraction = Field(0.1, description="probability that a case trains without the scan")
+    patch: tuple[Positive, Positive, Positive] | None = Field(
+        None,
+        description="latent cells along each axis of the patches that the denoiser trains on and samples in, told where each "
+        "lies, so that memory is bounded by the patch; null: whole volumes",
+    )
 
 
 class DiffusionConfig(Strict):
@@ -123,6 +128,9 @@ class SamplingConfig(Strict):
     )
     guidance: NotNegative = Field(1.0, description="1 follows the condition as trained, larger exaggerates it")
     guidance_interval: tuple[Fraction, Fraction] = Field((0.0, 1.0), description="times t within which guidance acts")
+    patch_overlap: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.25, description="share of a patch, along each axis, that its neighbour has too; for a model of patches"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> SamplingConfig:

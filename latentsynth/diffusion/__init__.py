@@ -7,6 +7,7 @@ One contract holds it together: a denoiser returns ``E[x0 | x_t]``. Diffusion an
 from latentsynth.diffusion.denoiser import Denoiser, denoising_loss
 from latentsynth.diffusion.guidance import autoguided, guided
 from latentsynth.diffusion.noise import SCHEDULES, Schedule, schedule_named, target_weight
+from latentsynth.diffusion.patches import patchwise
 from latentsynth.diffusion.sampling import SAMPLERS, sample, sampler_table
 from latentsynth.diffusion.times import TimeSampler
 
@@ -19,6 +20,7 @@ __all__ = [
     "autoguided",
     "denoising_loss",
     "guided",
+    "patchwise",
     "sample",
     "sampler_table",
     "schedule_named",

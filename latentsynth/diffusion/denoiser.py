@@ -14,6 +14,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from monai.networks.nets import DiffusionModelUNet
 from torch import Tensor, nn
+from torch.nn import functional
 
 from latentsynth.diffusion.noise import Schedule, expand, schedule_named
 from latentsynth.errors import DataError, UnknownNameError
@@ -67,7 +68,7 @@ class Denoiser(Pretrained):
         )
 
     def forward(self, x_t: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        """Posterior mean of the data.
+        """Posterior mean of the data. Latents that the network cannot halve as often as it has levels are padded inside.
 
         Args:
             x_t: Noisy latents, shape ``(B, c, i, j, k)``.
@@ -92,7 +93,14 @@ class Denoiser(Pretrained):
         if conditioning.residuals:
             *skips, middle = conditioning.residuals
             added = {"down_block_additional_residuals": tuple(skips), "mid_block_additional_residual": middle}
-        out = self.network(torch.cat([x, conditioning.spatial], dim=1), timesteps=1000 * angle, **added).float()
+        fed = torch.cat([x, conditioning.spatial], dim=1)
+        missing = [-n % 2 ** (len(self.config["channels"]) - 1) for n in x.shape[2:]]
+        if any(missing):
+            fed = functional.pad(fed, [n for extra in reversed(missing) for n in (0, extra)], mode="replicate")
+        out = self.network(fed, timesteps=1000 * angle, **added).float()
+        if any(missing):
+            i, j, k = x.shape[2:]
+            out = out[..., :i, :j, :k]
         if self.prediction == "v":
             return a * x - s * out
         if self.prediction == "epsilon":

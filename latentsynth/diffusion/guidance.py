@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from latentsynth.parallel import at_least_two, copies_of_rows
+from latentsynth.parallel import copies_of_rows
 from latentsynth.types import Conditioning
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
@@ -31,18 +31,17 @@ def guided(
     """Extrapolates from the unconditional to the conditional posterior mean; both in one call of the network.
 
     Args:
-        network: Denoiser with and without a condition. A batch of one goes in twice on a CPU, where torch is slow on it.
+        network: Denoiser with and without a condition.
         wanted: The condition.
         nothing: No condition, for as many rows.
         scale: 1 is the conditional denoiser itself, 0 the unconditional.
         interval: Times within which to guide (Kynkaanniemi et al. 2024); outside, the conditional denoiser.
     """
-    conditional = _bound(network, wanted)
     both = _joined(wanted, nothing) if scale != 1 else wanted
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         if scale == 1 or not interval[0] <= float(t) <= interval[1]:
-            return conditional(x_t, t)
+            return network(x_t, t, wanted)
         with_condition, without = network(torch.cat([x_t, x_t]), t, both).chunk(2)
         return without + scale * (with_condition - without)
 
@@ -68,23 +67,26 @@ def autoguided(
         scale: 1 is the denoiser itself.
         interval: Times within which to guide; outside, the denoiser itself.
     """
-    ours, theirs = _bound(network, wanted), _bound(guide, wanted)
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        better = ours(x_t, t)
+        better = network(x_t, t, wanted)
         if scale == 1 or not interval[0] <= float(t) <= interval[1]:
             return better
-        worse = theirs(x_t, t)
+        worse = guide(x_t, t, wanted)
         return worse + scale * (better - worse)
 
     return denoise
 
 
-def _bound(network: ConditionedDenoise, given: Conditioning) -> Denoise:
-    """A denoiser with its condition; a lone row goes in twice where that is faster."""
-    lone = copies_of_rows(len(given.spatial), given.spatial.device) == 2
-    rows_given = _joined(given, given) if lone else given
-    return lambda x_t, t: at_least_two(lambda rows: network(rows, t, rows_given), x_t)
+def two_rows(network: ConditionedDenoise) -> ConditionedDenoise:
+    """The same denoiser, a lone row going in twice where that is faster (:func:`latentsynth.parallel.copies_of_rows`)."""
+
+    def denoise(x_t: Tensor, t: Tensor, given: Conditioning) -> Tensor:
+        if copies_of_rows(len(x_t), x_t.device) == 1:
+            return network(x_t, t, given)
+        return network(torch.cat([x_t, x_t]), t, _joined(given, given))[:1]
+
+    return denoise
 
 
 def _joined(one: Conditioning, other: Conditioning) -> Conditioning:

@@ -15,16 +15,16 @@ from latentsynth.conditioning import ContextConditioner, MaskConditioner
 from latentsynth.config import SamplingConfig, build
 from latentsynth.data.cache.cutting import Cut
 from latentsynth.data.exchange.hosts import Blend
-from latentsynth.diffusion import Denoiser, autoguided, guided, sample
+from latentsynth.diffusion import Denoiser, autoguided, guided, patchwise, sample
+from latentsynth.diffusion.guidance import ConditionedDenoise, Denoise, two_rows
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.parallel import at_least_two
 from latentsynth.pretrained import Pretrained
 from latentsynth.provenance import Ledger, fingerprint
 from latentsynth.randomness import Draws
 from latentsynth.synthesizers.base import Synthesizer
 from latentsynth.synthesizers.checkpointed import Checkpointed
 from latentsynth.synthesizers.latent_gan import latent_facts
-from latentsynth.types import Condition, Domain, Generated
+from latentsynth.types import Condition, Conditioning, Domain, Generated
 
 
 @dataclass
@@ -103,7 +103,8 @@ class LatentDiffusion(Synthesizer, Checkpointed):
             condition: Masks ``(B, L, I, J, K)``; None samples without a mask.
             seeds: One per volume.
             progress: Called with (denoiser calls done, in all).
-            settings: ``scheduler``, ``steps``, ``shift``, ``guidance``, ``guidance_interval``.
+            settings: ``scheduler``, ``steps``, ``shift``, ``guidance``, ``guidance_interval``,
+                ``patch_overlap``.
 
         Raises:
             DataError: The condition does not fit the model.
@@ -118,11 +119,7 @@ class LatentDiffusion(Synthesizer, Checkpointed):
         noise = Draws.seeded(seeds).normal(*self.autoencoder.latent_shape(self.grid.shape))
         mask = condition.mask.to(device)
         wanted = self.conditioner(replace(condition, mask=mask, context=None, cut=None), self._cut(condition))
-        nothing = self.conditioner.dropped(wanted, torch.zeros(rows, dtype=torch.bool, device=device))
-        if self.guide is None:
-            denoise = guided(self.denoiser, wanted, nothing, chosen.guidance, chosen.guidance_interval)
-        else:
-            denoise = autoguided(self.denoiser, self.guide, wanted, chosen.guidance, chosen.guidance_interval)
+        denoise = self._denoise(wanted, chosen)
         z = sample(
             denoise,
             self.denoiser.schedule,
@@ -132,7 +129,25 @@ class LatentDiffusion(Synthesizer, Checkpointed):
             chosen.grid_shift,
             progress,
         )
-        return Generated(at_least_two(self.autoencoder.decode, z).cpu(), condition.mask, self._shown(condition.context))
+        return Generated(self.autoencoder.decode(z).cpu(), condition.mask, self._shown(condition.context))
+
+    def _denoise(self, wanted: Conditioning, chosen: SamplingConfig) -> Denoise:
+        """The denoiser with its condition, and guided as chosen."""
+        network = self._of_volumes(self.denoiser, chosen.patch_overlap)
+        if chosen.guidance == 1:
+            return lambda x_t, t: network(x_t, t, wanted)
+        if self.guide is not None:
+            worse = self._of_volumes(self.guide, chosen.patch_overlap)
+            return autoguided(network, worse, wanted, chosen.guidance, chosen.guidance_interval)
+        nothing = self.conditioner.dropped(
+            wanted, torch.zeros(len(wanted.spatial), dtype=torch.bool, device=wanted.spatial.device)
+        )
+        return guided(network, wanted, nothing, chosen.guidance, chosen.guidance_interval)
+
+    def _of_volumes(self, denoiser: Denoiser, overlap: float) -> ConditionedDenoise:
+        """A denoiser of whole volumes."""
+        network = two_rows(denoiser)
+        return network if self.conditioner.patch is None else patchwise(network, self.conditioner.patch, overlap)
 
     @property
     def takes_context(self) -> bool:
@@ -160,9 +175,7 @@ class LatentDiffusion(Synthesizer, Checkpointed):
         if scan is None:
             return None
         device = next(self.autoencoder.parameters()).device
-        return at_least_two(
-            lambda image: self.autoencoder.decode(self.autoencoder.encode(image)), scan.to(device)
-        ).cpu()
+        return self.autoencoder.decode(self.autoencoder.encode(scan.to(device))).cpu()
 
     def _cut(self, condition: Condition) -> Tensor | None:
         """Latents of the scans to paint into, their lesions cut out as in training."""
@@ -177,7 +190,7 @@ class LatentDiffusion(Synthesizer, Checkpointed):
         rows = zip(condition.context.numpy(), hidden.numpy(), strict=True)
         images = torch.stack([torch.from_numpy(cut.out_of(image, inside)) for image, inside in rows])
         device = next(self.autoencoder.parameters()).device
-        return at_least_two(self.autoencoder.encode, images.to(device))
+        return self.autoencoder.encode(images.to(device))
 
     def fit(self) -> Mapping[str, tuple[Any, Any]]:
         channels = (self.denoiser.config["latent_channels"], self.autoencoder.latent_channels)

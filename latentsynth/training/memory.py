@@ -111,7 +111,8 @@ def estimate_ldm(config: LdmRun, autoencoder: Autoencoder, domain: Domain, proce
         domain: The autoencoder's domain.
         processes: Over how many the batch is spread.
     """
-    latent = autoencoder.latent_shape(domain.grid.shape)
+    channels, *whole = autoencoder.latent_shape(domain.grid.shape)
+    latent = (channels, *(min(n, m) for n, m in zip(whole, config.conditioner.patch or whole, strict=True)))
     with torch.device("meta"):
         conditioner = build_conditioner(config.conditioner, len(domain.labels), autoencoder.factors)
         denoiser: Denoiser = build_denoiser(config, latent[0], conditioner.channels).train()

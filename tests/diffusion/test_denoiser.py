@@ -131,6 +131,19 @@ def test_recomputing_gives_the_same_gradients() -> None:
     assert kept[1] < 0.7 * kept[0]  # or nothing was recomputed
 
 
+def test_latents_that_cannot_be_halved_are_padded_and_cropped_inside() -> None:
+    denoiser = tiny_denoiser("rectified")
+    x, spatial = torch.randn(2, 4, 5, 8, 3), torch.randn(2, 3, 5, 8, 3)
+    t = torch.tensor(0.4)
+    padding = [0, 1, 0, 0, 0, 1]  # to 6, 8 and 4, as the two levels need
+
+    def padded(maps: Tensor) -> Tensor:
+        return torch.nn.functional.pad(maps, padding, mode="replicate")
+
+    expected = denoiser(padded(x), t, Conditioning(padded(spatial)))[..., :5, :, :3]
+    torch.testing.assert_close(denoiser(x, t, Conditioning(spatial)), expected)
+
+
 class OfGaussianData(torch.nn.Module):
     """The network that is right for data ``N(0, std^2)``, whatever it is asked to predict; takes no mask into account."""
 

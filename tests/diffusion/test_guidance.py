@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from latentsynth.diffusion import autoguided, guided, sample, schedule_named
+from latentsynth.diffusion.guidance import two_rows
 from latentsynth.types import Conditioning
 
 X, T = torch.linspace(-3, 3, 24).view(2, 1, 3, 2, 2), torch.tensor(0.4)
@@ -71,7 +72,7 @@ def test_a_lone_row_is_what_it_is_among_others(scale: float) -> None:
         rows.append(len(x_t))
         return posterior_mean(x_t, t, given)
 
-    alone = guided(network, centred(1.0, 1), centred(-0.5, 1), scale)(X[:1], T)
+    alone = guided(two_rows(network), centred(1.0, 1), centred(-0.5, 1), scale)(X[:1], T)
     assert torch.equal(alone, guided(posterior_mean, ONE, OTHER, scale)(X, T)[:1])
     assert rows == [2]  # never one, which torch is slow on
 

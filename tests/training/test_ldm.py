@@ -13,12 +13,15 @@ from tiny_runs import autoencoder_config, ldm_config
 from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder, VQAutoencoder
 from latentsynth.config import AutoencoderRun, LdmRun, load
+from latentsynth.data.cache.volumes import one_hot
 from latentsynth.data.manifest import Manifest
+from latentsynth.diffusion import Denoiser
 from latentsynth.errors import CheckpointError, TrainingError
 from latentsynth.synthesizers import LatentDiffusion
 from latentsynth.training.recipes.autoencoder import initial as initial_autoencoder
 from latentsynth.training.recipes.encode import encoded_cohort
-from latentsynth.training.recipes.ldm import DenoiserLoss, build_conditioner, initial, train_ldm
+from latentsynth.training.recipes.ldm import DenoiserLoss, build_conditioner, initial, train_ldm, training_items
+from latentsynth.types import Condition, Conditioning
 
 
 def test_training_never_runs_the_encoder(workplace: Path, trained_ldm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,3 +152,33 @@ def test_gradient_checkpointing_changes_memory_and_not_weights(workplace: Path, 
         weights.append(LatentDiffusion.from_pretrained(config.run).denoiser.state_dict())
     # The averaged weights: a copy of a checkpointed network must run its own blocks, not those it was copied from.
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(weights[0].values(), weights[1].values(), strict=True))
+
+
+def test_a_model_of_patches_trains_on_parts_and_makes_whole_volumes(
+    workplace: Path, trained_autoencoder: Path, trained_segmenter: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patch, seen = (2, 4, 3), set()
+    forward = Denoiser.forward
+
+    def watched(self: Denoiser, x_t: torch.Tensor, t: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        seen.add(tuple(x_t.shape[2:]))
+        return forward(self, x_t, t, conditioning)
+
+    monkeypatch.setattr(Denoiser, "forward", watched)
+    changes = {"conditioner": {"patch": list(patch)}, "selection": {"segmenter": str(trained_segmenter), "cases": 1}}
+    config = load(LdmRun, ldm_config(workplace, "ldm-patches", trained_autoencoder.name, **changes))
+    assert train_ldm(config)["loss"] > 0
+    assert seen == {patch}  # of 6 x 6 x 6 cells, in training, validation and sampling
+    model = LatentDiffusion.from_pretrained(config.run / "checkpoint")
+    mask = one_hot(torch.randint(0, len(model.domain.labels), (1, 24, 24, 24)), len(model.domain.labels))
+    made = model.generate(Condition(mask), [3]).image
+    assert made.shape == (1, 1, 24, 24, 24)
+    assert torch.equal(made, model.generate(Condition(mask), [3]).image)
+    assert not torch.equal(made, model.generate(Condition(mask), [3], patch_overlap=0.5).image)
+    assert seen == {patch}
+    # Every part is met somewhere in training, and a part is the same on every way to it.
+    cohort = encoded_cohort(config.autoencoder, config.data, config.conditioner)
+    items, _ = training_items(config, cohort.training, model.autoencoder, model.domain)
+    corners = {tuple(items[position]["corner"].tolist()) for position in range(400)}
+    assert corners == {(i, j, k) for i in range(5) for j in range(3) for k in range(4)}
+    assert all(torch.equal(items[7][key], items[7][key]) for key in ("mean", "mask", "corner"))

@@ -9,15 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latentsynth.data.cache.cutting import Cut
 from latentsynth.data.cache.volumes import Volume, VolumeCache, one_hot
 from latentsynth.errors import DataError
 from latentsynth.files import atomic_path
-from latentsynth.parallel import copies_of_rows
 from latentsynth.provenance import fingerprint
 from latentsynth.randomness import Stream, generator
 from latentsynth.tensors import write_tensors
@@ -53,7 +51,7 @@ class LatentCache:
 
     @torch.no_grad()
     def write(self, entries: Sequence[int], encode: Encoder, advance: Callable[[], None] = lambda: None) -> None:
-        """Encodes some entries. They go in pairs (:func:`latentsynth.parallel.copies_of_rows`).
+        """Encodes some entries, two at a time.
 
         Raises:
             DataError: A latent is not finite.
@@ -89,8 +87,15 @@ class LatentCache:
             return self.cut(volume.image, volume.mask)
         return self.cut.out_of(volume.image, region)
 
-    def item(self, entry: int) -> dict[str, Any]:
+    def item(
+        self, entry: int, corner: tuple[int, int, int] = (0, 0, 0), cells: tuple[int, int, int] | None = None
+    ) -> dict[str, Any]:
         """One training item: ``mean`` and ``deviation`` (c, i, j, k), ``mask`` one-hot (L, I, J, K).
+
+        Args:
+            entry: Which.
+            corner: First latent cell of a part of it.
+            cells: Latent cells of the part along each axis; less where there are less. No more is read. None takes all.
 
         With a cut also ``host_mean`` and ``host_deviation``, of the volume without what was cut out, and with decoys
         ``decoy_mean`` and ``decoy_deviation``, of the volume without healthy tissue.
@@ -104,23 +109,34 @@ class LatentCache:
                 f"latents of {self.volumes.name(entry)} are missing: run `latentsynth encode {self.folder.parent.parent}`"
             )
         try:
-            tensors = load_file(path)
+            tensors, shape = _read(path, corner, cells, self.volumes.recipe.grid.shape)
         except SafetensorError as error:
             raise DataError(
                 f"latents of {self.volumes.name(entry)} ({path}) are damaged ({error}): delete the file and encode again"
             ) from error
-        recipe = self.volumes.recipe
-        labels = len(recipe.labels)
-        mask = tensors.get("mask")
-        hot = torch.zeros(labels, *recipe.grid.shape) if mask is None else one_hot(mask, labels)
-        return {**{name: value for name, value in tensors.items() if name != "mask"}, "mask": hot}
+        labels = len(self.volumes.recipe.labels)
+        mask = tensors.pop("mask", None)
+        return {**tensors, "mask": torch.zeros(labels, *shape) if mask is None else one_hot(mask, labels)}
+
+
+def _read(
+    path: Path, corner: tuple[int, int, int], cells: tuple[int, int, int] | None, voxels: tuple[int, int, int]
+) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+    """A part of what a file holds of a volume of so many voxels, and how many the part has."""
+    with safe_open(path, framework="pt") as stream:
+        whole = stream.get_slice("mean").get_shape()[1:]
+        factors = [n // m for n, m in zip(voxels, whole, strict=True)]
+        ends = [min(a + n, m) for a, n, m in zip(corner, cells or whole, whole, strict=True)]
+        latent = tuple(slice(a, b) for a, b in zip(corner, ends, strict=True))
+        covered = tuple(slice(a * f, b * f) for a, b, f in zip(corner, ends, factors, strict=True))
+        tensors = {
+            name: stream.get_slice(name)[covered if name == "mask" else (slice(None), *latent)]
+            for name in stream.keys()  # noqa: SIM118 (no __contains__)
+        }
+    return tensors, tuple(part.stop - part.start for part in covered)
 
 
 def _moments(images: Sequence[np.ndarray], encode: Encoder) -> dict[str, Tensor]:
-    """Mean and deviation of some volumes, a row each; a lone volume goes in twice."""
-    batch = torch.stack([torch.from_numpy(image) for image in images])
-    mean, deviation = encode(batch.repeat(copies_of_rows(len(images), batch.device), 1, 1, 1, 1))
-    return {
-        "mean": mean[: len(images)].float().contiguous(),
-        "deviation": deviation[: len(images)].float().contiguous(),
-    }
+    """Mean and deviation of some volumes, a row each."""
+    mean, deviation = encode(torch.stack([torch.from_numpy(image) for image in images]))
+    return {"mean": mean.float().contiguous(), "deviation": deviation.float().contiguous()}

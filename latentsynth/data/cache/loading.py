@@ -55,6 +55,38 @@ class Crops(Positions):
         return {**item, "image": item["image"][part], "mask": item["mask"][part]}
 
 
+class Patches(Positions):
+    """Training items of which a random part is read, in whole latent cells.
+
+    Args:
+        item: The part of an item from a first cell on, by index and first cell.
+        cells: Latent cells along each axis that there are to choose from, and that are taken.
+        count: How many items.
+        seed: Key of order and places.
+    """
+
+    def __init__(
+        self,
+        item: Callable[[int, tuple[int, int, int]], dict[str, Any]],
+        cells: tuple[tuple[int, int, int], tuple[int, int, int]],
+        count: int,
+        seed: int,
+    ):
+        super().__init__(lambda index: {"index": index}, count, seed)
+        self.part, self.cells = item, cells
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        index = super().__getitem__(position)["index"]
+        return {**self.part(index, self.corner(position)), "position": position}
+
+    def corner(self, position: int) -> tuple[int, int, int]:
+        """The first cell of the part at a position."""
+        whole, taken = self.cells
+        room = np.maximum(np.subtract(whole, taken), 0)
+        i, j, k = generator(self.seed, Stream.CROP, position).integers(0, room + 1).tolist()
+        return (i, j, k)
+
+
 class Slices(Sampler[list[int]]):
     """This process's micro-batches of positions, from ``start`` to ``stop``.
 

@@ -24,6 +24,7 @@ from latentsynth.provenance import fingerprint
 from latentsynth.randomness import Stream, generator
 from latentsynth.tensors import write_tensors
 from latentsynth.types import Case, Framing, Grid, Labels, Window
+from latentsynth.workers import spread
 
 _VERSION = 4  # raise it when preprocessing changes, so that old caches are not read
 
@@ -284,7 +285,7 @@ class VolumeCache:
         return (folder or self.folder) / f"{name}.{copy}.safetensors"
 
     def build(self, rank: int = 0, world: int = 1, advance: Callable[[], None] = lambda: None) -> None:
-        """Makes the missing entries of this rank's share.
+        """Makes the missing entries of this rank's share, on all its cores.
 
         Raises:
             DataError: A case cannot be read; the ones before it stay cached.
@@ -292,15 +293,23 @@ class VolumeCache:
         if rank == 0:
             recipe = self.recipe
             write_json(self.folder / "recipe.json", {"grid": asdict(recipe.grid), "framing": asdict(recipe.framing)})
+        missing = []
         for entry in range(rank, len(self.entries), world):
-            path = self.path(entry)
             case, copy = self.entries[entry]
-            if not path.is_file():
-                _save(path, self.recipe.read(case, copy))
-                self._remember(case)
-            elif copy == 0:
+            if not self.path(entry).is_file():
+                missing.append(entry)
+                continue
+            if copy == 0:
                 self._recheck(case)
             advance()
+        for _ in spread(self._make, missing):
+            advance()
+
+    def _make(self, entry: int) -> None:
+        """Makes one entry."""
+        case, copy = self.entries[entry]
+        _save(self.path(entry), self.recipe.read(case, copy))
+        self._remember(case)
 
     def _remember(self, case: Case) -> None:
         """Notes when the files of a case were last found to hold what its manifest says."""

@@ -23,7 +23,7 @@ from latentsynth.evaluation.cohorts import Cohort, rng
 from latentsynth.metrics.band_power import BandPower, band_power, body, octaves
 from latentsynth.metrics.bootstrap import statistic_interval
 from latentsynth.metrics.prediction import mean_range
-from latentsynth.parallel import over_cases
+from latentsynth.parallel import over_cores
 from latentsynth.pretrained import read_config
 from latentsynth.results import Estimate, Table, TableCell
 from latentsynth.types import Case
@@ -145,7 +145,7 @@ def sharpness(
     found = {}
     for cohort in cohorts:
         work = partial(_measure, cohort, recipe, edges, cell, cohort is real)
-        rows = over_cases(accelerator, f"sharpness of {cohort.name}", cohort.cases, work)
+        rows = over_cores(accelerator, f"sharpness of {cohort.name}", cohort.cases, work)
         found[cohort.name] = np.array([_logarithms(row[: len(real.manifest.channels)], measures) for row in rows])
         if cohort is real:
             found[CONTROL] = np.array([_logarithms(row[len(real.manifest.channels) :], measures) for row in rows])

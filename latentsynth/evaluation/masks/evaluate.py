@@ -23,7 +23,7 @@ from latentsynth.evaluation.memorization.reference import Measured, ReferenceDis
 from latentsynth.evaluation.memorization.spaces import FeatureSpace, MaskVoxels
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.metrics.shapes import Shape, cells_of, centroid_mm, mask_of, overlaps, shape_of
-from latentsynth.parallel import over_cases
+from latentsynth.parallel import over_cores
 from latentsynth.results import Result, close_results, open_results
 from latentsynth.types import Framing
 
@@ -210,7 +210,7 @@ def _lattice(cohorts: Sequence[Cohort], lesions: tuple[int, ...]) -> Lattice:
 
 
 def _describe(cohort: Cohort, lattice: Lattice, accelerator: Accelerator) -> Described:
-    found = over_cases(accelerator, f"masks of {cohort.name}", cohort.cases, partial(_lesion, cohort, lattice), "masks")
+    found = over_cores(accelerator, f"masks of {cohort.name}", cohort.cases, partial(_lesion, cohort, lattice), "masks")
     kept = [n for n, one in enumerate(found) if one is not None]
     if len(kept) < _LEAST:
         raise DataError(

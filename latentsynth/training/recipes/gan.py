@@ -11,11 +11,12 @@ import torch
 from accelerate import Accelerator
 
 from latentsynth import checkpoint
+from latentsynth.autoencoders import Autoencoder
 from latentsynth.config import DenoiserConfig, GanRun
 from latentsynth.data.cache.loading import Positions
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.data.manifest import Manifest
-from latentsynth.errors import CheckpointError, DataError
+from latentsynth.errors import CheckpointError, ConfigError, DataError
 from latentsynth.gans import Annotation, Generator, build_discriminator, build_generator
 from latentsynth.masks.mask_gan import MaskGANMaker
 from latentsynth.parallel import mean_rows, share
@@ -28,7 +29,7 @@ from latentsynth.training.recipes.autoencoder import copy_weights, volume_caches
 from latentsynth.training.recipes.collapse import CollapseMonitor
 from latentsynth.training.recipes.cyclegan import CycleGame
 from latentsynth.training.recipes.encode import encode, encoded_cohort
-from latentsynth.training.recipes.ldm import build_conditioner, check_levels
+from latentsynth.training.recipes.ldm import build_conditioner
 from latentsynth.training.recipes.mask_items import training_facts
 from latentsynth.training.recipes.mask_sheets import mask_sheet
 from latentsynth.training.recipes.scenes import LatentScenes, VoxelScenes
@@ -160,7 +161,7 @@ def _on_latents(config: GanRun, accelerator: Accelerator) -> _Setting:
     cohort = encoded_cohort(config.autoencoder, config.data.latents())
     domain = cohort.header.domain
     autoencoder = cohort.autoencoder.to(accelerator.device)
-    check_levels("generator.channels", len(config.generator.channels), autoencoder, domain)
+    _check_levels(len(config.generator.channels), autoencoder, domain)
     encode(cohort, accelerator)
     seed_weights(config.seed)
     conditioner = build_conditioner(config.conditioner, len(domain.labels), autoencoder.factors)
@@ -178,6 +179,18 @@ def _on_latents(config: GanRun, accelerator: Accelerator) -> _Setting:
         return LatentGAN(domain, autoencoder, conditioner, game.generator(modules), config.sampling, ledger=ledger)
 
     return _Setting(cohort.validation.volumes, items, players, game.state, synthesizer, ledger)
+
+
+def _check_levels(levels: int, autoencoder: Autoencoder, domain: Domain) -> None:
+    """Refuses a generator that cannot halve the latent grid as often as it has levels, with what would do."""
+    _, *cells = autoencoder.latent_shape(domain.grid.shape)
+    halvings = 2 ** (levels - 1)
+    if any(n % halvings for n in cells):
+        units = tuple(f * halvings for f in autoencoder.factors)
+        raise ConfigError(
+            f"generator.channels has {levels} levels, so the latent grid {tuple(cells)} must divide "
+            f"by {halvings}: use fewer levels, or a grid whose axes are multiples of {units} voxels"
+        )
 
 
 def initial(config: GanRun, generator: Generator) -> tuple[Generator, Ledger]:

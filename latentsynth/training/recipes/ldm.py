@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -15,12 +18,12 @@ from torch import Tensor
 from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder, Moments
 from latentsynth.autoencoders.reconstruction import lost_lesion_warning
-from latentsynth.conditioning import ContextConditioner, MaskConditioner
+from latentsynth.conditioning import ContextConditioner, MaskConditioner, Place
 from latentsynth.config import ConditionerConfig, LdmRun, SamplingConfig
-from latentsynth.data.cache.loading import Positions
+from latentsynth.data.cache.latents import LatentCache
+from latentsynth.data.cache.loading import Patches, Positions
 from latentsynth.diffusion import Denoiser, TimeSampler, denoising_loss, schedule_named, target_weight
 from latentsynth.diffusion.times import automatic_shift
-from latentsynth.errors import ConfigError
 from latentsynth.parallel import mean_rows, share
 from latentsynth.provenance import Ledger
 from latentsynth.randomness import VALIDATION, Stream, keyed_noise, keyed_uniform, seed_weights
@@ -55,7 +58,6 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
     encode(cohort, accelerator)
     autoencoder = cohort.autoencoder.to(accelerator.device)
     seed_weights(config.seed)  # after loading, which draws too
-    check_levels("denoiser.channels", len(config.denoiser.channels), autoencoder, cohort.header.domain)
     conditioner = build_conditioner(
         config.conditioner, len(cohort.manifest.labels), autoencoder.factors, autoencoder.latent_channels,
         len(config.denoiser.channels),
@@ -69,6 +71,7 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
         net = cast(Denoiser, modules["denoiser"])
         return LatentDiffusion(cohort.header.domain, autoencoder, conditioner, net, config.sampling)
 
+    items, part = training_items(config, training, autoencoder, cohort.header.domain)
     unmoved = [n for n, (_, copy) in enumerate(training.volumes.entries) if copy == 0][: len(validation)]
     obedience = Obedience.load(config.selection, validation.volumes, cohort.header.domain, config.seed)
     best, early = run.path / "checkpoint", run.path / "early"
@@ -77,9 +80,9 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
     accelerator.wait_for_everyone()
 
     def validate(modules: Modules) -> dict[str, float]:
-        scores = mean_rows(share(accelerator, len(validation), lambda n: loss.score(modules, validation.item(n), n)))
+        scores = mean_rows(share(accelerator, len(validation), lambda n: loss.score(modules, part(validation, n), n)))
         # As many training cases, with the same times and noise: where the two part, training patients are learnt by heart.
-        known = share(accelerator, len(unmoved), lambda n: loss.score(modules, training.item(unmoved[n]), n))
+        known = share(accelerator, len(unmoved), lambda n: loss.score(modules, part(training, unmoved[n]), n))
         scores["training_loss"] = mean_rows(known)["loss"]
         if obedience is not None:
             scores["obedience"] = obedience.of(synthesizer(modules))
@@ -100,7 +103,6 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
         accelerator.wait_for_everyone()
 
     players = [Player("denoiser", {"denoiser": denoiser}, loss, config.train.lr)]
-    items = Positions(training.item, len(training), config.seed)
     fit(players, items, run, config.train, Hooks(validate, sketch, export))
     if (convergence := Convergence.of(read_metrics(run.path))) is not None:
         accelerator.print(convergence.told())
@@ -108,6 +110,25 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
         _settle_guidance(best, obedience, config.selection.guidance, accelerator)
     accelerator.wait_for_everyone()
     return dict(checkpoint.read_header(best, LatentDiffusion.kind).metrics)
+
+
+Part = Callable[[LatentCache, int], dict[str, Any]]  # of an entry, for validation
+
+
+def training_items(
+    config: LdmRun, training: LatentCache, autoencoder: Autoencoder, domain: Domain
+) -> tuple[Positions, Part]:
+    """What a denoiser trains on and is scored on: whole volumes, or patches of them."""
+    cells = config.conditioner.patch
+    if cells is None:
+        return Positions(training.item, len(training), config.seed), lambda cache, entry: cache.item(entry)
+    _, *whole = autoencoder.latent_shape(domain.grid.shape)
+
+    def placed(cache: LatentCache, entry: int, corner: tuple[int, int, int]) -> dict[str, Any]:
+        return {**cache.item(entry, corner, cells), "corner": torch.tensor(corner)}
+
+    items = Patches(partial(placed, training), ((whole[0], whole[1], whole[2]), cells), len(training), config.seed)
+    return items, lambda cache, entry: placed(cache, entry, items.corner(VALIDATION + entry))
 
 
 def _settle_guidance(folder: Path, obedience: Obedience, scales: Sequence[float], accelerator: Accelerator) -> None:
@@ -129,33 +150,13 @@ def resettle(folder: Path, sampling: SamplingConfig) -> None:
     model.save(folder, model.ledger, header.metrics)
 
 
-def check_levels(key: str, levels: int, autoencoder: Autoencoder, domain: Domain) -> None:
-    """Refuses a network that cannot halve the latent grid as often as it has levels.
-
-    Args:
-        key: Of the configuration, named in the error.
-        levels: Of the network.
-        autoencoder: Whose latents.
-        domain: Whose grid.
-
-    Raises:
-        ConfigError: With the multiple of voxels that would do.
-    """
-    _, *cells = autoencoder.latent_shape(domain.grid.shape)
-    halvings = 2 ** (levels - 1)
-    if any(n % halvings for n in cells):
-        units = tuple(f * halvings for f in autoencoder.factors)
-        raise ConfigError(
-            f"{key} has {levels} levels, so the latent grid {tuple(cells)} must divide "
-            f"by {halvings}: use fewer levels, or a grid whose axes are multiples of {units} voxels"
-        )
-
-
 def build_conditioner(
     config: ConditionerConfig, labels: int, factors: Sequence[int], latent_channels: int = 0, levels: int = 1
 ) -> MaskConditioner:
     """What brings masks to the latent grid, and scans to paint into, whose latents have so many channels."""
-    common: dict[str, Any] = {"labels": labels, "factors": factors, "detail": config.detail, "levels": levels}
+    common: dict[str, Any] = {
+        "labels": labels, "factors": factors, "detail": config.detail, "levels": levels, "patch": config.patch
+    }  # fmt: skip
     if not config.context:
         return MaskConditioner(**common)
     return ContextConditioner(
@@ -213,7 +214,9 @@ class DenoiserLoss:
     def __post_init__(self) -> None:
         wanted = self.config.diffusion
         _, i, j, k = self.autoencoder.latent_shape(self.domain.grid.shape)
-        shift = automatic_shift(i * j * k) if wanted.shift == "auto" else wanted.shift
+        self.whole = (i, j, k)
+        seen = math.prod(np.minimum(self.whole, self.config.conditioner.patch or self.whole).tolist())
+        shift = automatic_shift(seen) if wanted.shift == "auto" else wanted.shift
         self.times = TimeSampler(wanted.time, wanted.time_mean, wanted.time_std, shift)
         self.schedule = schedule_named(wanted.schedule)
         self.lesions = self.domain.lesion_indices
@@ -255,7 +258,8 @@ class DenoiserLoss:
         # into beside it, from which nothing was cut, it would teach copying.
         keep = keep.to(mean.device) & batch["mask"].flatten(1).any(1)
         keep_host = keep if keep_host is None else keep_host.to(mean.device) & keep
-        given = self.conditioner(Condition(batch["mask"]), host)
+        place = Place(batch["corner"], self.whole) if "corner" in batch else None
+        given = self.conditioner(Condition(batch["mask"]), host, place)
         if host is not None:
             given = self.conditioner.without_host(given, keep_host)
         conditioning = self.conditioner.dropped(given, keep)
