@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun, load
 from latentsynth.data import nifti
+from latentsynth.data.cache.volumes import Recipe, Volume
 from latentsynth.data.intake.survey import choose_grid, survey
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
@@ -209,3 +211,24 @@ def test_small_scans_get_no_more_channels_than_their_blocks_can_fill(tmp_path: P
     factors = plan.autoencoder.autoencoder.factors
     assert factors == (2, 2, 2)
     assert plan.autoencoder.autoencoder.latent_channels == 2
+
+
+@pytest.mark.usefixtures("quick")
+def test_preparation_is_counted_and_never_eats_the_hours(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Recipe.read
+    plans = {}
+    for seconds in (0.0, 0.02):  # of 36: volumes that cost nothing, and such that no copy can be paid for
+
+        def slow(self: Recipe, case: Case, copy: int = 0, seconds: float = seconds) -> Volume:
+            time.sleep(5 * seconds)
+            return read(self, case, copy)
+
+        monkeypatch.setattr(Recipe, "read", slow)
+        monkeypatch.setattr("latentsynth.planning.plan.cores", lambda: 1)
+        plans[seconds] = plan_runs(workplace / "manifest.json", 0.01)
+    cheap, dear = plans[0.0], plans[0.02]
+    assert cheap.autoencoder.data.augment.copies > dear.autoencoder.data.augment.copies
+    assert dear.segmenter.data.augment.copies == dear.autoencoder.data.augment.copies
+    facts = dict(dear.facts)
+    assert "minutes of the 0.01 hours" in facts["preparation"]
+    assert "learns next to nothing: give at least --hours" in facts["too short"]

@@ -7,6 +7,8 @@ networks that the configurations name. The rest are rules, each stated where it 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +19,7 @@ import torch
 from latentsynth import config as configuration
 from latentsynth.autoencoders import build_autoencoder
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun
+from latentsynth.data.cache.volumes import Recipe
 from latentsynth.data.intake.intensities import Choice, propose_window
 from latentsynth.data.intake.layouts import few
 from latentsynth.data.intake.lesions import Count
@@ -28,10 +31,18 @@ from latentsynth.planning.machine import Machine, device, rows_per_second, this_
 from latentsynth.segmentation import build_network
 from latentsynth.training.memory import MemoryEstimate, estimate_autoencoder, estimate_ldm, estimate_segmenter
 from latentsynth.training.recipes.ldm import build_conditioner, build_denoiser
-from latentsynth.types import Conditioning, Domain, Grid, Labels
+from latentsynth.types import Case, Conditioning, Domain, Grid, Labels
+from latentsynth.workers import cores
 
-_SHARES = (0.2, 0.65, 0.1)  # of the hours, for autoencoder, denoiser and segmenter
+_SHARES = (
+    0.2,
+    0.62,
+    0.1,
+)  # of the hours for training, for autoencoder, denoiser and segmenter; the rest is for validation
 _SELECTOR_SHARE = 0.05  # for the segmenter that chooses among the denoiser's checkpoints
+_PREPARING = 0.1  # of the hours, at most, for bringing volumes to the grid, or there are fewer copies
+_CACHES = 3  # the autoencoder's, which the denoiser shares, and one for each segmenter
+_TOO_FEW = 2_000  # images that teach a denoiser next to nothing
 # That a denoiser must have time to see, or the grid gets coarser: with fewer its errors show as cells (docs/results.md).
 _FEWEST_IMAGES = 10_000
 _SEGMENTER_UNIT = 8  # voxels that the axes of a segmenter of four levels are multiples of
@@ -101,11 +112,12 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
     block = len(manifest.channels) * math.prod(layout.factors)
     channels = _latent_channels(affordable / layout.cells, block)
     grid = {"shape": layout.shape, "spacing_mm": layout.spacing, "windows": [choice.window for choice in choices]}
-    copies = max(0, min(7, 400 // len(training) - 1))
-    planned = _configurations(manifest_path, machine, layout, grid, channels, copies)
+    planned = _configurations(manifest_path, machine, layout, grid, channels)
+    preparation = _prepare(planned, training, manifest.labels, hours)
+    left = max(hours - preparation / 3600, hours / 2)
     speeds = _speeds(*_built(planned), manifest.labels)
     for values, share, speed in zip(planned, _SHARES, speeds, strict=True):
-        values["train"] |= _schedule(_images(hours * share, speed))
+        values["train"] |= _schedule(_images(left * share, speed))
     first, second, third = _built(planned)
     model = build_autoencoder(first.autoencoder, first.data.grid.channels)
     domain = Domain(first.data.grid, first.data.framing, manifest.labels, manifest.channels, ())
@@ -116,24 +128,29 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
     )
     most = min(machine.voxels, cells * math.prod(layout.factors))
     facts = _facts(manifest, scans, layout, most)
+    facts.append(("preparation", f"about {preparation / 60:.2g} minutes of the {hours:g} hours"))
+    if second.train.images < _TOO_FEW:
+        enough = hours * _TOO_FEW / second.train.images
+        facts.append(
+            ("too short", f"{hours:g} hours let the denoiser see {second.train.images} images here, from which it learns next to "
+             f"nothing: give at least --hours {enough:.2g}, or a machine with a GPU")
+        )  # fmt: skip
     if layout.coarser_than(scans.spacing):
         kept = detail_kept(training[:_DETAIL_CASES], first.data.grid, first.data.framing, manifest.labels)
         facts.append(("detail", _coarse(layout, scans, kept)))
-    selector = _selector(planned[2], _images(hours * _SELECTOR_SHARE, speeds[2]))
+    selector = _selector(planned[2], _images(left * _SELECTOR_SHARE, speeds[2]))
     return Plan(machine, facts, first, second, third, selector, speeds, memory, choices, layout.kept)
 
 
 Values = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
-def _configurations(
-    manifest: Path, machine: Machine, layout: Layout, grid: dict[str, Any], channels: int, copies: int
-) -> Values:
-    """Autoencoder, denoiser and segmenter, all but how long they train."""
+def _configurations(manifest: Path, machine: Machine, layout: Layout, grid: dict[str, Any], channels: int) -> Values:
+    """Autoencoder, denoiser and segmenter, all but how long they train and on how many copies."""
     name, batch = manifest.stem, machine.batch
     width, blocks = machine.trunk
     framing = {"crop": layout.crop, "fit": layout.fit}
-    augment = {"copies": copies, "shift_mm": 4.0}
+    augment = {"shift_mm": 4.0}
     part = [min(n, machine.crop) for n in layout.shape]
     autoencoder = {
         "run": f"runs/{name}-autoencoder",
@@ -169,6 +186,23 @@ def _configurations(
         "train": {"batch": batch, "lr": 2e-3, "precision": machine.precision},
     }
     return autoencoder, ldm, segmenter
+
+
+def _prepare(planned: Values, training: Sequence[Case], labels: Labels, hours: float) -> float:
+    """Sets how many copies of the training cases there are; gives the seconds that bringing them to the grid takes."""
+    autoencoder, _, segmenter = planned
+    data = configuration.build(AutoencoderRun, autoencoder, "plan").data
+    recipe = Recipe(data.grid, data.framing, labels, data.augment, 0)
+    timed = training[:_DETAIL_CASES]
+    began = time.perf_counter()
+    for case in timed:
+        recipe.read(case, copy=1)
+    per_copy = (time.perf_counter() - began) / len(timed) * _CACHES * len(training) / cores()
+    fits = int(hours * 3600 * _PREPARING / per_copy) - 1
+    copies = max(0, min(7, 400 // len(training) - 1, fits))
+    for values in (autoencoder, segmenter):
+        values["data"]["augment"] = {**values["data"]["augment"], "copies": copies}
+    return per_copy * (copies + 1)
 
 
 def _denoiser(machine: Machine) -> dict[str, Any]:
