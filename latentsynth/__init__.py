@@ -22,6 +22,7 @@ _HOMES = {
     "Manifest": "latentsynth.data.manifest",
     "Segmenter": "latentsynth.segmentation",
     "load_synthesizer": "latentsynth.synthesizers",
+    "run": "latentsynth.pipeline",
     "synthesize": "latentsynth.synthesis",
 }
 

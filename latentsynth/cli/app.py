@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 # Imported for what they add to the tree.
-from latentsynth.cli import data, evaluate, experiment, masks, privacy, report, sampling, training  # noqa: F401
+from latentsynth.cli import data, evaluate, experiment, masks, pipeline, privacy, report, sampling, training  # noqa: F401
 from latentsynth.cli.options import LOOK_AROUND, app
 
 __all__ = ["app"]

@@ -20,7 +20,20 @@ LOOK_AROUND, PREPARE, TRAIN, MAKE = "Look around", "Prepare scans", "Train", "Ma
 MEASURE, STUDY, SHARE = "Measure", "Study", "Share"
 
 _ROAD = (
-    *("demo", "doctor", "phantom", "prepare", "plan", "train", "encode", "masks", "balance", "sample", "segment"),
+    *(
+        "demo",
+        "run",
+        "doctor",
+        "phantom",
+        "prepare",
+        "plan",
+        "train",
+        "encode",
+        "masks",
+        "balance",
+        "sample",
+        "segment",
+    ),
     *("evaluate", "memorization", "report", "experiment", "filter", "export"),
 )
 

@@ -117,7 +117,7 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
     left = max(hours - preparation / 3600, hours / 2)
     speeds = _speeds(*_built(planned), manifest.labels)
     for values, share, speed in zip(planned, _SHARES, speeds, strict=True):
-        values["train"] |= _schedule(_images(left * share, speed))
+        values["train"] |= schedule(_images(left * share, speed))
     first, second, third = _built(planned)
     model = build_autoencoder(first.autoencoder, first.data.grid.channels)
     domain = Domain(first.data.grid, first.data.framing, manifest.labels, manifest.channels, ())
@@ -221,7 +221,7 @@ def _selector(segmenter: dict[str, Any], images: int) -> SegmenterRun:
         **segmenter,
         "run": segmenter["run"].removesuffix("-unet") + "-selection-unet",
         "seed": 1,
-        "train": segmenter["train"] | _schedule(images),
+        "train": segmenter["train"] | schedule(images),
     }
     return configuration.build(SegmenterRun, values, "plan")
 
@@ -231,7 +231,7 @@ def _images(hours: float, speed: float) -> int:
     return max(int(hours * 3600 * speed) // 100 * 100, 100)
 
 
-def _schedule(images: int) -> dict[str, int]:
+def schedule(images: int) -> dict[str, int]:
     """How long to train, and what happens how often."""
     often = max(images // 5, 1)
     return {

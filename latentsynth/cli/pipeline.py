@@ -1,0 +1,47 @@
+"""The command ``run``: the whole road."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentsynth.cli.options import LOOK_AROUND, app, plain_text, say
+
+
+@app.command("run", rich_help_panel=LOOK_AROUND)
+def run_road(
+    source: Annotated[
+        Path, typer.Argument(metavar="SCANS", help="Folder or table of scans, or a manifest of `prepare`")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for everything")],
+    hours: Annotated[float, typer.Option(help="For everything, on this machine", min=0.05, max=10_000)] = 8.0,
+    seed: Annotated[int, typer.Option(help="Of splits, masks and volumes")] = 0,
+    licence: Annotated[
+        str, typer.Option(help="Under which the exported set may be shared, for example CC-BY-4.0")
+    ] = "none given: to look at, not to share",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing")] = False,
+) -> None:
+    """From a folder of scans to models, new patients and a report. Run again, it goes on where it stopped.
+
+    Every stage is a command that could have been typed: they stand in OUT/commands.sh.
+    """
+    plain_text("--licence", licence)
+    from latentsynth.pipeline.run import forecast, run
+
+    if dry_run:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("stage", "hours", "what it does")
+        for row in forecast(source, out, hours):
+            table.add_row(*row)
+        Console().print(table)
+        return
+    outcome = run(source, out, hours, seed, licence)
+    took = sum(outcome.seconds.values()) / 3600
+    say(f"done in {took:.2f} of {hours:g} h: {outcome.report}")
+    if outcome.failed:
+        say(f"could not be done: {', '.join(outcome.failed)}; what was wrong stands above")
+        raise typer.Exit(1)
