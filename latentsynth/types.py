@@ -128,8 +128,8 @@ class Grid:
             )
         if len(self.spacing_mm) != 3 or not all(0 < s < float("inf") for s in self.spacing_mm):
             raise ConfigError(f"grid spacing_mm {self.spacing_mm} must be three positive lengths in mm")
-        if len(self.windows) > 4:
-            raise ConfigError(f"grid has {len(self.windows)} windows: give one per channel, for at most 4 channels")
+        if len(self.windows) > 8:
+            raise ConfigError(f"grid has {len(self.windows)} windows: give one per channel, for at most 8 channels")
 
     @property
     def channels(self) -> int:

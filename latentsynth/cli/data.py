@@ -39,12 +39,16 @@ def phantom(
 
 @app.command(rich_help_panel=PREPARE)
 def prepare(
-    source: Annotated[Path, typer.Argument(help="nnU-Net raw or Decathlon folder, or a CSV/JSONL of paths")],
-    out: Annotated[Path, typer.Option(help="Manifest to write, a .json file")],
+    source: Annotated[
+        Path,
+        typer.Argument(help="Folder (nnU-Net, Decathlon, BraTS, BIDS, pairs), MONAI data list, or CSV/JSONL of paths"),
+    ],
+    out: Annotated[Optional[Path], typer.Option(help="Manifest to write, a .json file")] = None,  # noqa: UP045
     layout: Annotated[
         str | None,
         typer.Option(
-            help="nnunet, decathlon, table, or masks (a folder of masks without images) [default: recognised]"
+            help="nnunet, decathlon, brats (a folder per case), bids, pairs, table, or masks (a folder of masks without images) "
+            "[default: recognised]"
         ),
     ] = None,
     patient: Annotated[str | None, typer.Option(help="Regular expression that finds the patient in a case id")] = None,
@@ -60,9 +64,20 @@ def prepare(
     synthetic: Annotated[
         bool, typer.Option("--synthetic", help="The cases are volumes that some program made, not patients")
     ] = False,
+    resample: Annotated[
+        bool, typer.Option("--resample", help="Resample channels that lie on another grid than the first onto it")
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Say how the source is understood, read no scan and write nothing")
+    ] = False,
 ) -> None:
     """Check a cohort and write its manifest, split by patient. Problems come as one table, and nothing is written."""
     expression("--patient", patient)
+    if explain:
+        _explain(source, layout, patient)
+        return
+    if out is None:
+        raise typer.BadParameter("give --out, the manifest to write, or --explain to see how the source is understood")
     from rich.console import Console
 
     from latentsynth.data.intake.prepare import prepare as check_and_write
@@ -70,11 +85,24 @@ def prepare(
 
     report = check_and_write(
         source, out, layout=layout, patient=patient, split_file=split_file, fractions=fractions, seed=seed,
-        skip_invalid=skip_invalid, allow_unlabelled=allow_unlabelled, synthetic=synthetic,
+        skip_invalid=skip_invalid, allow_unlabelled=allow_unlabelled, synthetic=synthetic, resample=resample,
     )  # fmt: skip
     write_report(report, Console())
     if report.manifest is None:
         raise typer.Exit(1)
+
+
+def _explain(source: Path, layout: str | None, patient: str | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    from latentsynth.data.intake.prepare import explain
+
+    table = Table(show_header=False)
+    for what, value in explain(source, layout, patient):
+        table.add_row(Text(what), Text(value))
+    Console().print(table)
 
 
 @app.command(rich_help_panel=PREPARE)

@@ -28,7 +28,7 @@ def run_road(
     Every stage is a command that could have been typed: they stand in OUT/commands.sh.
     """
     plain_text("--licence", licence)
-    from latentsynth.pipeline.run import forecast, run
+    from latentsynth.pipeline.runner import forecast, run
 
     if dry_run:
         from rich.console import Console

@@ -171,14 +171,14 @@ def test_files_of_every_ending_are_read(tmp_path: Path, ending: str) -> None:
     for change, case in ((capitals, CASES[0]), (unpacked, CASES[1])):
         change(source / "imagesTr" / f"{case}_0000.nii.gz")
         change(source / "labelsTr" / f"{case}.nii.gz")
-    (source / "labelsTr" / "P9_a.nrrd").write_bytes(b"")
+    (source / "labelsTr" / "P9_a.png").write_bytes(b"")
     report = prepare(source, tmp_path / "m.json", progress=False)
     assert report.manifest
     assert [case.case_id for case in report.manifest.cases] == list(CASES)
-    assert any("P9_a.nrrd" in note for note in report.notes)
+    assert any("P9_a.png" in note for note in report.notes)
     masks = read_cohort(source / "labelsTr", "masks")
     assert [case.case_id for case in masks.cases] == list(CASES)
-    assert any("P9_a.nrrd" in note for note in masks.notes)
+    assert any("P9_a.png" in note for note in masks.notes)
     put(source / "labelsTr" / f"{CASES[1]}.nii.gz", scans(1)[1])
     refused(source, f"{CASES[1]} twice")
 
@@ -236,21 +236,20 @@ def test_sources_without_a_layout_are_refused(tmp_path: Path) -> None:
     refused(put_json(tmp_path / "list", []), "expected an object")
     refused(put_json(tmp_path / "no_cases", {"channel_names": {"0": "CT"}, "labels": {"background": 0}}), *three)
     refused(put_json(tmp_path / "no_training", {"modality": {"0": "CT"}, "training": []}), *three)
-    with pytest.raises(UnknownNameError, match="bids"):
-        read_cohort(tmp_path, layout="bids")
+    with pytest.raises(UnknownNameError, match="dicom"):
+        read_cohort(tmp_path, layout="dicom")
 
 
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
-        ({"labels": {"background": 0, "whole": [1, 2], "core": 2}}, "region 'whole'"),
         ({"labels": {"background": 0, "a": 1, "b": 1}}, "'b'"),
         ({"labels": {"0": "background", "1": "tumour", "2": "tumour"}}, "'tumour'"),
         ({"labels": {"background": 0, "a": -1}}, "whole number"),
         ({"labels": {"background": 1, "a": 2}}, "background with another value"),
         ({"labels": [0, 1]}, "expected names"),
         ({"channel_names": {"1": "CT"}}, "channels"),
-        ({"channel_names": {str(n): "CT" for n in range(5)}}, "expected 1 to 4"),
+        ({"channel_names": {str(n): "CT" for n in range(9)}}, "expected 1 to 8"),
         ({"file_ending": ".png"}, "'.png'"),
         ({"channel_names": {"0": "T1", "1": "T1"}}, "one name"),
     ],

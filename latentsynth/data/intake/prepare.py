@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -14,8 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from latentsynth.data.intake.checks import CaseFacts, Problem, check_cohort, twins
+from latentsynth.data.intake.conversion import converted
 from latentsynth.data.intake.headers import CURES
-from latentsynth.data.intake.layouts import RawCohort, few, read_cohort, recognise
+from latentsynth.data.intake.layouts import LAYOUTS, RawCohort, few, read_cohort, recognise
 from latentsynth.data.intake.respacing import write_respaced
 from latentsynth.data.intake.splits import FRACTIONS, declared_splits, require_fractions, split_patients
 from latentsynth.data.manifest import KIND, SPLITS, Manifest
@@ -24,6 +25,7 @@ from latentsynth.files import read_json
 from latentsynth.outputs import claim_file
 from latentsynth.types import Case, Labels
 
+_EXPLAINED = 3  # cases shown with their files
 _SMALL = 8  # voxels; a lesion of fewer does not survive half the resolution
 _OFTEN_IGNORED = 255
 EXTERNAL = "external"  # source of synthetic cases that another program made
@@ -66,6 +68,7 @@ def prepare(
     skip_invalid: bool = False,
     allow_unlabelled: bool = False,
     synthetic: bool = False,
+    resample: bool = False,
     progress: bool = True,
 ) -> PrepareReport:
     """Reads a cohort, checks every file and writes the manifest if all is well.
@@ -85,6 +88,7 @@ def prepare(
         allow_unlabelled: Accept cases without a mask, for autoencoders and diffusion models.
         synthetic: The cases are no patients but volumes that some program made; a ``dataset.json`` that says
             ``"SYNTHETIC": true`` says so too. They are never taken for real ones.
+        resample: Resample channels that lie on another grid than the first onto it, into copies.
         progress: Show progress on standard error: a bar on a terminal, a line now and then in a log.
 
     Raises:
@@ -98,6 +102,9 @@ def prepare(
     layout = layout or recognise(source)
     cohort = read_cohort(source, layout, patient)
     notes = list(cohort.notes)
+    copies = out.with_name(f"{out.stem}_converted")
+    cases_, said = converted(cohort.cases, len(cohort.channels), copies, resample)
+    cohort, notes = replace(cohort, cases=tuple(cases_)), notes + said
     declared = declared_splits(cohort, Path(split_file) if split_file else None, notes)
 
     problems, facts = check_cohort(cohort, allow_unlabelled=allow_unlabelled, progress=progress)
@@ -134,7 +141,7 @@ def prepare(
         empty = [split for split in SPLITS if split not in {case.split for case in cases}]
         if empty:
             notes.append(f"no case is in split {' or '.join(empty)}")
-        labels = cohort.labels or _found_labels(fact for _, fact in kept)
+        labels = cohort.labels or _found_labels((fact for _, fact in kept), cohort.names)
         copies = out.with_name(f"{out.stem}_respaced")
         cases = write_respaced(cases, cohort.spacings, copies)
         if cohort.spacings:
@@ -237,8 +244,53 @@ def _small_lesions(cases: Sequence[Case], facts: Sequence[CaseFacts]) -> list[st
     ]
 
 
-def _found_labels(facts: Iterable[CaseFacts]) -> Labels:
-    return Labels(tuple(sorted({0}.union(*(fact.label_voxels for fact in facts)))))
+def _found_labels(facts: Iterable[CaseFacts], names: Mapping[int, str]) -> Labels:
+    """The labels that masks hold, by the names that the layout has for them."""
+    plain = Labels(tuple(sorted({0}.union(*(fact.label_voxels for fact in facts)))))
+    return Labels(plain.values, tuple(names.get(v, name) for v, name in zip(plain.values, plain.names, strict=True)))
+
+
+def explain(source: Path | str, layout: str | None = None, patient: str | None = None) -> list[tuple[str, str]]:
+    """How a source is understood, before any scan is opened: rows of what and value, for people.
+
+    Raises:
+        DataError: As :func:`prepare`.
+        ConfigError: As :func:`prepare`.
+    """
+    source = Path(source)
+    named = layout or recognise(source)
+    cohort = read_cohort(source, named, patient)
+    patients = {case.patient_id for case in cohort.cases}
+    masks = sum(case.mask is not None for case in cohort.cases)
+    missing = [path for case in cohort.cases for path in (*case.images, *files_of_mask(case)) if not path.is_file()]
+    labels = cohort.labels or Labels((0,))
+    known = ", ".join(f"{v} = {n}" for v, n in zip(labels.values, labels.names, strict=True) if cohort.labels)
+    known = known or ", ".join(f"{value} = {name}" for value, name in cohort.names.items())
+    rows = [
+        ("layout", f"{named} ({'given' if layout else 'recognised'}; others: {', '.join(x for x in LAYOUTS if x != named)})"),
+        ("channels", ", ".join(f"{n}: {name}" for n, name in enumerate(cohort.channels)) or "none, masks alone"),
+        ("labels", known or "whatever the masks hold"),
+        ("cases", f"{len(cohort.cases)}, {masks} with a mask"),
+        ("patients", f"{len(patients)}" if cohort.patients_declared else f"{len(patients)}, one per case: --patient REGEX says otherwise"),
+        ("splits", "those of the source" if cohort.splits_declared else "by patient, at random"),
+    ]  # fmt: skip
+    if missing:
+        rows.append(("missing", f"{len(missing)} files: {few([str(path) for path in missing], 3)}"))
+    rows += [("note", note) for note in cohort.notes]
+    for case in cohort.cases[:_EXPLAINED]:
+        files = ", ".join(
+            str(path.relative_to(source)) if path.is_relative_to(source) else str(path) for path in case.images
+        )
+        mask = case.mask.name if case.mask else "no mask"
+        rows.append((case.case_id, f"patient {case.patient_id}: {files}; {mask}"))
+    if len(cohort.cases) > _EXPLAINED:
+        rows.append(("...", f"{len(cohort.cases) - _EXPLAINED} more"))
+    return rows
+
+
+def files_of_mask(case: Case) -> tuple[Path, ...]:
+    """The mask of a case, if it has one."""
+    return () if case.mask is None else (case.mask,)
 
 
 # Report ---------------------------------------------------------------------------------------------------------

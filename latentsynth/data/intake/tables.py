@@ -84,7 +84,7 @@ def _csv_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
     repeated = len(set(header)) < len(header) or len(places) < len(columns)
     if not places or repeated or (plain and plain != wanted):
         raise DataError(
-            f"{path} has the columns {header}, expected image, or image_0 to image_3, or image:NAME for every channel, "
+            f"{path} has the columns {header}, expected image, or image_0 to image_7, or image:NAME for every channel, "
             "and if you like case, patient, mask, split: rename them"
         )
     rows = []

@@ -130,7 +130,10 @@ def forecast(source: Path | str, out: Path | str, hours: float) -> list[tuple[st
 
 def source_is_manifest(source: Path) -> bool:
     """Whether scans are prepared already."""
-    return source.suffix == ".json"
+    if source.suffix != ".json" or not source.is_file():
+        return False
+    value = read_json(source)
+    return isinstance(value, dict) and "cases" in value
 
 
 def _work(source: Path, out: Path, hours: float, seed: int, licence: str) -> Work:

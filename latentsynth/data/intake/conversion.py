@@ -1,0 +1,149 @@
+"""Scans that are no 3D NIfTI files, as copies that are: MetaImage, NRRD, and channels along a fourth axis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+
+from latentsynth.data import nifti
+from latentsynth.data.frames import Frame, resample
+from latentsynth.data.intake.checks import disagreement
+from latentsynth.data.intake.layouts.cohort import OTHER
+from latentsynth.errors import DataError, VolumeError
+from latentsynth.outputs import claim, finish
+from latentsynth.types import Case
+
+KIND = "converted scans"
+_PART = "volumes"
+
+
+def converted(cases: Sequence[Case], channels: int, folder: Path, align: bool) -> tuple[list[Case], list[str]]:
+    """The cases with 3D NIfTI copies of whatever files are something else; all others stay where they are.
+
+    Args:
+        cases: The cohort, of files that may be missing or damaged, which the checks report.
+        channels: How many the cohort has.
+        folder: Where copies go; made only if there are any.
+        align: Also resample channels that lie on another grid than the first channel onto it.
+
+    Returns:
+        The cases, and what the user should hear.
+
+    Raises:
+        DataError: The folder holds something else.
+    """
+    work = _Copies(folder)
+    out = [_convert(case, channels, work, align) for case in cases]
+    if work.made:
+        finish(folder, work.made)
+    notes = [f"{len(files)} files {what}, in copies under {folder}" for what, files in work.reasons.items()]
+    return out, notes
+
+
+class _Copies:
+    """Where copies go, and which were made why."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.made: list[Path] = []
+        self.reasons: dict[str, list[str]] = {}
+
+    def write(self, name: str, voxels: np.ndarray, affine: np.ndarray, why: str, source: Path) -> Path:
+        """Writes a copy."""
+        if not self.made:
+            claim(self.folder, KIND, parts=(_PART,))
+        path = self.folder / _PART / f"{name}.nii.gz"
+        nifti.write(path, voxels, affine)
+        self.made.append(path)
+        self.reasons.setdefault(why, []).append(source.name)
+        return path
+
+
+def _convert(case: Case, channels: int, work: _Copies, align: bool) -> Case:
+    images: list[Path] = []
+    if len(case.images) == 1 and channels > 1:
+        images = _along_fourth_axis(case, channels, work)
+    images = images or [_as_nifti(path, f"{case.case_id}_{n:04d}", work) for n, path in enumerate(case.images)]
+    mask = None if case.mask is None else _as_nifti(case.mask, f"{case.case_id}_mask", work)
+    case = replace(case, images=tuple(images), mask=mask)
+    return _aligned(case, work) if align else case
+
+
+def _as_nifti(path: Path, name: str, work: _Copies) -> Path:
+    if not path.name.lower().endswith(OTHER) or not path.is_file():
+        return path
+    try:
+        voxels, affine = read_other(path)
+    except VolumeError:
+        return path  # the checks say what is wrong with it
+    return work.write(name, voxels, affine, "are no NIfTI files", path)
+
+
+def read_other(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """A MetaImage or NRRD file: voxels ``(I, J, K)`` and affine to world coordinates in mm (RAS+).
+
+    Raises:
+        VolumeError: It is unreadable, or not 3D with one value per voxel.
+    """
+    import SimpleITK as sitk  # noqa: N813 (as its own documentation does)
+
+    try:
+        image: Any = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        found, cure = f"is not readable ({reason})", "copy or convert it again"
+        raise VolumeError(f"{path} {found}: {cure}", found=found, cure=cure) from error
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        found = f"has {image.GetDimension()} axes and {image.GetNumberOfComponentsPerPixel()} values per voxel"
+        cure = "split it into 3D volumes of one value each"
+        raise VolumeError(f"{path} {found}, expected 3 and 1: {cure}", found=found, cure=cure)
+    affine = np.eye(4)
+    affine[:3, :3] = np.array(image.GetDirection()).reshape(3, 3) * np.array(image.GetSpacing())
+    affine[:3, 3] = image.GetOrigin()
+    to_ras = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world is LPS
+    return np.ascontiguousarray(sitk.GetArrayFromImage(image).transpose(2, 1, 0)), to_ras @ affine
+
+
+def _along_fourth_axis(case: Case, channels: int, work: _Copies) -> list[Path]:
+    """The channels of a file that holds them all; nothing if it does not."""
+    path = case.images[0]
+    if not path.is_file() or not path.name.lower().endswith(nifti.SUFFIXES):
+        return []
+    try:
+        image: Any = nib.load(path)
+        shape = image.shape
+        if len(shape) != 4 or shape[3] != channels:
+            return []
+        voxels = np.asanyarray(image.dataobj)
+    except Exception:  # the checks say what is wrong with it
+        return []
+    return [
+        work.write(
+            f"{case.case_id}_{n:04d}", voxels[..., n], image.affine, "hold their channels along a fourth axis", path
+        )
+        for n in range(channels)
+    ]
+
+
+def _aligned(case: Case, work: _Copies) -> Case:
+    """All channels on the grid of the first."""
+    try:
+        shape, affine = nifti.geometry(case.images[0])
+        frame = Frame(affine, shape)
+        moved = list(case.images)
+        for n, path in enumerate(case.images[1:], 1):
+            if disagreement(shape, affine, *nifti.geometry(path)):
+                voxels, own = nifti.read(path)
+                laid = resample(voxels, own, frame, fill=float(voxels.min()), order=3)
+                laid = np.clip(laid, voxels.min(), voxels.max())
+                moved[n] = work.write(
+                    f"{case.case_id}_{n:04d}", laid, affine, "were resampled onto the first channel", path
+                )
+        return replace(case, images=tuple(moved))
+    except (DataError, IndexError):  # the checks say what is wrong with it
+        return case

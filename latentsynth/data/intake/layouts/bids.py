@@ -1,0 +1,116 @@
+"""The Brain Imaging Data Structure: scans under ``sub-*/[ses-*/]anat``, masks under ``derivatives``."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from latentsynth.data.intake.layouts.cohort import EXPECTED, RawCohort, few, file_stem, listing
+from latentsynth.errors import DataError
+from latentsynth.types import Case
+
+_FOLDERS = ("anat", "pet", "ct", "perf", "swi")  # with 3D scans
+_MASKS = ("mask", "dseg", "seg", "roi", "lesion", "label", "segmentation")
+_LESION = ("lesion", "tumor", "tumour", "roi", "stroke", "abnormality", "pathology")
+_ENTITIES = ("sub", "ses")
+
+
+def is_bids(source: Path) -> bool:
+    """Whether a folder has subjects."""
+    return any(folder.is_dir() and any((folder / one).is_dir() for one in _FOLDERS) for folder in _sessions(source))
+
+
+def bids(source: Path) -> RawCohort:
+    """A case per subject and session; channels are what most of them have; a mask is the one of a lesion, or the only one.
+
+    Raises:
+        DataError: There are no subjects, or a case has several masks and none says that it is the lesion's.
+    """
+    scans: dict[str, dict[str, Path]] = {}
+    folders = [folder for folder in _sessions(source) if any((folder / one).is_dir() for one in _FOLDERS)]
+    for folder in folders:
+        scans[_case(folder)] = _channels(folder)
+    if not scans:
+        raise DataError(f"{source} has no subject with scans (sub-*/anat); {EXPECTED}")
+    held = Counter(name for files in scans.values() for name in files)
+    channels = tuple(sorted(name for name in held if held[name] > len(scans) / 2))
+    if not channels:
+        raise DataError(
+            f"the subjects of {source} have no kind of scan in common ({few(sorted(held))}): choose some by a table"
+        )
+    notes = []
+    rare = sorted(set(held) - set(channels))
+    if rare:
+        notes.append(f"kinds of scans that fewer than half of the cases have are not read: {few(rare)}")
+    masks = _masks(source)
+    cases = []
+    for name, files in sorted(scans.items()):
+        images = tuple(files.get(channel, source / f"{name}_{channel}.nii.gz") for channel in channels)
+        cases.append(Case(name, name.split("_")[0], images, _chosen(name, masks.get(name, []))))
+    return RawCohort(
+        source.resolve().name, channels, None, tuple(cases), True, False, tuple(notes), names=_names(source)
+    )
+
+
+def _sessions(source: Path) -> list[Path]:
+    """Folders of subjects, and of their sessions where there are any."""
+    found = []
+    for subject in sorted(source.glob("sub-*")):
+        sessions = sorted(one for one in subject.glob("ses-*") if one.is_dir())
+        found += sessions or [subject]
+    return [folder for folder in found if folder.is_dir()]
+
+
+def _case(folder: Path) -> str:
+    return folder.name if folder.name.startswith("sub-") else f"{folder.parent.name}_{folder.name}"
+
+
+def _channels(folder: Path) -> dict[str, Path]:
+    """The scans of a session by kind: entities other than subject and session, and the suffix; of several runs the first."""
+    found: dict[str, Path] = {}
+    for kind in _FOLDERS:
+        for name, path in listing(folder / kind, []).items():
+            words = [word for word in name.split("_") if word.split("-")[0] not in (*_ENTITIES, "run")]
+            if words and words[-1].lower() not in _MASKS:
+                found.setdefault("_".join(words), path)
+    return found
+
+
+def _masks(source: Path) -> dict[str, list[Path]]:
+    """Masks by case, from derivatives and from beside the scans."""
+    found: dict[str, list[Path]] = defaultdict(list)
+    places = [*sorted(source.glob("derivatives/**/sub-*")), *(f / kind for f in _sessions(source) for kind in _FOLDERS)]
+    for folder in {place for place in places if place.is_dir()} | {p.parent for p in places if p.is_file()}:
+        for path in sorted(folder.rglob("*")) if "derivatives" in folder.parts else sorted(folder.glob("*")):
+            name = file_stem(path)
+            if path.is_file() and name in listing(path.parent, []) and name.split("_")[-1].lower() in _MASKS:
+                match = re.match(r"(sub-[^_]+)(_ses-[^_]+)?", name)
+                if match and path not in found[match[0]]:
+                    found[match[0]].append(path)
+    return found
+
+
+def _chosen(case: str, masks: list[Path]) -> Path | None:
+    """The mask of the lesion.
+
+    Raises:
+        DataError: There are several, and none or more than one says so.
+    """
+    masks = [path for path in masks if "brain" not in path.name.lower()]
+    lesions = [path for path in masks if any(word in path.name.lower() for word in _LESION)]
+    if len(masks) <= 1 or len(lesions) == 1:
+        return next(iter(lesions or masks), None)
+    named = few([path.name for path in lesions or masks])
+    raise DataError(f"{case} has several masks ({named}): join them into one, or name one per case in a table")
+
+
+def _names(source: Path) -> dict[int, str]:
+    """What the values of a segmentation mean, from its table."""
+    names: dict[int, str] = {}
+    for table in sorted(source.glob("derivatives/**/*_dseg.tsv"))[:1] + sorted(source.glob("*dseg.tsv"))[:1]:
+        for row in csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines(), delimiter="\t"):
+            if str(row.get("index", "")).isdecimal() and row.get("name"):
+                names.setdefault(int(row["index"]), row["name"])
+    return names

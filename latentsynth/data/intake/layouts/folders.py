@@ -1,0 +1,167 @@
+"""Cohorts that no file declares: a folder per case (BraTS and its like), and images beside masks of the same names."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from latentsynth.data.intake.layouts.cohort import EXPECTED, RawCohort, few, file_stem, listing
+from latentsynth.errors import DataError
+from latentsynth.types import Case
+
+MASKS = (
+    "seg",
+    "mask",
+    "label",
+    "labels",
+    "gt",
+    "roi",
+    "lesion",
+    "lesions",
+    "tumor",
+    "tumour",
+    "annotation",
+    "segmentation",
+)
+_IMAGE_FOLDERS = ("images", "image", "imgs", "img", "scans", "scan", "volumes", "imagestr")
+_MASK_FOLDERS = (
+    "masks",
+    "mask",
+    "labels",
+    "label",
+    "segmentations",
+    "segmentation",
+    "segs",
+    "seg",
+    "annotations",
+    "labelstr",
+)
+_BRATS = ("t1", "t1n", "t1ce", "t1c", "t2", "t2w", "flair", "t2f")  # of both namings, in their usual order
+_BRATS_LABELS = {1: "necrotic tumour core", 2: "oedema", 4: "enhancing tumour"}
+_BRATS_LABELS_2023 = {1: "necrotic tumour core", 2: "oedema", 3: "enhancing tumour", 4: "resection cavity"}
+_DEEP = 3  # folders below the source in which cases are looked for
+
+
+def case_folders(source: Path) -> list[Path]:
+    """Folders that hold the scans of one case each: at least one image and a mask, told by the ends of their names."""
+    found = []
+    level = [source]
+    for _ in range(_DEEP):
+        level = [one for folder in level for one in sorted(folder.iterdir()) if one.is_dir() and one.name[0] != "."]
+        found += [folder for folder in level if _parts(folder)]
+    return found
+
+
+def brats(source: Path) -> RawCohort:
+    """A folder per case, with a file per channel and one mask: ``CASE/CASE_t1.nii.gz`` ... ``CASE/CASE_seg.nii.gz``.
+
+    Names of BraTS of both kinds (2020: ``_t1ce``, 2023: ``-t1c``), whose labels get their names, and any other whose files end
+    alike in every folder. Sessions of BraTS (``BraTS-GLI-00005-100``) are one patient.
+
+    Raises:
+        DataError: No folder holds an image and a mask, or the folders have no channel in common.
+    """
+    folders = case_folders(source)
+    if not folders:
+        raise DataError(f"{source} has no folder that holds images and a mask of one case; {EXPECTED}")
+    parts = {folder: _parts(folder) for folder in folders}
+    held = Counter(name for files in parts.values() for name in files if name not in MASKS)
+    channels = tuple(sorted((n for n in held if held[n] > len(folders) / 2), key=_order))
+    if not channels:
+        raise DataError(
+            f"the folders of {source} have no channel in common ({few(sorted(held))}): name their files alike"
+        )
+    notes = []
+    rare = sorted(set(held) - set(channels))
+    if rare:
+        notes.append(f"channels that fewer than half of the cases have are not read: {few(rare)}")
+    cases = []
+    for folder, files in parts.items():
+        mask = next((files[name] for name in MASKS if name in files), None)
+        images = tuple(files.get(name, folder / f"{folder.name}_{name}.nii.gz") for name in channels)
+        cases.append(Case(folder.name, _patient(folder.name), images, mask))
+    sessions = len({case.patient_id for case in cases}) < len(cases)
+    if sessions:
+        notes.append("sessions of one patient, named CASE-NNN, are kept together")
+    known = set(channels) <= set(_BRATS)
+    names = {} if not known else _BRATS_LABELS_2023 if {"t1n", "t1c", "t2w", "t2f"} & set(channels) else _BRATS_LABELS
+    return RawCohort(source.resolve().name, channels, None, tuple(cases), sessions, False, tuple(notes), names=names)
+
+
+def _parts(folder: Path) -> dict[str, Path]:
+    """The files of a case folder by the last word of their names; nothing unless they are images and one mask of one case."""
+    files = listing(folder, [])
+    named: dict[str, Path] = {}
+    for name, path in files.items():
+        rest = name[len(folder.name) :] if name.startswith(folder.name) else name
+        words = [word for word in re.split(r"[_\-. ]+", rest.lower()) if word]
+        word = words[-1] if words else "image"
+        if word in named:
+            return {}  # two scans of one kind: several cases lie here
+        named[word] = path
+    masks = [name for name in named if name in MASKS]
+    images = [name for name in named if name not in MASKS]
+    return named if len(masks) == 1 and images else {}
+
+
+def _order(name: str) -> tuple[int, str]:
+    return (_BRATS.index(name) if name in _BRATS else len(_BRATS), name)
+
+
+def _patient(case: str) -> str:
+    """BraTS since 2023 numbers the visits of a patient at the end of a name."""
+    match = re.fullmatch(r"(BraTS-\w+-\d{5})-\d{3}", case)
+    return match[1] if match else case
+
+
+def pairs(source: Path) -> RawCohort:
+    """One image and one mask per case: ``images/CASE.nii.gz`` and ``masks/CASE.nii.gz``, or ``CASE.nii.gz`` and ``CASE_mask.nii.gz``.
+
+    Raises:
+        DataError: There are no such pairs.
+    """
+    notes: list[str] = []
+    found = paired(source, notes)
+    if found is None:
+        raise DataError(f"{source} holds no pairs of an image and a mask; {EXPECTED}")
+    images, masks = found
+    alone = sorted(set(masks) - set(images))
+    if alone:
+        notes.append(f"{len(alone)} masks have no image and are not read: {few(alone)}")
+    cases = tuple(Case(name, name, (path,), masks.get(name)) for name, path in images.items())
+    return RawCohort(source.resolve().name, ("image",), None, cases, False, False, tuple(notes))
+
+
+def paired(source: Path, notes: list[str]) -> tuple[dict[str, Path], dict[str, Path]] | None:
+    """Images and masks by case; None where there are none, or not one mask belongs to an image."""
+    inside = {folder.name.lower(): folder for folder in source.iterdir() if folder.is_dir()}
+    first, second = _one_of(inside, _IMAGE_FOLDERS), _one_of(inside, _MASK_FOLDERS)
+    if first and second:
+        images = {re.sub(r"_0000$", "", name): path for name, path in listing(first, notes).items()}
+        masks = {_bare(name): path for name, path in listing(second, notes).items()}
+    else:
+        files = listing(source, notes)
+        masks = {_bare(name): path for name, path in files.items() if _bare(name) != name}
+        images = {_bare_image(name): path for name, path in files.items() if _bare(name) == name}
+    return (images, masks) if set(images) & set(masks) else None
+
+
+def _one_of(folders: dict[str, Path], names: Sequence[str]) -> Path | None:
+    return next((folders[name] for name in names if name in folders), None)
+
+
+def _bare(name: str) -> str:
+    """A case's name without the word that says mask."""
+    return re.sub(rf"[_\-. ]({'|'.join(MASKS)})$", "", name, flags=re.IGNORECASE)
+
+
+def _bare_image(name: str) -> str:
+    """A case's name without the word that says image."""
+    return re.sub(r"[_\-. ](image|img|scan|0000)$", "", name, flags=re.IGNORECASE)
+
+
+def is_case(path: Path) -> bool:
+    """Whether a file's name says that it is a mask."""
+    return _bare(file_stem(path)) != file_stem(path)
