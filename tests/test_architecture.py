@@ -211,10 +211,14 @@ def pickle_readers(path: Path) -> list[str]:
     }
     culprits = []
     for node in ast.walk(tree):
-        reader = isinstance(node, ast.Attribute) and ast.unparse(node) in ("torch.load", "np.load", "numpy.load")
+        reader = isinstance(node, ast.Attribute) and ast.unparse(node) in (
+            "torch.load", "np.load", "numpy.load", "joblib.load",
+        )  # fmt: skip
         if (reader and id(node) not in safe) or (isinstance(node, ast.keyword) and node.arg == "allow_pickle"):
             culprits.append(f"{path.name}:{node.lineno}")
-    return culprits + [path.name for name in imported(path) & {"pickle", "dill", "cloudpickle", "joblib"} if name]
+    named = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "joblib"]
+    culprits += [f"{path.name}:{node.lineno}" for node in named if any(one.name in ("load", "*") for one in node.names)]
+    return culprits + [path.name for name in imported(path) & {"pickle", "dill", "cloudpickle"} if name]
 
 
 def test_nothing_reads_pickles(tmp_path: Path) -> None:
@@ -225,6 +229,8 @@ def test_nothing_reads_pickles(tmp_path: Path) -> None:
         "torch.load(f, weights_only=False)",
         "read = torch.load",
         "np.load(f, allow_pickle=True)",
+        "import joblib; joblib.load(f)",
+        "from joblib import load",
     ):
         bad.write_text(f"import torch\n{line}\n")
         assert pickle_readers(bad), line

@@ -20,7 +20,7 @@ MAY_READ = {
     "evaluation/masks/figures.py": ("rows",),  # the same again
     "outputs.py": ("notes",),  # of a record: values by name
     "labelling.py": ("notes",),  # the same
-    "data/intake/layouts.py": ("notes",),  # of a layout, handed on
+    "data/intake/layouts/__init__.py": ("notes",),  # of a layout, handed on
     "data/intake/prepare.py": ("notes",),  # the same, printed
 }
 READS = ("startswith", "endswith", "partition", "rpartition", "removeprefix", "removesuffix", "find", "index", "count")

@@ -49,6 +49,11 @@ class RawCohort:
 
 
 def existing(source: Path) -> Path:
+    """The path of a source.
+
+    Raises:
+        DataError: Nothing stands there, or it may not be read.
+    """
     source = Path(source)
     if not source.exists():
         raise DataError(f"{source} does not exist, {EXPECTED}: check the path")
@@ -58,6 +63,7 @@ def existing(source: Path) -> Path:
 
 
 def contents(folder: Path) -> str:
+    """What lies in a folder, for an error."""
     names = sorted(path.name for path in folder.iterdir())
     return few(names, 4) if names else "nothing (the folder is empty)"
 

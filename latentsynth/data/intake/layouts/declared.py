@@ -14,6 +14,11 @@ from latentsynth.types import Case, Labels
 
 
 def nnunet(source: Path) -> RawCohort:
+    """nnU-Net raw, of its first and second version.
+
+    Raises:
+        DataError: No case is there, or the ``dataset.json`` contradicts itself.
+    """
     value = dataset(source)
     channels = _channels(source, value)
     ending = value.get("file_ending", ".nii.gz")
@@ -54,6 +59,11 @@ def nnunet(source: Path) -> RawCohort:
 
 
 def decathlon(source: Path) -> RawCohort:
+    """Medical Segmentation Decathlon, or a data list of MONAI: a folder with a ``dataset.json``, or a file like it.
+
+    Raises:
+        DataError: It lists no training case, or contradicts itself.
+    """
     value = dataset(source)
     entries = value.get("training")
     if not isinstance(entries, list) or not entries:

@@ -11,6 +11,11 @@ from latentsynth.types import Case
 
 
 def table(source: Path) -> RawCohort:
+    """A table of paths, or the one that a folder holds.
+
+    Raises:
+        DataError: It is no such table.
+    """
     path = table_file(source)
     rows = tables.read_rows(path)
     channels = list(dict.fromkeys(name for _, row in rows for name in row["images"]))
@@ -38,6 +43,11 @@ def table(source: Path) -> RawCohort:
 
 
 def masks(source: Path) -> RawCohort:
+    """A folder of masks without images.
+
+    Raises:
+        DataError: It holds none.
+    """
     notes = ["these cases are masks without images"]
     files = listing(source, notes)
     if not files:
@@ -47,6 +57,11 @@ def masks(source: Path) -> RawCohort:
 
 
 def table_file(source: Path) -> Path:
+    """The table that a source is, or holds.
+
+    Raises:
+        DataError: It is none, and holds none or several.
+    """
     found = [source] if source.is_file() else sorted(p for p in source.iterdir() if p.is_file())
     named = [path for path in found if path.suffix.lower() in tables.SUFFIXES]
     if len(named) == 1:
