@@ -14,7 +14,7 @@ from torch.nn import functional
 from latentsynth.errors import DataError
 
 # The largest moves that still count as the same volume: those that training augmentation makes, and some more.
-_ROTATE, _SCALE, _SHIFT = math.radians(15), math.log(1.2), 0.25  # radians, log, share of half an axis
+_ROTATE, _SCALE, _SHIFT = math.radians(25), math.log(1.35), 0.25  # radians, log, share of half an axis
 _MARGIN = 8  # an eighth of each axis on either side is not compared: it may have moved in from outside
 _COARSE, _FINE = 10, 20  # steps of the search
 _KEPT = 4  # pairs per query that are registered finely
@@ -38,23 +38,23 @@ def describe(image: np.ndarray, most: int = 32) -> np.ndarray:
 
 
 def nearest_by_registration(
-    queries: np.ndarray, reference: np.ndarray, k: int, shape: Sequence[int], mirror: Sequence[int] = (0,)
+    queries: np.ndarray, reference: np.ndarray, k: int, shape: Sequence[int], mirror: Sequence[int] = (0, 1)
 ) -> tuple[np.ndarray, np.ndarray]:
     """The reference volumes that come nearest after a small rigid move, scaling and mirroring.
 
-    Every reference volume, as it is and mirrored, is moved by gradient ascent to the highest correlation with the
-    query: all of them on a coarse grid, the best few on the full one. Equal volumes have a distance below 0.001, constant
-    ones the square root of 2.
+    Every reference volume, as it is and mirrored, is moved by gradient ascent to the highest absolute correlation with the
+    query, so that an inverted one is found too: all of them on a coarse grid, the best few on the full one. Equal volumes
+    have a distance below 0.001, constant ones the square root of 2.
 
     Args:
         queries: Volumes as rows, shape ``(N, C I J K)``.
         reference: Shape ``(M, C I J K)``.
         k: How many neighbours.
         shape: ``(C, I, J, K)``.
-        mirror: Axes along which volumes may be mirrored, 0 for left and right.
+        mirror: Axes along which volumes may be mirrored, each by itself: 0 left and right, 1 back and front.
 
     Returns:
-        ``sqrt(2 (1 - r))`` with Pearson's r over the inner voxels, averaged over channels, ascending, and rows of the
+        ``sqrt(2 (1 - |r|))`` with Pearson's r over the inner voxels, averaged over channels, ascending, and rows of the
         reference, both ``(N, k)``. Neighbours behind the first few are registered coarsely alone.
 
     Raises:
@@ -88,7 +88,7 @@ def nearest_by_registration(
 
 
 def _register(query: Tensor, moving: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Highest correlation of each moving volume ``(P, C, I, J, K)`` with the query, ``(P,)``, and the moves ``(P, 7)``."""
+    """Highest absolute correlation of each moving volume ``(P, C, I, J, K)`` with the query, ``(P,)``, and the moves ``(P, 7)``."""
     inner = (slice(None), *(slice(n // _MARGIN, n - n // _MARGIN) for n in query.shape[1:]))
     goal = _standardised(query[inner].flatten(1))  # (C, voxels)
     size = max(1, _CHUNK // query.numel())
@@ -108,7 +108,7 @@ def _ascend(goal: Tensor, part: Tensor, inner: tuple[slice, ...], start: Tensor,
     for step in range(steps + 1):
         with torch.enable_grad():
             moved = _moved(part, move)[(slice(None), *inner)]
-            value = (goal * _standardised(moved.flatten(2))).sum(2).mean(1)
+            value = (goal * _standardised(moved.flatten(2))).sum(2).abs().mean(1)
         found = value.detach()
         better = found > best
         best, at = torch.where(better, found, best), torch.where(better[:, None], move.detach(), at)

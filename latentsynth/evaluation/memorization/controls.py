@@ -12,7 +12,7 @@ from latentsynth.evaluation.memorization.reference import Measured, ReferenceDis
 from latentsynth.evaluation.memorization.spaces import FeatureSpace
 from latentsynth.results import Table, TableCell
 
-_SEES, _BLIND = 0.9, 0.5  # share of positive controls found
+FOUND, _BLIND = 0.9, 0.5  # share of positive controls found: a disguise is seen through, or not at all
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Controls:
     def sight(self) -> str:
         """What the feature space sees and what it is blind to, in words."""
         groups = {
-            "finds": [n for n, share in self.found.items() if share >= _SEES],
-            "finds some": [n for n, share in self.found.items() if _BLIND <= share < _SEES],
+            "finds": [n for n, share in self.found.items() if share >= FOUND],
+            "finds some": [n for n, share in self.found.items() if _BLIND <= share < FOUND],
             "is blind to": [n for n, share in self.found.items() if share < _BLIND],
         }
         return "; ".join(f"{verb} copies {', '.join(names)}" for verb, names in groups.items() if names)
@@ -67,7 +67,7 @@ class Controls:
     def table(self) -> Table:
         """Positive controls, for people."""
         rows: list[tuple[TableCell, ...]] = [
-            (name, self.found[name], *rates, "yes" if self.found[name] >= _SEES else "partly" if self.found[name] >= _BLIND else "blind")
+            (name, self.found[name], *rates, "yes" if self.found[name] >= FOUND else "partly" if self.found[name] >= _BLIND else "blind")
             for name, rates in self.responses.items()
         ]  # fmt: skip
         return Table(

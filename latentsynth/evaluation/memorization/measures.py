@@ -35,6 +35,7 @@ from latentsynth.results import Estimate
 
 CONTROL = "control patients"
 _NEIGHBOURS = 5
+_COPIES = 30  # of each disguise, at least, where there are so many patients, so that a share found means something
 _RATIO = 1 / 3  # of nearest to second-nearest distance, below which a row is called memorised (Yoon et al. 2023)
 
 
@@ -137,8 +138,11 @@ def search_copies(
     features = {
         cohort.name: extract(extractors, cohort, caches[cohort.name], accelerator) for cohort in (*groups.all, *samples)
     }
-    count = min(len(cohort.cases) for cohort in samples or [groups.control])
-    copies = make_copies(extractors, caches[groups.train.name], count, DISGUISES, _image, accelerator)
+    least = min(_COPIES, len(groups.train.cases))
+    count = max(least, min(len(cohort.cases) for cohort in samples or [groups.control]))
+    copies = make_copies(
+        extractors, caches[groups.train.name], caches[groups.control.name], count, DISGUISES, _image, accelerator
+    )
     return [
         _search(one, groups, samples, {n: f[one.name] for n, f in features.items()}, copies[one.name], level, dar2024)
         for one in spaces
@@ -163,7 +167,15 @@ def search_mask_copies(
         for cohort in (*groups.all, *samples)
     }
     count = min(len(cohort.cases) for cohort in samples or [groups.control])
-    copies = make_copies([space.extractor], caches[groups.train.name], count, MASK_DISGUISES, _mask, accelerator)
+    copies = make_copies(
+        [space.extractor],
+        caches[groups.train.name],
+        caches[groups.control.name],
+        count,
+        MASK_DISGUISES,
+        _mask,
+        accelerator,
+    )
     heldout = np.concatenate([features[side.name].values for side in (groups.calibration, groups.control)])
     unseen = {c.name: space.search(features[c.name].values, heldout, 1)[0][:, 0] for c in samples}
     return replace(_search(space, groups, samples, features, copies[space.name], level, False), unseen=unseen)

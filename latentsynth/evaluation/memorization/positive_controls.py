@@ -14,41 +14,82 @@ from latentsynth.evaluation.features import extract_volumes
 from latentsynth.extractors.networks import Extractor
 
 SHARES = (0.0, 0.01, 0.05, 0.25, 1.0)
-_MOST = 100  # copies per disguise
-Disguise = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+_MOST = 40  # copies per disguise
+Disguise = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
+"""Image ``(C, I, J, K)`` in [-1, 1] of a training case, the same of somebody else, random numbers: the copy."""
+
+_ELASTIC_CONTROL = 8  # voxels between control points of an elastic deformation
 
 
-def _rotated(image: np.ndarray, rng: np.random.Generator, degrees: float = 5.0, order: int = 1) -> np.ndarray:
+def _rotated(image: np.ndarray, degrees: float, order: int = 1) -> np.ndarray:
     """Rotated about the last axis through the middle, voxels outside repeated."""
     turn = lambda x: ndimage.rotate(x, degrees, axes=(0, 1), reshape=False, order=order, mode="nearest")  # noqa: E731
     return np.stack([turn(channel) for channel in image])
 
 
-def _rescaled(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Contrast up or down by a fifth, brightness by a twentieth of the window."""
-    contrast, brightness = np.exp(rng.choice([-1, 1]) * np.log(1.2)), rng.choice([-1, 1]) * 0.1
-    return np.clip(image * contrast + brightness, -1, 1)
+def _moved(image: np.ndarray, voxels: int) -> np.ndarray:
+    """Moved along every axis, to and fro in turn; the border is repeated."""
+    shift = [voxels, -voxels, voxels]
+    return np.stack([ndimage.shift(channel, shift, order=0, mode="nearest") for channel in image])
 
 
-# Generators blur: a copy that came through an autoencoder is smoother than the scan, so that disguise stands here too.
+def _zoomed(image: np.ndarray, factor: float) -> np.ndarray:
+    """Made smaller or larger about the middle; the border is repeated."""
+    middle = (np.array(image.shape[1:]) - 1) / 2
+    scale = lambda x: ndimage.affine_transform(x, np.eye(3) / factor, middle - middle / factor, order=1, mode="nearest")  # noqa: E731
+    return np.stack([scale(channel) for channel in image])
+
+
+def _bent(image: np.ndarray, voxels: float, rng: np.random.Generator) -> np.ndarray:
+    """Moved along every axis by a smooth random field that reaches so many voxels."""
+    shape = image.shape[1:]
+    points = [max(3, n // _ELASTIC_CONTROL) for n in shape]
+    where = np.stack(np.meshgrid(*(np.arange(n, dtype=float) for n in shape), indexing="ij"))
+    for axis in range(3):
+        field = ndimage.zoom(rng.uniform(-1, 1, points), [n / p for n, p in zip(shape, points, strict=True)], order=3)
+        where[axis] += voxels * field / np.abs(field).max()
+    return np.stack([ndimage.map_coordinates(channel, where, order=1, mode="nearest") for channel in image])
+
+
+def _part(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
+    """A share of an image, along its longest axis, and the rest of another one."""
+    axis = 1 + int(np.argmax(image.shape[1:]))
+    edge = round(image.shape[axis] * share)
+    first, second = (np.take(x, range(*r), axis) for x, r in ((image, (0, edge)), (other, (edge, image.shape[axis]))))
+    return np.concatenate([first, second], axis)
+
+
+# What an augmentation, an autoencoder or a collage makes of a patient. "other" is an unseen patient where the copy is a part,
+# so that no more than that part is copied.
 DISGUISES: dict[str, Disguise] = {
-    "exact": lambda image, rng: image,
-    "flipped": lambda image, rng: image[:, ::-1],
-    "rotated by 5 degrees": _rotated,
-    "intensity rescaled": _rescaled,
-    "with noise": lambda image, rng: np.clip(image + rng.normal(0, 0.1, image.shape), -1, 1),
-    "smoothed": lambda image, rng: ndimage.gaussian_filter(image, (0, 1, 1, 1), mode="nearest"),
+    "exact": lambda image, other, rng: image,
+    "mirrored left-right": lambda image, other, rng: image[:, ::-1],
+    "mirrored front-back": lambda image, other, rng: image[:, :, ::-1],
+    "mirrored and turned by 10 degrees": lambda image, other, rng: _rotated(image[:, ::-1], 10),
+    "moved 4 voxels": lambda image, other, rng: _moved(image, 4),
+    "zoomed .8": lambda image, other, rng: _zoomed(image, 0.8),
+    "rotated 20 degrees": lambda image, other, rng: _rotated(image, 20),
+    "blurred 1.5 voxels": lambda image, other, rng: ndimage.gaussian_filter(image, (0, 1.5, 1.5, 1.5), mode="nearest"),
+    "with noise": lambda image, other, rng: np.clip(image + rng.normal(0, 0.1, image.shape), -1, 1),
+    "gamma 2.2": lambda image, other, rng: 2 * ((image + 1) / 2) ** 2.2 - 1,
+    "inverted": lambda image, other, rng: -image,
+    "elastic 2 voxels": lambda image, other, rng: _bent(image, 2, rng),
+    "mean of two": lambda image, other, rng: (image + other) / 2,
+    "half copied": lambda image, other, rng: _part(image, other, 1 / 2),
+    "a third copied": lambda image, other, rng: _part(image, other, 1 / 3),
 }
 MASK_DISGUISES: dict[str, Disguise] = {
     "exact": DISGUISES["exact"],
-    "flipped": DISGUISES["flipped"],
-    "rotated by 5 degrees": lambda image, rng: _rotated(image, rng, order=0),
+    "mirrored left-right": DISGUISES["mirrored left-right"],
+    "mirrored front-back": DISGUISES["mirrored front-back"],
+    "rotated by 5 degrees": lambda image, other, rng: _rotated(image, 5, order=0),
 }
 
 
 def make_copies(
     extractors: Sequence[Extractor],
     training: VolumeCache,
+    unseen: VolumeCache,
     count: int,
     disguises: dict[str, Disguise],
     read: Callable[[VolumeCache, int], np.ndarray],
@@ -59,8 +100,9 @@ def make_copies(
     Args:
         extractors: What describes them.
         training: The training volumes.
-        count: How many copies are wanted, at most 100; training cases are drawn at random, all before any again.
-        disguises: Name to function of an image ``(C, I, J, K)`` and a random generator.
+        unseen: Volumes of patients that no generator saw, with which copies are mixed.
+        count: How many copies are wanted, at most 40; training cases are drawn at random, all before any again.
+        disguises: By name.
         read: Image of an entry of the cache.
         accelerator: The processes that share the work.
 
@@ -74,7 +116,8 @@ def make_copies(
     for name, disguise in disguises.items():
 
         def image(n: int, disguise: Disguise = disguise) -> torch.Tensor:
-            changed = disguise(read(training, int(chosen[n])), np.random.default_rng(n))
+            other = read(unseen, n % len(unseen))
+            changed = disguise(read(training, int(chosen[n])), other, np.random.default_rng(n))
             return torch.from_numpy(np.ascontiguousarray(changed, dtype=np.float32))
 
         rows = extract_volumes(extractors, image, len(chosen), f"positive controls, {name}", accelerator)

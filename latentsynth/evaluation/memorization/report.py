@@ -13,7 +13,7 @@ from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, file_name
 from latentsynth.evaluation.memorization import tables
-from latentsynth.evaluation.memorization.controls import text
+from latentsynth.evaluation.memorization.controls import FOUND, text
 from latentsynth.evaluation.memorization.measures import CONTROL, CopySearch, PatientGroups
 from latentsynth.evaluation.memorization.reference import Measured
 from latentsynth.figures import Tile, contact_sheet
@@ -123,7 +123,15 @@ def conclusions(
     blind = []
     if masks is not None and not masks.controls.valid:
         blind.append(f"masks: their comparison is not valid here: {'; '.join(masks.controls.reasons)}")
-    return [*answers, *map(Note, sight), *origins, *map(Note, blind)]
+    return [*map(Note, _gaps(searches)), *answers, *map(Note, sight), *origins, *map(Note, blind)]
+
+
+def _gaps(searches: Sequence[CopySearch]) -> list[str]:
+    """Which disguised copies would pass, by the best of the valid feature spaces for each."""
+    valid = [one.controls.found for one in searches if one.controls.valid]
+    best = {name: max(found[name] for found in valid) for name in valid[0]} if valid else {}
+    missed = ", ".join(f"{name} ({share:.0%} found)" for name, share in best.items() if share < FOUND)
+    return [f"copies with these disguises could pass here: {missed}"] if missed else []
 
 
 def _answers(searches: Sequence[CopySearch], cohort: Cohort, level: float) -> list[Note]:
@@ -138,7 +146,10 @@ def _answers(searches: Sequence[CopySearch], cohort: Cohort, level: float) -> li
         if (found := one.sets[name]).copied
     ]
     if clean:
+        high = min(one.sets[name].rate.high for one in valid if not one.sets[name].copied)
+        hidden = max(0.0, (high - level) / (1 - level))
         lines.append(f"no more copies than among unseen patients by {', '.join(clean)}")
+        lines.append(f"up to {hidden:.0%} of it could be copies all the same: {len(cohort.cases)} volumes tell no more")
     if any(one.sets[name].mute for one in searches):
         lines.append(
             f"nothing can be said of the set: its volumes show {len(set(cohort.patients))} independent masks, "

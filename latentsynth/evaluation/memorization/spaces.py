@@ -88,7 +88,7 @@ class WholeVolume(Extractor):
 class Smoothed(Extractor):
     """The volume without its finest detail, which generators lose and copies do not need."""
 
-    name, fingerprint, preprocessing = "registered", "registered-1", "smoothed and thinned out, registered to each case"
+    name, fingerprint, preprocessing = "registered", "registered-2", "smoothed and thinned out, registered to each case"
 
     def _features(self, image: Tensor) -> Tensor:
         return torch.from_numpy(describe(image[0].numpy())).flatten()[None]
@@ -127,11 +127,11 @@ def ssim_space(training: VolumeCache) -> FeatureSpace:
 
 
 def registered_space(training: VolumeCache) -> FeatureSpace:
-    """Correlation after a small move, turn, scaling or mirroring of the training case: finds what augmentation hides."""
+    """Absolute correlation after a move, turn, scaling or mirroring of the training case: finds what augmentation hides."""
     shape = describe(training.volume(0).image).shape
     slow = partial(nearest_by_registration, shape=shape)
     search = remembered(slow, training.folder / "distances", Smoothed.fingerprint)
-    return FeatureSpace(Smoothed(), search, "square root of 2 (1 - Pearson's r) after registration", "", True)
+    return FeatureSpace(Smoothed(), search, "square root of 2 (1 - |Pearson's r|) after registration", "", True)
 
 
 def remembered(search: Search, folder: Path, name: str) -> Search:
