@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from latentsynth import config as configuration
+from latentsynth.cli.advice import advice
 from latentsynth.cli.options import TRAIN, Check, ConfigFile, Overrides, app, resolve, say, train_app
 from latentsynth.strict import read_yaml
 
@@ -64,6 +65,8 @@ def train_segmenter(config: ConfigFile, overrides: Overrides = None, check: Chec
 def _finished(scores: dict[str, float], config: configuration.Run) -> None:
     say("validation: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
     say(f"checkpoint: {config.run / 'checkpoint'}")
+    if text := advice(config, scores):
+        say(text)
 
 
 @app.command(rich_help_panel=TRAIN)
