@@ -181,7 +181,8 @@ def part_config(part: str, **changes: Any) -> Callable[[Path], None]:
     def fault(folder: Path) -> None:
         file = folder / part / "config.json"
         value = {**json.loads(file.read_text()), **changes}
-        file.write_text(json.dumps({key: v for key, v in value.items() if v is not None}))
+        removed = {key for key, v in changes.items() if v is None}
+        file.write_text(json.dumps({key: v for key, v in value.items() if key not in removed}))
         reseal(folder)
 
     return fault

@@ -139,3 +139,23 @@ def _jsonl_rows(path: Path, text: str) -> list[tuple[int, dict[str, Any]]]:
         ids = {key: "" if row.get(key) is None else str(row[key]) for key in ("case", "patient")}
         rows.append((line, {**row, **ids, "images": images}))
     return rows
+
+
+def read_names(path: Path) -> dict[int, str]:
+    """What label values mean: the columns ``index`` and ``name`` of a table with tabs, as BIDS has it; other rows are passed over.
+
+    Raises:
+        DataError: The file is not text.
+    """
+    try:
+        rows = list(csv.reader(path.read_text(encoding="utf-8-sig").split("\n"), delimiter="\t"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not readable text ({error}): save it as UTF-8") from error
+    header = [_key(cell) for cell in rows[0]] if rows else []
+    if not {"index", "name"} <= set(header):
+        return {}
+    value, name = header.index("index"), header.index("name")
+    whole = [
+        row for row in rows[1:] if len(row) == len(header) and row[value].strip().isdecimal() and row[name].strip()
+    ]
+    return {int(row[value]): row[name].strip() for row in reversed(whole)}

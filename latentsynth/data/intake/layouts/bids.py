@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from latentsynth.data.intake import tables
 from latentsynth.data.intake.layouts.cohort import EXPECTED, RawCohort, few, file_stem, listing
 from latentsynth.errors import DataError
 from latentsynth.types import Case
@@ -108,9 +108,5 @@ def _chosen(case: str, masks: list[Path]) -> Path | None:
 
 def _names(source: Path) -> dict[int, str]:
     """What the values of a segmentation mean, from its table."""
-    names: dict[int, str] = {}
-    for table in sorted(source.glob("derivatives/**/*_dseg.tsv"))[:1] + sorted(source.glob("*dseg.tsv"))[:1]:
-        for row in csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines(), delimiter="\t"):
-            if str(row.get("index", "")).isdecimal() and row.get("name"):
-                names.setdefault(int(row["index"]), row["name"])
-    return names
+    found = [*sorted(source.glob("derivatives/**/*_dseg.tsv")), *sorted(source.glob("*dseg.tsv"))]
+    return tables.read_names(found[0]) if found else {}
