@@ -74,12 +74,17 @@ class MaskConditioner(Pretrained):
     @property
     def channels(self) -> int:
         """Spatial channels ``S`` that it adds to a network's input."""
-        return self._fractions + (0 if self.patch is None else 3)
+        return self._told
 
     @property
     def _fractions(self) -> int:
         """Channels of the mask."""
         return self.labels * math.prod(self.parts)
+
+    @property
+    def _told(self) -> int:
+        """Channels of the mask, and behind them of the place of a patch."""
+        return self._fractions + (0 if self.patch is None else 3)
 
     def forward(self, condition: Condition, host: Tensor | None = None, place: Place | None = None) -> Conditioning:
         """Condition to fractions per part of a cell, ``(B, S, i, j, k)``, and their means at every coarser level.
@@ -131,18 +136,11 @@ class MaskConditioner(Pretrained):
             conditioning: What :meth:`forward` returned.
             keep: Boolean, ``(B,)``; False removes that case's condition.
         """
-        first, last = self._fractions, MaskConditioner.channels.fget(self)  # type: ignore[attr-defined]
-
-        def without(maps: Tensor) -> Tensor:
-            left = torch.where(keep.view(-1, 1, 1, 1, 1), maps, 0.0)
-            left[:, first:last] = maps[:, first:last]
-            return left
-
-        return replace(
-            conditioning,
-            spatial=without(conditioning.spatial),
-            coarser=tuple(without(maps) for maps in conditioning.coarser),
-        )
+        left = conditioning.mapped(lambda x: torch.where(keep.view(-1, *[1] * (x.ndim - 1)), x, 0.0))
+        place = slice(self._fractions, self._told)
+        for maps, whole in zip(left.maps, conditioning.maps, strict=True):
+            maps[:, place] = whole[:, place]
+        return left
 
 
 def coordinates(maps: Tensor, place: Place | None = None) -> Tensor:
@@ -196,7 +194,7 @@ class ContextConditioner(MaskConditioner):
 
     @property
     def channels(self) -> int:
-        return super().channels + self.latent_channels + 1
+        return self._told + self.latent_channels + 1
 
     def forward(self, condition: Condition, host: Tensor | None = None, place: Place | None = None) -> Conditioning:
         mask = super().forward(condition, host, place).spatial
@@ -208,7 +206,7 @@ class ContextConditioner(MaskConditioner):
 
     def without_host(self, conditioning: Conditioning, keep: Tensor) -> Conditioning:
         """The conditioning with the scans of the cases taken away where ``keep``, boolean ``(B,)``, is False."""
-        count = super().channels
+        count = self._told
 
         def without(maps: Tensor) -> Tensor:
             return torch.cat([maps[:, :count], torch.where(keep.view(-1, 1, 1, 1, 1), maps[:, count:], 0.0)], dim=1)

@@ -29,7 +29,7 @@ from latentsynth.parallel import at_least_two
 from latentsynth.pretrained import Pretrained, recompute
 
 # Cells of a part and of its surroundings, for MONAI's trunk. Its normalisations look at the whole volume, so that parts differ
-# from it; what they differ by is measured in benchmarks/tiling.py.
+# from it; what they differ by is measured in benchmarks/large_volumes.py.
 _RESNET = (24, 4)
 
 

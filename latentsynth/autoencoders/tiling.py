@@ -13,7 +13,7 @@ from itertools import pairwise, product
 import torch
 from torch import Tensor
 
-Axes = tuple[int, int, int]
+from latentsynth.autoencoders.space_to_depth import Axes
 
 
 def tiled(call: Callable[[Tensor], Tensor], x: Tensor, taken: Axes, given: Axes, tile: int, reach: int) -> Tensor:

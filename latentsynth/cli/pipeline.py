@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
@@ -19,8 +19,11 @@ def run_road(
     hours: Annotated[float, typer.Option(help="For everything, on this machine", min=0.05, max=10_000)] = 8.0,
     seed: Annotated[int, typer.Option(help="Of splits, masks and volumes")] = 0,
     licence: Annotated[
-        str, typer.Option(help="Under which the exported set may be shared, for example CC-BY-4.0")
-    ] = "none given: to look at, not to share",
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Under which the exported set may be shared, for example CC-BY-4.0 [default: none, it is to look at]"
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing")] = False,
 ) -> None:
     """From a folder of scans to models, new patients and a report. Run again, it goes on where it stopped.

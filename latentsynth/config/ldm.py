@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -61,6 +61,10 @@ class ConditionerConfig(Strict):
         description="latent cells along each axis of the patches that the denoiser trains on and samples in, told where each "
         "lies, so that memory is bounded by the patch; null: whole volumes",
     )
+
+    def seen(self, cells: Sequence[int]) -> tuple[int, ...]:
+        """Latent cells along each axis that a network sees at a time, of so many in a volume."""
+        return tuple(min(one, whole) for one, whole in zip(self.patch or cells, cells, strict=True))
 
 
 class DiffusionConfig(Strict):

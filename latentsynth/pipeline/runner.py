@@ -55,7 +55,7 @@ class Outcome:
     failed: tuple[str, ...]
 
 
-def run(source: Path | str, out: Path | str, hours: float = 8.0, seed: int = 0, licence: str = _NO_LICENCE) -> Outcome:
+def run(source: Path | str, out: Path | str, hours: float = 8.0, seed: int = 0, licence: str | None = None) -> Outcome:
     """From scans to trained models, new patients, measures and a report; the same call again goes on where it stopped.
 
     Args:
@@ -63,7 +63,7 @@ def run(source: Path | str, out: Path | str, hours: float = 8.0, seed: int = 0, 
         out: Folder for everything.
         hours: For everything, on this machine.
         seed: Of splits, masks and volumes.
-        licence: Under which the exported set may be shared.
+        licence: Under which the exported set may be shared; None says that it is to look at.
 
     Raises:
         ConfigError: ``hours`` is too short for anything.
@@ -116,7 +116,7 @@ def forecast(source: Path | str, out: Path | str, hours: float) -> list[tuple[st
     """
     from latentsynth.planning.machine import this_machine
 
-    work = _work(Path(source), Path(out), hours, 0, _NO_LICENCE)
+    work = _work(Path(source), Path(out), hours, 0, None)
     rows = [(stage.name, f"{stage.share * hours:.2f}", stage.purpose) for stage in STAGES]
     machine = this_machine()
     volumes = 400 * machine.voxels * 6 * 3 / 2**30  # training volumes in half precision with their masks, three caches
@@ -136,7 +136,7 @@ def source_is_manifest(source: Path) -> bool:
     return isinstance(value, dict) and "cases" in value
 
 
-def _work(source: Path, out: Path, hours: float, seed: int, licence: str) -> Work:
+def _work(source: Path, out: Path, hours: float, seed: int, licence: str | None) -> Work:
     if not 0.05 <= hours <= 10_000:
         raise ConfigError(
             f"hours {hours:g}: expected 0.05 to 10000; a cohort needs 1 at least to learn from, 8 to look good"
@@ -144,7 +144,7 @@ def _work(source: Path, out: Path, hours: float, seed: int, licence: str) -> Wor
     if not source.exists():
         raise DataError(f"{source} does not exist: give the folder of scans, a table of them, or a manifest")
     name = re.sub(r"[^a-z0-9]+", "-", source.resolve().stem.lower()).strip("-") or "cohort"
-    return Work(source.resolve(), name, hours, seed, licence, out)
+    return Work(source.resolve(), name, hours, seed, licence or _NO_LICENCE, out)
 
 
 def _adopt(work: Work) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -235,8 +235,3 @@ STAGES = (
     Stage("export", "packs what is left, with a card", 0.005, False, _export),
     Stage("report", "one page of all of it", 0.01, False, _report),
 )
-
-
-def shares() -> Mapping[str, float]:
-    """Share of the hours by stage; they add up to 1."""
-    return {stage.name: stage.share for stage in STAGES}

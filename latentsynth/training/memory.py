@@ -112,7 +112,7 @@ def estimate_ldm(config: LdmRun, autoencoder: Autoencoder, domain: Domain, proce
         processes: Over how many the batch is spread.
     """
     channels, *whole = autoencoder.latent_shape(domain.grid.shape)
-    latent = (channels, *(min(n, m) for n, m in zip(whole, config.conditioner.patch or whole, strict=True)))
+    latent = (channels, *config.conditioner.seen(whole))
     with torch.device("meta"):
         conditioner = build_conditioner(config.conditioner, len(domain.labels), autoencoder.factors)
         denoiser: Denoiser = build_denoiser(config, latent[0], conditioner.channels).train()

@@ -28,9 +28,17 @@ class Positions(Dataset[dict[str, Any]]):
         self.items, self.count, self.seed = items, count, seed
 
     def __getitem__(self, position: int) -> dict[str, Any]:
+        return {**self.items(self.index(position)), "position": position}
+
+    def index(self, position: int) -> int:
+        """Which item stands at a position."""
         epoch, place = divmod(position, self.count)
-        order = generator(self.seed, Stream.ORDER, epoch).permutation(self.count)
-        return {**self.items(int(order[place])), "position": position}
+        return int(generator(self.seed, Stream.ORDER, epoch).permutation(self.count)[place])
+
+    def start(self, position: int, room: np.ndarray) -> tuple[int, int, int]:
+        """Where a part of the item begins that may be moved so far along each axis, ``(3,)``."""
+        i, j, k = generator(self.seed, Stream.CROP, position).integers(0, room + 1).tolist()
+        return (i, j, k)
 
 
 class Crops(Positions):
@@ -49,9 +57,8 @@ class Crops(Positions):
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         item = super().__getitem__(position)
-        room = np.subtract(item["image"].shape[1:], self.shape)
-        start = generator(self.seed, Stream.CROP, position).integers(0, room + 1)
-        part = (..., *(slice(int(a), int(a) + n) for a, n in zip(start, self.shape, strict=True)))
+        start = self.start(position, np.subtract(item["image"].shape[1:], self.shape))
+        part = (..., *(slice(a, a + n) for a, n in zip(start, self.shape, strict=True)))
         return {**item, "image": item["image"][part], "mask": item["mask"][part]}
 
 
@@ -72,19 +79,15 @@ class Patches(Positions):
         count: int,
         seed: int,
     ):
-        super().__init__(lambda index: {"index": index}, count, seed)
+        super().__init__(lambda index: item(index, (0, 0, 0)), count, seed)
         self.part, self.cells = item, cells
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        index = super().__getitem__(position)["index"]
-        return {**self.part(index, self.corner(position)), "position": position}
+        return {**self.part(self.index(position), self.corner(position)), "position": position}
 
     def corner(self, position: int) -> tuple[int, int, int]:
         """The first cell of the part at a position."""
-        whole, taken = self.cells
-        room = np.maximum(np.subtract(whole, taken), 0)
-        i, j, k = generator(self.seed, Stream.CROP, position).integers(0, room + 1).tolist()
-        return (i, j, k)
+        return self.start(position, np.maximum(np.subtract(*self.cells), 0))
 
 
 class Slices(Sampler[list[int]]):

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from latentsynth.data.identity import files_of
 from latentsynth.data.intake.checks import CaseFacts, Problem, check_cohort, twins
 from latentsynth.data.intake.conversion import converted
 from latentsynth.data.intake.headers import CURES
@@ -262,7 +263,7 @@ def explain(source: Path | str, layout: str | None = None, patient: str | None =
     cohort = read_cohort(source, named, patient)
     patients = {case.patient_id for case in cohort.cases}
     masks = sum(case.mask is not None for case in cohort.cases)
-    missing = [path for case in cohort.cases for path in (*case.images, *files_of_mask(case)) if not path.is_file()]
+    missing = [path for case in cohort.cases for path in files_of(case) if not path.is_file()]
     labels = cohort.labels or Labels((0,))
     known = ", ".join(f"{v} = {n}" for v, n in zip(labels.values, labels.names, strict=True) if cohort.labels)
     known = known or ", ".join(f"{value} = {name}" for value, name in cohort.names.items())
@@ -286,11 +287,6 @@ def explain(source: Path | str, layout: str | None = None, patient: str | None =
     if len(cohort.cases) > _EXPLAINED:
         rows.append(("...", f"{len(cohort.cases) - _EXPLAINED} more"))
     return rows
-
-
-def files_of_mask(case: Case) -> tuple[Path, ...]:
-    """The mask of a case, if it has one."""
-    return () if case.mask is None else (case.mask,)
 
 
 # Report ---------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -215,7 +214,7 @@ class DenoiserLoss:
         wanted = self.config.diffusion
         _, i, j, k = self.autoencoder.latent_shape(self.domain.grid.shape)
         self.whole = (i, j, k)
-        seen = math.prod(np.minimum(self.whole, self.config.conditioner.patch or self.whole).tolist())
+        seen = math.prod(self.config.conditioner.seen(self.whole))
         shift = automatic_shift(seen) if wanted.shift == "auto" else wanted.shift
         self.times = TimeSampler(wanted.time, wanted.time_mean, wanted.time_std, shift)
         self.schedule = schedule_named(wanted.schedule)

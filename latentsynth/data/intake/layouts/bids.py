@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 from latentsynth.data.intake import tables
-from latentsynth.data.intake.layouts.cohort import EXPECTED, RawCohort, few, file_stem, listing
+from latentsynth.data.intake.layouts.cohort import EXPECTED, RawCohort, few, held_by_most, listing
 from latentsynth.errors import DataError
 from latentsynth.types import Case
 
@@ -19,7 +19,7 @@ _ENTITIES = ("sub", "ses")
 
 def is_bids(source: Path) -> bool:
     """Whether a folder has subjects."""
-    return any(folder.is_dir() and any((folder / one).is_dir() for one in _FOLDERS) for folder in _sessions(source))
+    return bool(_sessions(source))
 
 
 def bids(source: Path) -> RawCohort:
@@ -28,20 +28,15 @@ def bids(source: Path) -> RawCohort:
     Raises:
         DataError: There are no subjects, or a case has several masks and none says that it is the lesion's.
     """
-    scans: dict[str, dict[str, Path]] = {}
-    folders = [folder for folder in _sessions(source) if any((folder / one).is_dir() for one in _FOLDERS)]
-    for folder in folders:
-        scans[_case(folder)] = _channels(folder)
+    scans = {_case(folder): _channels(folder) for folder in _sessions(source)}
     if not scans:
         raise DataError(f"{source} has no subject with scans (sub-*/anat); {EXPECTED}")
-    held = Counter(name for files in scans.values() for name in files)
-    channels = tuple(sorted(name for name in held if held[name] > len(scans) / 2))
+    channels, rare = held_by_most(scans.values())
     if not channels:
         raise DataError(
-            f"the subjects of {source} have no kind of scan in common ({few(sorted(held))}): choose some by a table"
+            f"the subjects of {source} have no kind of scan in common ({few(rare)}): choose some by a table"
         )
     notes = []
-    rare = sorted(set(held) - set(channels))
     if rare:
         notes.append(f"kinds of scans that fewer than half of the cases have are not read: {few(rare)}")
     masks = _masks(source)
@@ -55,12 +50,12 @@ def bids(source: Path) -> RawCohort:
 
 
 def _sessions(source: Path) -> list[Path]:
-    """Folders of subjects, and of their sessions where there are any."""
+    """Folders of subjects, or of their sessions where there are any, that hold scans."""
     found = []
     for subject in sorted(source.glob("sub-*")):
         sessions = sorted(one for one in subject.glob("ses-*") if one.is_dir())
         found += sessions or [subject]
-    return [folder for folder in found if folder.is_dir()]
+    return [folder for folder in found if any((folder / kind).is_dir() for kind in _FOLDERS)]
 
 
 def _case(folder: Path) -> str:
@@ -80,15 +75,14 @@ def _channels(folder: Path) -> dict[str, Path]:
 
 def _masks(source: Path) -> dict[str, list[Path]]:
     """Masks by case, from derivatives and from beside the scans."""
+    derived = {path.parent for path in source.glob("derivatives/**/sub-*") if path.is_file()}
+    beside = {session / kind for session in _sessions(source) for kind in _FOLDERS}
     found: dict[str, list[Path]] = defaultdict(list)
-    places = [*sorted(source.glob("derivatives/**/sub-*")), *(f / kind for f in _sessions(source) for kind in _FOLDERS)]
-    for folder in {place for place in places if place.is_dir()} | {p.parent for p in places if p.is_file()}:
-        for path in sorted(folder.rglob("*")) if "derivatives" in folder.parts else sorted(folder.glob("*")):
-            name = file_stem(path)
-            if path.is_file() and name in listing(path.parent, []) and name.split("_")[-1].lower() in _MASKS:
-                match = re.match(r"(sub-[^_]+)(_ses-[^_]+)?", name)
-                if match and path not in found[match[0]]:
-                    found[match[0]].append(path)
+    for folder in sorted(derived | beside):
+        for name, path in listing(folder, []).items():
+            case = re.match(r"(sub-[^_]+)(_ses-[^_]+)?", name)
+            if case and name.split("_")[-1].lower() in _MASKS:
+                found[case[0]].append(path)
     return found
 
 

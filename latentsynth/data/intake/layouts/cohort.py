@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -104,3 +105,10 @@ def file_stem(path: Path | str) -> str:
     name = Path(path).name
     ending = next((suffix for suffix in READABLE if name.lower().endswith(suffix)), None)
     return name[: -len(ending)] if ending else Path(path).stem
+
+
+def held_by_most(names: Collection[Collection[str]]) -> tuple[tuple[str, ...], list[str]]:
+    """Of the names of the files of each case, those that more than half of the cases have, and the others."""
+    held = Counter(name for of_case in names for name in of_case)
+    common = tuple(sorted(name for name in held if held[name] > len(names) / 2))
+    return common, sorted(set(held) - set(common))

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from latentsynth.data.intake.layouts.cohort import EXPECTED, RawCohort, few, file_stem, listing
+from latentsynth.data.intake.layouts.cohort import EXPECTED, RawCohort, few, held_by_most, listing
 from latentsynth.errors import DataError
 from latentsynth.types import Case
 
@@ -44,13 +43,13 @@ _BRATS_LABELS_2023 = {1: "necrotic tumour core", 2: "oedema", 3: "enhancing tumo
 _DEEP = 3  # folders below the source in which cases are looked for
 
 
-def case_folders(source: Path) -> list[Path]:
-    """Folders that hold the scans of one case each: at least one image and a mask, told by the ends of their names."""
-    found = []
+def case_folders(source: Path) -> dict[Path, dict[str, Path]]:
+    """Folders that hold the scans of one case each, and these by the last word of their names: an image at least, and a mask."""
+    found: dict[Path, dict[str, Path]] = {}
     level = [source]
     for _ in range(_DEEP):
         level = [one for folder in level for one in sorted(folder.iterdir()) if one.is_dir() and one.name[0] != "."]
-        found += [folder for folder in level if _parts(folder)]
+        found |= {folder: parts for folder in level if (parts := _parts(folder))}
     return found
 
 
@@ -63,18 +62,15 @@ def brats(source: Path) -> RawCohort:
     Raises:
         DataError: No folder holds an image and a mask, or the folders have no channel in common.
     """
-    folders = case_folders(source)
-    if not folders:
+    parts = case_folders(source)
+    if not parts:
         raise DataError(f"{source} has no folder that holds images and a mask of one case; {EXPECTED}")
-    parts = {folder: _parts(folder) for folder in folders}
-    held = Counter(name for files in parts.values() for name in files if name not in MASKS)
-    channels = tuple(sorted((n for n in held if held[n] > len(folders) / 2), key=_order))
-    if not channels:
-        raise DataError(
-            f"the folders of {source} have no channel in common ({few(sorted(held))}): name their files alike"
-        )
+    images_of = [[name for name in files if name not in MASKS] for files in parts.values()]
+    common, rare = held_by_most(images_of)
+    if not common:
+        raise DataError(f"the folders of {source} have no channel in common ({few(rare)}): name their files alike")
+    channels = tuple(sorted(common, key=_order))
     notes = []
-    rare = sorted(set(held) - set(channels))
     if rare:
         notes.append(f"channels that fewer than half of the cases have are not read: {few(rare)}")
     cases = []
@@ -160,8 +156,3 @@ def _bare(name: str) -> str:
 def _bare_image(name: str) -> str:
     """A case's name without the word that says image."""
     return re.sub(r"[_\-. ](image|img|scan|0000)$", "", name, flags=re.IGNORECASE)
-
-
-def is_case(path: Path) -> bool:
-    """Whether a file's name says that it is a mask."""
-    return _bare(file_stem(path)) != file_stem(path)
