@@ -4,10 +4,15 @@ Randomness is an argument. A number is a function of (seed, stream, position), m
 ``seed_seq`` with a spawn key per use), every bit of which counts. Training noise is keyed by the image's position, so one
 process and many draw the same numbers, and resuming is starting from another position. Whatever noise a network takes in
 comes from :class:`Draws`, a generator per row, so a volume depends on its own seed and on nothing else in its batch.
+
+Training on a GPU must not wait for numbers made on the CPU: where positions lie on one, the numbers of training are made
+there, by a counter-based generator (Salmon et al. 2011) in torch's own integers. They are other numbers than a CPU draws,
+and the same on every GPU. Sampling always draws on the CPU: a seed is one volume everywhere.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import IntEnum, auto
 
@@ -87,7 +92,7 @@ def seed_weights(seed: int) -> None:
 
 
 def keyed_noise(seed: int, positions: Tensor, shape: tuple[int, ...], stream: Stream) -> Tensor:
-    """Standard normal noise ``(B, *shape)`` whose row b depends on ``(seed, positions[b], stream)`` alone."""
+    """Standard normal noise ``(B, *shape)`` whose row b depends on ``(seed, positions[b], stream)`` alone, where they lie."""
     return Draws.keyed(seed, positions, stream).normal(*shape)
 
 
@@ -114,11 +119,14 @@ class Draws:
         return cls([generator(int(seed), stream) for seed in seeds], device)
 
     @classmethod
-    def keyed(
-        cls, seed: int, positions: Tensor, stream: Stream, device: torch.device | str = "cpu", part: int = 0
-    ) -> Draws:
-        """One generator per position, the same on any number of processes; see :func:`generator`."""
-        return cls([generator(seed, stream, int(position), part) for position in positions], device)
+    def keyed(cls, seed: int, positions: Tensor, stream: Stream, part: int = 0) -> Draws:
+        """One generator per position, the same on any number of processes, for numbers on the device of ``positions``.
+
+        Those of positions on the CPU are :func:`generator`'s, others :class:`CounterDraws`.
+        """
+        if positions.device.type != "cpu":
+            return CounterDraws(seed, positions, stream, part)
+        return cls([generator(seed, stream, int(position), part) for position in positions])
 
     def __len__(self) -> int:
         return len(self.generators)
@@ -132,3 +140,60 @@ class Draws:
         """Uniform numbers in [0, 1), ``(B, *shape)``."""
         rows = [torch.from_numpy(np.asarray(g.random(shape, dtype=np.float32))) for g in self.generators]
         return torch.stack(rows).to(self.device)
+
+
+# SplitMix64 (Steele, Lea and Flood 2014, fig. 15, with Stafford's mix 13), as signed integers.
+_STEP, _FIRST, _SECOND = (n - (1 << 64) for n in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+class CounterDraws(Draws):
+    """Numbers that are made where they are used: each a hash of seed, stream, part, position, and how many came before.
+
+    Args:
+        seed: From 0; every bit counts.
+        positions: Of the rows, ``(B,)``, on the device where the numbers are wanted.
+        stream: What the numbers are for.
+        part: See :func:`generator`.
+    """
+
+    def __init__(self, seed: int, positions: Tensor, stream: Stream, part: int = 0):
+        super().__init__([], positions.device)
+        key = np.random.SeedSequence(seed, spawn_key=(int(stream), part)).generate_state(1, np.uint64)
+        self.start = mixed(positions.long() * _STEP + int(key.astype(np.int64)[0]))  # the state of each row's generator
+        self.drawn = 0
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def normal(self, *shape: int) -> Tensor:
+        # Box and Muller (1958): two uniform numbers to two normal ones.
+        count = math.prod(shape)
+        first, second = self._uniform(-(-count // 2))
+        radius, angle = torch.sqrt(-2 * torch.log1p(-first)), 2 * math.pi * second
+        both = torch.cat([radius * torch.cos(angle), radius * torch.sin(angle)], dim=1)
+        return both[:, :count].reshape(-1, *shape)
+
+    def uniform(self, *shape: int) -> Tensor:
+        first, _ = self._uniform(math.prod(shape))
+        return first.reshape(-1, *shape)
+
+    def _uniform(self, count: int) -> tuple[Tensor, Tensor]:
+        """Two uniform numbers in [0, 1) from each of ``count`` hashes of every row, both ``(B, count)``."""
+        counter = torch.arange(self.drawn + 1, self.drawn + 1 + count, device=self.device)
+        self.drawn += count
+        bits = mixed(self.start[:, None] + counter * _STEP)
+        # The upper 24 bits of each half, which float32 holds exactly.
+        first, second = bits >> 40 & 0xFFFFFF, bits >> 8 & 0xFFFFFF
+        return first.float() / (1 << 24), second.float() / (1 << 24)
+
+
+def mixed(state: Tensor) -> Tensor:
+    """SplitMix64's output for a state, both int64 of any shape: every bit depends on every bit."""
+    state = (state ^ _shifted(state, 30)) * _FIRST
+    state = (state ^ _shifted(state, 27)) * _SECOND
+    return state ^ _shifted(state, 31)
+
+
+def _shifted(bits: Tensor, by: int) -> Tensor:
+    """Shifted right with zeros coming in: torch repeats the sign."""
+    return (bits >> by) & ((1 << (64 - by)) - 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +26,11 @@ def write_tensors(
     mode = stat.S_IMODE(path.stat().st_mode)
     save_file(_apart(tensors), path, metadata)
     path.chmod(mode)
+
+
+def summed(maps: Tensor, channels: Iterable[int]) -> Tensor:
+    """Some channels of ``(B, C, ...)`` added up, ``(B, 1, ...)``; an index by a list would wait for the device."""
+    return torch.stack([maps[:, n] for n in channels]).sum(0).unsqueeze(1)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -81,6 +81,7 @@ class Autoencoder(Pretrained, ABC):
         # Not a number until fitted, so that latents of an unfitted scale cannot pass for data.
         self.register_buffer("latent_mean", torch.full((latent_channels,), torch.nan))
         self.register_buffer("latent_std", torch.full((latent_channels,), torch.nan))
+        self._scaled = False
 
     @abstractmethod
     def moments(self, image: Tensor) -> Moments:
@@ -210,8 +211,11 @@ class Autoencoder(Pretrained, ABC):
         return (raw - _channelwise(self.latent_mean)) / _channelwise(self.latent_std)
 
     def _require_scale(self) -> None:
+        if self._scaled:  # asking the device once is enough: a step of training must not wait for it
+            return
         if not bool((torch.isfinite(self.latent_std) & (self.latent_std > 0)).all()):
             raise CheckpointError("the latent scale of this autoencoder was never fitted: finish its training first")
+        self._scaled = True
 
     @torch.no_grad()
     def fit_latent_stats(self, moments: Iterable[Moments]) -> None:

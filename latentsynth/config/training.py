@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from latentsynth.config.numbers import Fraction, NotNegative, Seed
 from latentsynth.strict import Positive, Strict
@@ -24,7 +24,8 @@ class TrainConfig(Strict):
     betas: tuple[Fraction, Fraction] = (0.9, 0.99)
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     ema_halflife_images: int = Field(2_000, ge=0, description="half-life of the weight average; 0 keeps raw weights")
-    precision: Literal["no", "bf16"] = "no"
+    # YAML reads a bare `no` as false.
+    precision: Annotated[Literal["no", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)] = "no"
     gradient_checkpointing: bool = False
     compile: bool = Field(False, description="torch.compile the trained network (a GPU option)")
     log_every_images: Positive = 200

@@ -24,7 +24,7 @@ from latentsynth.parallel import start
 from latentsynth.progress import bar
 from latentsynth.strict import Strict, build
 from latentsynth.tensors import check_tensors
-from latentsynth.training.optim import average, lr_factor
+from latentsynth.training.optim import Average, lr_factor
 from latentsynth.training.run import RunFolder
 from latentsynth.training.state import random_state, restore_random_state
 
@@ -54,6 +54,9 @@ def start_training(config: TrainConfig, unused: bool = False) -> Accelerator:
             f"accelerate was told to spread weights over processes ({accelerator.distributed_type.value}), and averages and "
             "states are of whole weights: launch with plain data parallelism (docs/how-to/launch.md)"
         )
+    if accelerator.device.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # products of float32 in TF32, as cuDNN's convolutions already are
+        torch.backends.cudnn.benchmark = True  # every step has the same shapes
     return accelerator
 
 
@@ -209,13 +212,17 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
             for module in player.modules.values():
                 module.compile()
         optimizer = torch.optim.AdamW(
-            player.parameters(), player.lr, betas=config.betas, weight_decay=config.weight_decay
+            player.parameters(),
+            player.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=accelerator.device.type == "cuda",  # elsewhere what it was, so that results stand
         )
         *wrapped, player.optimizer = accelerator.prepare(*player.modules.values(), optimizer)
         own[player.name] = dict(zip(player.modules, wrapped, strict=True))
     first = players[0]
     averages = {
-        name: average(accelerator.unwrap_model(module), config.ema_halflife_images, config.batch)
+        name: Average(accelerator.unwrap_model(module), config.ema_halflife_images, config.batch)
         for name, module in own[first.name].items()
         if config.ema_halflife_images
     }
@@ -244,6 +251,7 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
     loader = batches(items, slices, config.workers)
     wrapped_modules = [module for modules in own.values() for module in modules.values()]
     running: dict[str, list[Tensor]] = {}
+    gradients = _Gradients(run)
     scores: dict[str, float] = {}
     with bar(f"training {run.path.name}", total, "images", accelerator.is_main_process, seen) as shown:
         for batch in loader:
@@ -252,16 +260,27 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
                 for player in players:
                     if seen < player.after_images or (seen // config.batch) % player.every:
                         continue
-                    for name, value in _move(player, own, batch, accelerator, config, seen, run).items():
+                    for name, value in _move(player, own, batch, accelerator, config, seen, gradients).items():
                         running.setdefault(f"{player.name}/{name}", []).append(value.detach())
             if not accelerator.sync_gradients:
                 continue
             seen += config.batch
             for name, model in averages.items():
-                model.update_parameters(accelerator.unwrap_model(own[first.name][name]))
+                model.update(accelerator.unwrap_model(own[first.name][name]), seen)
+            due = {
+                name: _due(seen, every, config.batch, total)
+                for name, every in (
+                    ("log", config.log_every_images),
+                    ("validate", config.validate_every_images),
+                    ("sample", config.sample_every_images),
+                    ("save", config.save_every_images),
+                )
+            }
+            if any(due.values()):
+                gradients.check()
             seconds, cpu_seconds = time.monotonic() - began, time.process_time() - began_cpu
             note = ""
-            if _due(seen, config.log_every_images, config.batch, total):
+            if due["log"]:
                 values = {key: float(accelerator.reduce(torch.stack(v).mean(), "mean")) for key, v in running.items()}
                 running.clear()
                 run.log(
@@ -275,13 +294,13 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
                 )
                 note = " ".join(f"{key.split('/')[-1]} {value:.3g}" for key, value in list(values.items())[:1])
             shown.advance(config.batch, note)
-            if _due(seen, config.validate_every_images, config.batch, total):
+            if due["validate"]:
                 scores = hooks.validate(shared())
                 run.log(seen, {f"val/{key}": value for key, value in scores.items()})
                 hooks.export(shared(), scores)
-            if _due(seen, config.sample_every_images, config.batch, total):
+            if due["sample"]:
                 hooks.sketch(shared(), run.path / "samples" / f"{seen:010d}.png")
-            if _due(seen, config.save_every_images, config.batch, total):
+            if due["save"]:
                 training.counters = _Counters(images_seen=seen, seconds=seconds, cpu_seconds=cpu_seconds)
                 run.save_state(seen, training.sections())
     if not scores:  # resumed at the very end: the work was done, its scores are on disk
@@ -292,6 +311,36 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
     return scores
 
 
+class _Gradients:
+    """Whether gradients are finite; of a GPU this is asked before anything is logged or written, not at every step."""
+
+    def __init__(self, run: RunFolder):
+        self.run = run
+        self._pending: list[tuple[str, int, Tensor, Tensor]] = []
+
+    def of(self, player: str, seen: int, norm: Tensor, loss: Tensor) -> None:
+        """Notes the norm of a player's gradient, and its loss, after so many images; raises as :meth:`check`."""
+        self._pending.append((player, seen, norm, loss))
+        if norm.device.type == "cpu":  # where asking costs nothing, weights stay good
+            self.check()
+
+    def check(self) -> None:
+        """Refuses to go on after a gradient that was not finite.
+
+        Raises:
+            TrainingError: With the first one, and the last state before it.
+        """
+        pending, self._pending = self._pending, []
+        if not pending or bool(torch.isfinite(torch.stack([norm for _, _, norm, _ in pending])).all()):
+            return
+        player, seen, _, loss = next(one for one in pending if not bool(torch.isfinite(one[2])))
+        raise TrainingError(
+            f"{player}: the gradient is not finite at {seen} images (loss {float(loss):g}). "
+            f"The last good state is {next(iter(self.run.states()), 'none yet')}. Try a lower train.lr, "
+            "train.precision=no, a smaller train.grad_clip or a longer train.lr_warmup_images, and run again"
+        )
+
+
 def _move(
     player: Player,
     own: dict[str, dict[str, nn.Module]],
@@ -299,7 +348,7 @@ def _move(
     accelerator: Accelerator,
     config: TrainConfig,
     seen: int,
-    run: RunFolder,
+    gradients: _Gradients,
 ) -> dict[str, Tensor]:
     """One micro-batch of one player; the optimizer steps when the batch is complete."""
     modules: dict[str, nn.Module] = {}
@@ -322,12 +371,7 @@ def _move(
     if accelerator.sync_gradients:
         # The norm is of the averaged gradient, so every process sees the same number and they stop together.
         norm = torch.as_tensor(accelerator.clip_grad_norm_(player.parameters(), config.grad_clip))
-        if not bool(torch.isfinite(norm)):
-            raise TrainingError(
-                f"{player.name}: the gradient is not finite at {seen} images (loss {float(loss.detach()):g}). "
-                f"The last good state is {next(iter(run.states()), 'none yet')}. Try a lower train.lr, "
-                "train.precision=no, a smaller train.grad_clip or a longer train.lr_warmup_images, and run again"
-            )
+        gradients.of(player.name, seen, norm, loss.detach())
         for group in player.optimizer.param_groups:
             group["lr"] = player.lr * lr_factor(config, seen)
         player.optimizer.step()
@@ -341,4 +385,6 @@ def _due(seen: int, every: int, batch: int, total: int) -> bool:
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    """The batch on a device, what travelled in half precision or as booleans in float32."""
+    moved = {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return {k: v.float() if getattr(v, "dtype", None) in (torch.half, torch.bool) else v for k, v in moved.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from torch import Tensor
 from latentsynth.autoencoders import KLAutoencoder
 from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti
+from latentsynth.data.cache.cutting import Cut
+from latentsynth.data.cache.held import HeldLatents, hold
 from latentsynth.data.cache.latents import LatentCache
 from latentsynth.data.cache.volumes import Recipe, VolumeCache
 from latentsynth.errors import DataError
@@ -78,6 +81,30 @@ def test_a_part_is_read_as_it_lies_in_the_whole(tmp_path: Path, volumes: VolumeC
         for name in ("mean", "deviation"):
             assert torch.equal(part[name], whole[name][:, *at])
         assert torch.equal(part["mask"], whole["mask"][:, *voxels])
+
+
+def test_held_in_memory_they_are_what_the_files_hold(tmp_path: Path, volumes: VolumeCache, encoder: Encoder) -> None:
+    latents = LatentCache(tmp_path / "latents", "weights", volumes, Cut((1,), 2.0, GRID.spacing_mm))
+    latents.write(range(3), encoder)
+    held = hold(latents, torch.device("cpu"))
+    assert isinstance(held, HeldLatents)
+    for entry in range(3):
+        for part in [(), ((1, 0, 2), (2, 4, 3))]:
+            there, here = latents.packed(entry, *part), held.packed(entry, *part)
+            assert there.keys() == here.keys() >= {"mean", "host_mean", "mask"}
+            assert all(torch.equal(there[name], here[name]) for name in there)
+            assert all(there[name].dtype == here[name].dtype for name in there)
+
+
+def test_what_would_fill_the_memory_stays_on_disk(
+    tmp_path: Path, volumes: VolumeCache, encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    latents = LatentCache(tmp_path / "latents", "weights", volumes)
+    latents.write(range(3), encoder)
+    size = 3 * sum(tensor.nbytes for tensor in latents.packed(0).values())
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=4 * size))
+    assert isinstance(hold(latents, torch.device("cpu")), HeldLatents)
+    assert hold(latents, torch.device("cpu"), processes=2) is latents
 
 
 def test_encoding_together_or_singly_is_the_same(tmp_path: Path, volumes: VolumeCache, encoder: Encoder) -> None:

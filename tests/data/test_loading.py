@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from latentsynth.data.cache.loading import Crops, Positions, Slices, batches
 from latentsynth.errors import TrainingError
-from latentsynth.randomness import Stream, keyed_noise, keyed_uniform
+from latentsynth.randomness import CounterDraws, Stream, keyed_noise, keyed_uniform, mixed
 
 COUNT = 7
 
@@ -117,36 +118,70 @@ def test_indivisible_batch_is_refused(batch: int, accumulation: int, world: int,
         Slices(0, 8, batch, accumulation, 0, world)
 
 
-def test_noise_depends_on_seed_position_and_stream_alone() -> None:
+def counted_noise(seed: int, positions: Tensor, shape: tuple[int, ...], stream: Stream) -> Tensor:
+    """What :func:`keyed_noise` gives for positions on a GPU."""
+    return CounterDraws(seed, positions, stream).normal(*shape)
+
+
+def counted_uniform(seed: int, positions: Tensor, stream: Stream) -> Tensor:
+    return CounterDraws(seed, positions, stream).uniform()
+
+
+made_on = pytest.mark.parametrize(
+    ("normal", "uniform"), [(keyed_noise, keyed_uniform), (counted_noise, counted_uniform)], ids=["cpu", "gpu"]
+)
+
+
+@made_on
+def test_noise_depends_on_seed_position_and_stream_alone(normal: Any, uniform: Any) -> None:
     positions = torch.tensor([5, 900, 17])
-    noise = keyed_noise(1, positions, (2, 3), Stream.NOISE)
-    assert torch.equal(noise[1], keyed_noise(1, torch.tensor([900]), (2, 3), Stream.NOISE)[0])  # not on its neighbours
-    assert torch.equal(noise.flip(0), keyed_noise(1, positions.flip(0), (2, 3), Stream.NOISE))  # nor on the order
+    noise = normal(1, positions, (2, 3), Stream.NOISE)
+    assert torch.equal(noise[1], normal(1, torch.tensor([900]), (2, 3), Stream.NOISE)[0])  # not on its neighbours
+    assert torch.equal(noise.flip(0), normal(1, positions.flip(0), (2, 3), Stream.NOISE))  # nor on the order
     torch.manual_seed(99)
-    assert torch.equal(noise, keyed_noise(1, positions, (2, 3), Stream.NOISE))  # nor on the global generator
-    assert torch.equal(
-        keyed_uniform(1, positions, Stream.TIME)[1], keyed_uniform(1, torch.tensor([900]), Stream.TIME)[0]
-    )
+    assert torch.equal(noise, normal(1, positions, (2, 3), Stream.NOISE))  # nor on the global generator
+    assert torch.equal(uniform(1, positions, Stream.TIME)[1], uniform(1, torch.tensor([900]), Stream.TIME)[0])
 
 
-def test_noise_differs_with_every_bit_of_the_seed_with_position_and_stream() -> None:
+@made_on
+def test_noise_differs_with_every_bit_of_the_seed_with_position_and_stream(normal: Any, uniform: Any) -> None:
     rows = [
-        keyed_noise(seed, torch.tensor([position]), (4,), stream)[0].tolist()
+        normal(seed, torch.tensor([position]), (4,), stream)[0].tolist()
         for seed in (0, 1, 2**32, 2**63, 2**64 - 1) for position in (*range(40), 10**6, 10**9)
         for stream in Stream
     ]  # fmt: skip
     assert Counter(map(tuple, rows)).most_common(1)[0][1] == 1
 
 
-def test_noise_is_standard_normal_and_uniform_is_uniform_across_positions() -> None:
+@made_on
+def test_noise_is_standard_normal_and_uniform_is_uniform_across_positions(normal: Any, uniform: Any) -> None:
     positions = torch.arange(4000)
-    noise = keyed_noise(0, positions, (4,), Stream.NOISE)
+    noise = normal(0, positions, (4,), Stream.NOISE)
     assert noise.mean(0).abs().max() < 0.08
     assert (noise.std(0) - 1).abs().max() < 0.06
-    correlation = torch.corrcoef(torch.stack([noise[:-1, 0], noise[1:, 0]]))[
-        0, 1
-    ]  # neighbours know nothing of each other
-    assert correlation.abs() < 0.06
-    uniform = keyed_uniform(0, positions, Stream.TIME)
-    assert ((uniform >= 0) & (uniform < 1)).all()
-    assert (torch.histc(uniform, 10, 0, 1) - 400).abs().max() < 100
+    assert ((noise**4).mean(0) - 3).abs().max() < 0.6
+    correlation = torch.corrcoef(torch.cat([noise[:-1].T, noise[1:].T])).fill_diagonal_(0)
+    assert correlation.abs().max() < 0.06  # neighbours know nothing of each other, nor do numbers of one row
+    drawn = uniform(0, positions, Stream.TIME)
+    assert ((drawn >= 0) & (drawn < 1)).all()
+    assert (torch.histc(drawn, 10, 0, 1) - 400).abs().max() < 100
+
+
+def test_counted_numbers_are_those_of_splitmix64() -> None:
+    """The first outputs for seed 1234567, as the generator's authors and others print them."""
+    step = 0x9E3779B97F4A7C15 - (1 << 64)
+    states = torch.tensor([1234567]) + torch.arange(1, 6) * step
+    assert [int(one) % (1 << 64) for one in mixed(states)] == [
+        6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821
+    ]  # fmt: skip
+
+
+def test_numbers_drawn_in_turn_are_never_drawn_again() -> None:
+    draws = CounterDraws(0, torch.arange(50), Stream.NOISE)
+    drawn = torch.cat([draws.normal(3, 5), draws.normal(2, 1, 4).flatten(1)[:, None].expand(-1, 3, -1)[..., :5]], 2)
+    assert len(draws) == 50
+    assert len(drawn.unique()) == 50 * (15 + 5)
+    assert not torch.equal(
+        CounterDraws(0, torch.arange(50), Stream.NOISE, part=1).uniform(4),
+        CounterDraws(0, torch.arange(50), Stream.NOISE).uniform(4),
+    )

@@ -17,6 +17,7 @@ from latentsynth.data.cache.volumes import one_hot
 from latentsynth.data.manifest import Manifest
 from latentsynth.diffusion import Denoiser
 from latentsynth.errors import CheckpointError, TrainingError
+from latentsynth.parallel import start
 from latentsynth.synthesizers import LatentDiffusion
 from latentsynth.training.recipes.autoencoder import initial as initial_autoencoder
 from latentsynth.training.recipes.encode import encoded_cohort
@@ -178,7 +179,7 @@ def test_a_model_of_patches_trains_on_parts_and_makes_whole_volumes(
     assert seen == {patch}
     # Every part is met somewhere in training, and a part is the same on every way to it.
     cohort = encoded_cohort(config.autoencoder, config.data, config.conditioner)
-    items, _ = training_items(config, cohort.training, model.autoencoder, model.domain)
+    items, _ = training_items(config, cohort.training, model.autoencoder, model.domain, start())
     corners = {tuple(items[position]["corner"].tolist()) for position in range(400)}
     assert corners == {(i, j, k) for i in range(5) for j in range(3) for k in range(4)}
     assert all(torch.equal(items[7][key], items[7][key]) for key in ("mean", "mask", "corner"))

@@ -13,7 +13,7 @@ from latentsynth.data.cache.loading import Positions
 from latentsynth.errors import TrainingError
 from latentsynth.parallel import start
 from latentsynth.training.loop import Hooks, Player, fit, start_training
-from latentsynth.training.optim import average, lr_factor
+from latentsynth.training.optim import Average, lr_factor
 from latentsynth.training.run import RunFolder, read_metrics
 
 SILENT = Hooks(lambda modules: {"score": 1.0}, lambda modules, path: None, lambda modules, scores: None)
@@ -174,15 +174,14 @@ def test_learning_rate_warms_up_and_decays() -> None:
 
 def test_the_average_halves_its_memory_every_half_life_and_keeps_buffers() -> None:
     model = nn.BatchNorm1d(2)
-    kept = average(model, halflife_images=40, batch=10)
-    for _ in range(400):  # long enough that the half-life is no longer shortened
-        kept.update_parameters(model)
+    kept = Average(model, halflife_images=40, batch=10)
+    kept.update(model, 10)
     with torch.no_grad():
         model.weight.fill_(2.0)
         model.running_mean.fill_(4.0)
         model.num_batches_tracked.fill_(7)
-    for _ in range(4):  # one half-life
-        kept.update_parameters(model)
+    for n in range(4):  # one half-life, late enough that it is not shortened
+        kept.update(model, 1000 + 10 * n)
     assert torch.allclose(kept.module.weight, torch.full((2,), 1.5), atol=1e-5)
     assert torch.allclose(kept.module.running_mean, torch.full((2,), 2.0), atol=1e-5)
     assert int(kept.module.num_batches_tracked) == 7

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from latentsynth.data.cache.cutting import Cut
-from latentsynth.data.cache.volumes import Volume, VolumeCache, one_hot
+from latentsynth.data.cache.volumes import Volume, VolumeCache, one_hot_flags
 from latentsynth.errors import DataError
 from latentsynth.files import atomic_path
 from latentsynth.provenance import fingerprint
@@ -22,6 +22,8 @@ from latentsynth.tensors import write_tensors
 
 # image (B, C, I, J, K) -> mean and deviation of raw latents, each (B, c, i, j, k)
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+Axes = tuple[int, int, int]
 
 
 class LatentCache:
@@ -35,7 +37,7 @@ class LatentCache:
     """
 
     def __init__(self, root: Path, autoencoder: str, volumes: VolumeCache, cut: Cut | None = None):
-        self.volumes, self.cut = volumes, cut
+        self.volumes, self.cut, self.device = volumes, cut, torch.device("cpu")
         self.folder = root / fingerprint([autoencoder, volumes.recipe.key, *([asdict(cut)] if cut else [])])
 
     def __len__(self) -> int:
@@ -87,10 +89,12 @@ class LatentCache:
             return self.cut(volume.image, volume.mask)
         return self.cut.out_of(volume.image, region)
 
-    def item(
-        self, entry: int, corner: tuple[int, int, int] = (0, 0, 0), cells: tuple[int, int, int] | None = None
-    ) -> dict[str, Any]:
-        """One training item: ``mean`` and ``deviation`` (c, i, j, k), ``mask`` one-hot (L, I, J, K).
+    def item(self, entry: int, corner: Axes = (0, 0, 0), cells: Axes | None = None) -> dict[str, Any]:
+        """As :meth:`packed`, the mask in float32."""
+        return {name: tensor.float() for name, tensor in self.packed(entry, corner, cells).items()}
+
+    def packed(self, entry: int, corner: Axes = (0, 0, 0), cells: Axes | None = None) -> dict[str, Any]:
+        """One training item: ``mean`` and ``deviation`` (c, i, j, k), ``mask`` one-hot (L, I, J, K) in booleans.
 
         Args:
             entry: Which.
@@ -116,24 +120,30 @@ class LatentCache:
             ) from error
         labels = len(self.volumes.recipe.labels)
         mask = tensors.pop("mask", None)
-        return {**tensors, "mask": torch.zeros(labels, *shape) if mask is None else one_hot(mask, labels)}
+        absent = torch.zeros(labels, *shape, dtype=torch.bool)
+        return {**tensors, "mask": absent if mask is None else one_hot_flags(mask, labels)}
 
 
-def _read(
-    path: Path, corner: tuple[int, int, int], cells: tuple[int, int, int] | None, voxels: tuple[int, int, int]
-) -> tuple[dict[str, Tensor], tuple[int, ...]]:
+def covered(
+    corner: Sequence[int], cells: Sequence[int], whole: Sequence[int], factors: Sequence[int]
+) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+    """Cells and voxels of a part of a volume: from a first cell on, at most so many, of all, each of so many voxels."""
+    ends = [min(a + n, m) for a, n, m in zip(corner, cells, whole, strict=True)]
+    latent = tuple(slice(a, b) for a, b in zip(corner, ends, strict=True))
+    return latent, tuple(slice(a * f, b * f) for a, b, f in zip(corner, ends, factors, strict=True))
+
+
+def _read(path: Path, corner: Axes, cells: Axes | None, voxels: Axes) -> tuple[dict[str, Tensor], tuple[int, ...]]:
     """A part of what a file holds of a volume of so many voxels, and how many the part has."""
     with safe_open(path, framework="pt") as stream:
         whole = stream.get_slice("mean").get_shape()[1:]
         factors = [n // m for n, m in zip(voxels, whole, strict=True)]
-        ends = [min(a + n, m) for a, n, m in zip(corner, cells or whole, whole, strict=True)]
-        latent = tuple(slice(a, b) for a, b in zip(corner, ends, strict=True))
-        covered = tuple(slice(a * f, b * f) for a, b, f in zip(corner, ends, factors, strict=True))
+        latent, part = covered(corner, cells or whole, whole, factors)
         tensors = {
-            name: stream.get_slice(name)[covered if name == "mask" else (slice(None), *latent)]
+            name: stream.get_slice(name)[part if name == "mask" else (slice(None), *latent)]
             for name in stream.keys()  # noqa: SIM118 (no __contains__)
         }
-    return tensors, tuple(part.stop - part.start for part in covered)
+    return tensors, tuple(along.stop - along.start for along in part)
 
 
 def _moments(images: Sequence[np.ndarray], encode: Encoder) -> dict[str, Tensor]:

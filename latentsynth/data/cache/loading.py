@@ -22,10 +22,18 @@ from latentsynth.randomness import Stream, generator
 
 
 class Positions(Dataset[dict[str, Any]]):
-    """Training items by global position, each with its ``position`` beside it."""
+    """Training items by global position, each with its ``position`` beside it.
 
-    def __init__(self, items: Callable[[int], dict[str, Any]], count: int, seed: int):
-        self.items, self.count, self.seed = items, count, seed
+    Args:
+        items: By index.
+        count: How many.
+        seed: Key of their order.
+        on_device: Whether items are made on the device that trains; then no other process can make them.
+    """
+
+    def __init__(self, items: Callable[[int], dict[str, Any]], count: int, seed: int, on_device: bool = False):
+        self.items, self.count, self.seed, self.on_device = items, count, seed, on_device
+        self._order: tuple[int, np.ndarray] | None = None
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         return {**self.items(self.index(position)), "position": position}
@@ -33,7 +41,9 @@ class Positions(Dataset[dict[str, Any]]):
     def index(self, position: int) -> int:
         """Which item stands at a position."""
         epoch, place = divmod(position, self.count)
-        return int(generator(self.seed, Stream.ORDER, epoch).permutation(self.count)[place])
+        if self._order is None or self._order[0] != epoch:
+            self._order = epoch, generator(self.seed, Stream.ORDER, epoch).permutation(self.count)
+        return int(self._order[1][place])
 
     def start(self, position: int, room: np.ndarray) -> tuple[int, int, int]:
         """Where a part of the item begins that may be moved so far along each axis, ``(3,)``."""
@@ -70,6 +80,7 @@ class Patches(Positions):
         cells: Latent cells along each axis that there are to choose from, and that are taken.
         count: How many items.
         seed: Key of order and places.
+        on_device: As of :class:`Positions`.
     """
 
     def __init__(
@@ -78,8 +89,9 @@ class Patches(Positions):
         cells: tuple[tuple[int, int, int], tuple[int, int, int]],
         count: int,
         seed: int,
+        on_device: bool = False,
     ):
-        super().__init__(lambda index: item(index, (0, 0, 0)), count, seed)
+        super().__init__(lambda index: item(index, (0, 0, 0)), count, seed, on_device)
         self.part, self.cells = item, cells
 
     def __getitem__(self, position: int) -> dict[str, Any]:
@@ -128,10 +140,10 @@ def batches(items: Positions, slices: Slices, workers: int = 0) -> DataLoader[di
     return DataLoader(
         items,
         batch_sampler=slices,
-        num_workers=workers,
+        num_workers=0 if items.on_device else workers,
         worker_init_fn=_silent_when_left,
-        persistent_workers=workers > 0,
-        pin_memory=torch.cuda.is_available(),
+        persistent_workers=workers > 0 and not items.on_device,
+        pin_memory=torch.cuda.is_available() and not items.on_device,
         generator=torch.Generator().manual_seed(0),
     )
 

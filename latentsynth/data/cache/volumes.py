@@ -232,7 +232,12 @@ def to_index(values: np.ndarray, labels: Labels) -> np.ndarray:
 
 def one_hot(index: Tensor, labels: int) -> Tensor:
     """Label indices ``(..., I, J, K)`` to one-hot float ``(..., L, I, J, K)``."""
-    return torch.movedim(torch.nn.functional.one_hot(index.long(), labels), -1, -4).float()
+    return one_hot_flags(index, labels).float()
+
+
+def one_hot_flags(index: Tensor, labels: int) -> Tensor:
+    """As :func:`one_hot`, but booleans: a quarter of the bytes to carry."""
+    return index.unsqueeze(-4) == torch.arange(labels, device=index.device).view(-1, 1, 1, 1)
 
 
 def _move(frame: Frame, augment: AugmentConfig, rng: np.random.Generator) -> Frame:
@@ -347,13 +352,15 @@ class VolumeCache:
         return f"case {case.case_id}" + (f", copy {copy}" if copy else "")
 
     def item(self, entry: int) -> dict[str, Any]:
-        """One training item: ``image`` (C, I, J, K), ``mask`` one-hot (L, I, J, K), zeros where unannotated."""
-        volume = self.volume(entry)
-        image = torch.from_numpy(volume.image)
-        labels = len(self.recipe.labels)
-        if volume.mask is None:
-            return {"image": image, "mask": torch.zeros(labels, *self.recipe.grid.shape)}
-        return {"image": image, "mask": one_hot(torch.from_numpy(volume.mask), labels)}
+        """One item: ``image`` (C, I, J, K), ``mask`` one-hot (L, I, J, K), zeros where unannotated; both float32."""
+        return {name: tensor.float() for name, tensor in self.packed(entry).items()}
+
+    def packed(self, entry: int) -> dict[str, Tensor]:
+        """One item as it travels to the device that trains: the image in half precision, the mask in booleans."""
+        tensors, _ = _read(self.path(entry), self.name(entry))
+        labels, mask = len(self.recipe.labels), tensors.get("mask")
+        absent = torch.zeros(labels, *self.recipe.grid.shape, dtype=torch.bool)
+        return {"image": tensors["image"], "mask": absent if mask is None else one_hot_flags(mask, labels)}
 
     def median_limits(self) -> tuple[windows.Limits, ...]:
         """Per channel, the median window over the unaugmented cases."""
@@ -378,18 +385,22 @@ def _save(path: Path, volume: Volume) -> None:
 
 
 def _load(path: Path, name: str) -> Volume:
+    tensors, facts = _read(path, name)
+    between = tuple((float(a), float(b)) for a, b in json.loads(facts["limits"]))
+    mask = tensors["mask"].numpy() if "mask" in tensors else None
+    return Volume(tensors["image"].float().numpy(), mask, between, float(json.loads(facts["zoom"])))
+
+
+def _read(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Image in half precision, mask where there is one, and the facts beside them."""
     if not path.is_file():
         raise DataError(
             f"the cached volume of {name} ({path}) is missing: run the same command again to rebuild the cache"
         )
     try:
         with safe_open(path, framework="pt") as stream:
-            facts = stream.metadata()
-            image = stream.get_tensor("image").float().numpy()
-            mask = stream.get_tensor("mask").numpy() if "mask" in stream.keys() else None  # noqa: SIM118 (no __contains__)
+            return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata()  # noqa: SIM118 (no __iter__)
     except SafetensorError as error:
         raise DataError(
             f"the cached volume of {name} ({path}) is damaged ({error}): delete it and run again"
         ) from error
-    between = tuple((float(a), float(b)) for a, b in json.loads(facts["limits"]))
-    return Volume(image, mask, between, float(json.loads(facts["zoom"])))

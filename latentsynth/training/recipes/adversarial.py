@@ -158,8 +158,7 @@ class Game:
         return scene
 
     def _draws(self, batch: Batch, stream: Stream, part: int = 0) -> Draws:
-        device = batch["scene"].real.device
-        return Draws.keyed(self.config.seed, batch["position"], stream, device, part)
+        return Draws.keyed(self.config.seed, batch["position"], stream, part)
 
     def _make(self, generator: nn.Module, scene: Scene, batch: Batch, stream: Stream) -> Painted:
         inner = getattr(generator, "module", generator)

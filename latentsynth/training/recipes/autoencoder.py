@@ -89,9 +89,9 @@ def train_autoencoder(config: AutoencoderRun) -> dict[str, float]:
             checkpoint.write(run.path / "checkpoint", KIND, domain, {}, {"autoencoder": model}, ledger, last)
         accelerator.wait_for_everyone()
 
-    items = Positions(training.item, len(training), config.seed)
+    items = Positions(training.packed, len(training), config.seed)
     if config.crop:
-        items = Crops(training.item, len(training), config.seed, config.crop)
+        items = Crops(training.packed, len(training), config.seed, config.crop)
     return fit(players, items, run, config.train, Hooks(validate, sketch, export))
 
 

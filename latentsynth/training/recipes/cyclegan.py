@@ -64,7 +64,7 @@ class CycleGame:
         """Fool both discriminators, and come back to where it started."""
         scene = self.scenes(batch)
         assert scene.mask is not None
-        draws = Draws.keyed(self.config.seed, batch["position"], Stream.TRANSLATE, scene.real.device)
+        draws = Draws.keyed(self.config.seed, batch["position"], Stream.TRANSLATE)
         cycle: Cycle = modules["translators"](draws, scene.mask, scene.real)
         on_image, on_mask = modules["discriminators"](cycle.image, cycle.mask)
         kind = self.config.game.loss

@@ -64,7 +64,7 @@ def train_extractor(config: ExtractorRun) -> dict[str, float]:
     device = accelerator.device
 
     def item(n: int) -> dict[str, Any]:
-        return {**training.item(n), "patient": numbers[training.entries[n][0].patient_id]}
+        return {**training.packed(n), "patient": numbers[training.entries[n][0].patient_id]}
 
     def loss(modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         pair = [

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder
 from latentsynth.config import DenoiserConfig, GanRun
+from latentsynth.data.cache.held import hold
 from latentsynth.data.cache.loading import Positions
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.data.manifest import Manifest
@@ -134,7 +135,7 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
         ledger = ledger | seen
         game = Game(config, scenes)
         players = game.players(generator, build_discriminator(config.discriminator, shape, channels, labels, placed))
-        items = Positions(lambda n: training.item(masked[n]), len(masked), config.seed)
+        items = Positions(lambda n: training.packed(masked[n]), len(masked), config.seed)
 
     def synthesizer(modules: Modules) -> GAN:
         return GAN(domain, game.generator(modules), config.form, annotation, axis, config.sampling, ledger=ledger)
@@ -173,7 +174,8 @@ def _on_latents(config: GanRun, accelerator: Accelerator) -> _Setting:
     players = game.players(
         generator, build_discriminator(config.discriminator, shape, channels, conditioner.channels, False)
     )
-    items = Positions(cohort.training.item, len(cohort.training), config.seed)
+    held = hold(cohort.training, accelerator.device, accelerator.num_processes)
+    items = Positions(held.packed, len(cohort.training), config.seed, held.device.type != "cpu")
 
     def synthesizer(modules: Modules) -> LatentGAN:
         return LatentGAN(domain, autoencoder, conditioner, game.generator(modules), config.sampling, ledger=ledger)
@@ -219,7 +221,7 @@ def unpaired(training: VolumeCache, masked: list[int]) -> Callable[[int], dict[s
         other = next((m for m in others if training.entries[m][0].patient_id != own), None)
         if other is None:
             raise DataError(f"CycleGAN needs masks of at least two training patients, there is only {own}")
-        return {"image": training.item(n)["image"], "mask": training.item(other)["mask"]}
+        return {"image": training.packed(n)["image"], "mask": training.packed(other)["mask"]}
 
     return item
 

@@ -19,7 +19,8 @@ from latentsynth.autoencoders import Autoencoder, Moments
 from latentsynth.autoencoders.reconstruction import lost_lesion_warning
 from latentsynth.conditioning import ContextConditioner, MaskConditioner, Place
 from latentsynth.config import ConditionerConfig, LdmRun, SamplingConfig
-from latentsynth.data.cache.latents import LatentCache
+from latentsynth.data.cache.held import hold
+from latentsynth.data.cache.latents import Axes, LatentCache
 from latentsynth.data.cache.loading import Patches, Positions
 from latentsynth.diffusion import Denoiser, TimeSampler, denoising_loss, schedule_named, target_weight
 from latentsynth.diffusion.times import automatic_shift
@@ -27,6 +28,7 @@ from latentsynth.parallel import mean_rows, share
 from latentsynth.provenance import Ledger
 from latentsynth.randomness import VALIDATION, Stream, keyed_noise, keyed_uniform, seed_weights
 from latentsynth.synthesizers import LatentDiffusion
+from latentsynth.tensors import summed
 from latentsynth.training.loop import Batch, Hooks, Modules, Player, fit, start_training
 from latentsynth.training.recipes.autoencoder import copy_weights
 from latentsynth.training.recipes.encode import encode, encoded_cohort
@@ -70,7 +72,7 @@ def train_ldm(config: LdmRun) -> dict[str, float]:
         net = cast(Denoiser, modules["denoiser"])
         return LatentDiffusion(cohort.header.domain, autoencoder, conditioner, net, config.sampling)
 
-    items, part = training_items(config, training, autoencoder, cohort.header.domain)
+    items, part = training_items(config, training, autoencoder, cohort.header.domain, accelerator)
     unmoved = [n for n, (_, copy) in enumerate(training.volumes.entries) if copy == 0][: len(validation)]
     obedience = Obedience.load(config.selection, validation.volumes, cohort.header.domain, config.seed)
     best, early = run.path / "checkpoint", run.path / "early"
@@ -115,19 +117,21 @@ Part = Callable[[LatentCache, int], dict[str, Any]]  # of an entry, for validati
 
 
 def training_items(
-    config: LdmRun, training: LatentCache, autoencoder: Autoencoder, domain: Domain
+    config: LdmRun, training: LatentCache, autoencoder: Autoencoder, domain: Domain, accelerator: Accelerator
 ) -> tuple[Positions, Part]:
-    """What a denoiser trains on and is scored on: whole volumes, or patches of them."""
-    cells = config.conditioner.patch
+    """What a denoiser trains on and is scored on: whole volumes, or patches of them; held in memory where they fit."""
+    cells, count = config.conditioner.patch, len(training)
+    held = hold(training, accelerator.device, accelerator.num_processes)
+    on_device = held.device.type != "cpu"
     if cells is None:
-        return Positions(training.item, len(training), config.seed), lambda cache, entry: cache.item(entry)
-    _, *whole = autoencoder.latent_shape(domain.grid.shape)
+        return Positions(held.packed, count, config.seed, on_device), lambda cache, entry: cache.item(entry)
+    _, i, j, k = autoencoder.latent_shape(domain.grid.shape)
 
-    def placed(cache: LatentCache, entry: int, corner: tuple[int, int, int]) -> dict[str, Any]:
-        return {**cache.item(entry, corner, cells), "corner": torch.tensor(corner)}
+    def placed(take: Callable[..., dict[str, Any]], entry: int, corner: Axes) -> dict[str, Any]:
+        return {**take(entry, corner, cells), "corner": torch.tensor(corner)}
 
-    items = Patches(partial(placed, training), ((whole[0], whole[1], whole[2]), cells), len(training), config.seed)
-    return items, lambda cache, entry: placed(cache, entry, items.corner(VALIDATION + entry))
+    items = Patches(partial(placed, held.packed), ((i, j, k), cells), count, config.seed, on_device)
+    return items, lambda cache, entry: placed(cache.item, entry, items.corner(VALIDATION + entry))
 
 
 def _settle_guidance(folder: Path, obedience: Obedience, scales: Sequence[float], accelerator: Accelerator) -> None:
@@ -221,7 +225,7 @@ class DenoiserLoss:
         self.lesions = self.domain.lesion_indices
 
     def __call__(self, modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        positions, seed = batch["position"].cpu(), self.config.seed
+        positions, seed = batch["position"], self.config.seed
         t = self.times(keyed_uniform(seed, positions, Stream.TIME))
         keep = keyed_uniform(seed, positions, Stream.DROP_CONDITION) >= self.config.diffusion.condition_dropout
         keep_host = keyed_uniform(seed, positions, Stream.DROP_CONTEXT) >= self.config.conditioner.context_dropout
@@ -277,7 +281,7 @@ class DenoiserLoss:
 
     def _cell_weight(self, batch: Batch, given: Conditioning, keep_host: Tensor) -> Tensor:
         """Loss weight of every cell, ``(B, 1, i, j, k)``: of lesions, and of what the cut hides where there is a scan to copy."""
-        lesions = self.conditioner.cell_fractions(given)[:, self.lesions].sum(1, keepdim=True)
+        lesions = summed(self.conditioner.cell_fractions(given), self.lesions)
         weight = 1 + (self.config.diffusion.lesion_weight - 1) * lesions
         if "host_mean" in batch:
             apart = (batch["mean"] - batch["host_mean"]).abs().amax(1, keepdim=True)

@@ -32,7 +32,7 @@ class VAELoss:
     seed: int
 
     def __call__(self, modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        positions, mask = batch["position"].cpu(), batch["mask"]
+        positions, mask = batch["position"], batch["mask"]
         each = 1
         if isinstance(self.config, SliceVAEConfig):
             each = self.config.slices_per_case
@@ -47,10 +47,10 @@ class VAELoss:
     def _slices(self, stacks: Tensor, positions: Tensor, count: int) -> Tensor:
         """Some slices of each case between the first and the last that hold a label: ``(B, K, L, ...)`` to ``(B n, L, ...)``."""
         chosen = []
-        for stack, position in zip(stacks, positions, strict=True):
+        for stack, position in zip(stacks, positions.tolist(), strict=True):
             filled = stack[:, 1:].flatten(1).any(1).nonzero().flatten()
             first, last = (int(filled[0]), int(filled[-1])) if len(filled) else (0, len(stack) - 1)
-            draw = torch.from_numpy(generator(self.seed, Stream.MASK_SLICE, int(position)).random(count))
+            draw = torch.from_numpy(generator(self.seed, Stream.MASK_SLICE, position).random(count))
             chosen.append(stack[(first + (draw * (last - first + 1)).long()).to(stack.device)])
         return torch.cat(chosen)
 
@@ -66,7 +66,7 @@ class MaskDenoiserLoss:
         self.schedule = schedule_named(wanted.schedule)
 
     def __call__(self, modules: Modules, batch: Batch, state: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        positions, p = batch["position"].cpu(), self.config.diffusion.condition_dropout
+        positions, p = batch["position"], self.config.diffusion.condition_dropout
         t = self.times(keyed_uniform(self.seed, positions, Stream.MASK_TIME))
         kept = keyed_uniform(self.seed, positions, Stream.MASK_DROP) >= p
         volume = kept & (keyed_uniform(self.seed, positions, Stream.MASK_FORGET_VOLUME) >= p)

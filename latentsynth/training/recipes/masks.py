@@ -129,7 +129,7 @@ def _vae(config: MaskRun, training: VolumeCache, validation: VolumeCache) -> _Se
         return _slice_maker(net, generator, training, common)
 
     def items(n: int) -> dict[str, Any]:
-        return {"mask": training.item(n)["mask"]}
+        return {"mask": training.packed(n)["mask"]}
 
     return _Setting({"vae": vae}, loss, items, len(training), score, len(validation), maker)
 

@@ -20,6 +20,7 @@ from torch.nn import functional
 from latentsynth.config import ReconstructionConfig
 from latentsynth.errors import TrainingError
 from latentsynth.randomness import Stream, keyed_noise, keyed_uniform
+from latentsynth.tensors import summed
 from latentsynth.training.loop import Batch, Modules
 
 _ENERGY_FLOOR = 1e-5  # keeps the root's slope finite where there is no detail
@@ -64,7 +65,7 @@ class GeneratorLoss:
         image, terms = batch["image"], self.config
         out = modules["autoencoder"](image, *self._disturbance(batch))
         made = out.image.float()  # details are differences of near numbers, which drown in bfloat16
-        weight = 1 + (terms.lesion_weight - 1) * batch["mask"][:, self.lesions].sum(1, keepdim=True)
+        weight = 1 + (terms.lesion_weight - 1) * summed(batch["mask"], self.lesions)
         error = (_pointwise(terms.reconstruction, made - image) * weight).mean() / weight.mean()
         total = error
         logs = {"reconstruction": error, "bottleneck": out.bottleneck_loss, "perplexity": out.perplexity}

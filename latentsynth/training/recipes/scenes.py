@@ -13,6 +13,7 @@ from latentsynth.conditioning import MaskConditioner
 from latentsynth.gans.annotation import Annotation
 from latentsynth.gans.base import slice_places
 from latentsynth.randomness import Stream, keyed_noise, keyed_uniform
+from latentsynth.tensors import summed
 from latentsynth.training.loop import Batch
 from latentsynth.types import Condition
 
@@ -82,7 +83,7 @@ class VoxelScenes:
         if self.form != "image_given_mask":
             parts.append(self.annotation.encode(mask))
         given = mask if self.form == "image_given_mask" else None
-        return Scene(torch.cat(parts, 1), given, place, mask[:, self.lesions].sum(1, keepdim=True))
+        return Scene(torch.cat(parts, 1), given, place, summed(mask, self.lesions))
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class LatentScenes:
         mean = batch["mean"]
         noise = keyed_noise(self.seed, batch["position"], tuple(mean.shape[1:]), Stream.GAN_LATENT).to(mean)
         given = self.conditioner(Condition(batch["mask"]))
-        lesion = self.conditioner.cell_fractions(given)[:, self.lesions].sum(1, keepdim=True)
+        lesion = summed(self.conditioner.cell_fractions(given), self.lesions)
         real = self.autoencoder.whiten(Moments(mean, batch["deviation"]).sample(noise))
         return Scene(real, given.spatial, None, lesion)
 

@@ -91,7 +91,7 @@ def train_segmenter(config: SegmenterRun) -> dict[str, float]:
         accelerator.wait_for_everyone()
 
     players = [Player("segmenter", {"network": network}, SegmentationLoss(config), config.train.lr)]
-    items = Positions(cohort.item, len(cohort), config.seed)
+    items = Positions(cohort.packed, len(cohort), config.seed)
     fit(players, items, run, config.train, Hooks(validate, sketch, export))
     return dict(checkpoint.read_header(best, KIND).metrics)
 
@@ -214,11 +214,11 @@ class TrainingMixture:
     def __len__(self) -> int:
         return sum(len(cache) * repeat for cache, repeat in zip(self.training, self.repeats, strict=True))
 
-    def item(self, n: int) -> dict[str, Any]:
+    def packed(self, n: int) -> dict[str, Any]:
         """Training item number ``n``; repeated entries have several numbers."""
         for cache, repeat in zip(self.training, self.repeats, strict=True):
             if n < len(cache) * repeat:
-                return cache.item(n % len(cache))
+                return cache.packed(n % len(cache))
             n -= len(cache) * repeat
         raise IndexError(n)
 
