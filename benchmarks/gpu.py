@@ -317,6 +317,8 @@ def main(arguments: list[str]) -> None:
         folder = Path(name) / "measured"
         if not chosen.families:
             measure(report, folder, chosen.small)
+        if not (chosen.families or chosen.rates or chosen.small):
+            report.add("denoiser 128 compiled", lambda: denoiser(folder, 128, 8, 60, compile=True))
         if not chosen.rates:
             families(report)
         os.chdir("/")
@@ -337,6 +339,5 @@ def measure(report: Report, folder: Path, small: bool) -> None:
         report.add(f"autoencoder {side}", lambda side=side, batch=batch: autoencoder(folder, side, batch, 60))
     for side, batch in ((64, 32), (128, 8), (192, 4)):
         report.add(f"denoiser {side}", lambda side=side, batch=batch: denoiser(folder, side, batch, 60))
-    report.add("denoiser 128 compiled", lambda: denoiser(folder, 128, 8, 60, compile=True))
     for side in (128, 192, 256):
         report.add(f"decode {side}", lambda side=side: decoding(side))

@@ -311,8 +311,8 @@ def test_real_and_synthetic_cohorts_are_mixed_as_asked(workplace: Path) -> None:
     assert len(cohort) == 3 * 4 + 2 * 2
     drawn = []
     for cache in cohort.training:
-        cache.item = lambda n, cache=cache: {"case": cache.entries[n][0].case_id}  # type: ignore[method-assign]
-    items = Positions(cohort.item, len(cohort), seed=5)
+        cache.packed = lambda n, cache=cache: {"case": cache.entries[n][0].case_id}  # type: ignore[method-assign]
+    items = Positions(cohort.packed, len(cohort), seed=5)
     drawn = [items[position]["case"] for position in range(len(cohort))]
     counts = Counter(drawn)
     assert sorted(counts.values()) == [2, 2, 3, 3, 3, 3]
