@@ -93,13 +93,17 @@ def write(
     parts: Mapping[str, Pretrained],
     ledger: Ledger,
     metrics: Mapping[str, float],
+    half: bool = False,
 ) -> Header:
-    """Writes a checkpoint atomically; scores that are not numbers (of lesions where there are none) are left out."""
+    """Writes a checkpoint atomically; scores that are not numbers (of lesions where there are none) are left out.
+
+    Weights are written in half precision where that is asked for, to be passed on rather than trained on.
+    """
     metrics = {name: value for name, value in metrics.items() if math.isfinite(value)}
     with atomic_folder(folder, is_checkpoint) as temporary:
         temporary.mkdir()
         for name, part in parts.items():
-            part.save(temporary / name)
+            part.save(temporary / name, half)
         ledger.save(temporary / LEDGER)
         values = {
             "format": FORMAT,

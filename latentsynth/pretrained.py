@@ -7,6 +7,7 @@ of a hub repository; ours raises.
 
 from __future__ import annotations
 
+import copy
 import inspect
 import stat
 from pathlib import Path
@@ -36,8 +37,12 @@ class Pretrained(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is
 
     config_name = CONFIG
 
-    def save(self, folder: Path | str) -> None:
+    def save(self, folder: Path | str, half: bool = False) -> None:
         """Writes the part atomically into a new folder, or over an older part.
+
+        Args:
+            folder: Where.
+            half: Weights in half precision: half the bytes; :meth:`from_pretrained` widens them again.
 
         Raises:
             DataError: Something else stands there.
@@ -47,7 +52,8 @@ class Pretrained(ModelMixin, ConfigMixin):  # type: ignore[misc]  # diffusers is
             return (found / CONFIG).is_file() and any(found.glob("*.safetensors"))
 
         with atomic_folder(folder, older) as temporary:
-            self.save_pretrained(temporary, safe_serialization=True)
+            part = copy.deepcopy(self).half() if half else self
+            part.save_pretrained(temporary, safe_serialization=True)
             for weights in temporary.glob("*.safetensors"):  # private, as safetensors makes them
                 weights.chmod(stat.S_IMODE((temporary / CONFIG).stat().st_mode))
 

@@ -47,7 +47,7 @@ class KLAutoencoder(Autoencoder):
         return self.decoded(raw).clamp(-1, 1)
 
     def forward(self, image: Tensor, noise: Tensor | None = None, level: Tensor | None = None) -> Reconstruction:
-        channels = image.new_tensor(float(self.latent_channels))
+        channels = image.new_full((), float(self.latent_channels))
         if level is not None and noise is not None:
             return Reconstruction(self.decoder(self.disturbed(image, noise, level)), image.new_zeros(()), channels)
         moments = self.moments(image)

@@ -137,9 +137,9 @@ def resize(x: Tensor, shape: Sequence[int], smooth: bool = True) -> Tensor:
     return functional.interpolate(x, tuple(shape), mode="bilinear" if len(current) == 2 else "trilinear")
 
 
-def slice_places(count: int) -> Tensor:
+def slice_places(count: int, device: torch.device) -> Tensor:
     """Where ``count`` slices lie, from -1 to 1."""
-    return (torch.arange(count) + 0.5) / count * 2 - 1
+    return (torch.arange(count, device=device) + 0.5) / count * 2 - 1
 
 
 def beside(image: Tensor, mask: Tensor | None, place: Tensor | None = None) -> Tensor:

@@ -141,7 +141,7 @@ class GAN(Synthesizer, Checkpointed):
         slices = None if mask is None else mask.movedim(1 + self.slice_axis, 0).to(device)
         if style is not None:  # one look for the whole volume: that of the reference's middle slice
             style = style.select(1 + self.slice_axis, count // 2).expand(count, -1, -1, -1).to(device)
-        place = slice_places(count).to(device)
+        place = slice_places(count, device)
         made = self.generator(
             Inputs(Draws.seeded([seed] * count, device), slices, style=style, place=place, truncation=truncation)
         )

@@ -78,7 +78,7 @@ class VoxelScenes:
             count = image.shape[2 + self.slice_axis]
             index = (keyed_uniform(self.seed, batch["position"], Stream.SLICE) * count).long()
             image, mask = (cut(x, index.to(x.device), self.slice_axis) for x in (image, mask))
-            place = slice_places(count)[index].to(image)
+            place = slice_places(count, index.device)[index].to(image)
         parts = [] if self.form == "mask_only" else [image]
         if self.form != "image_given_mask":
             parts.append(self.annotation.encode(mask))
