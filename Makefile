@@ -1,4 +1,5 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Each makes the environment if needed.
+# `make demo-train` trains what `make demo` only uses, on phantoms.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +8,7 @@ READY := $(VENV)/.ready
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint clean
+.PHONY: demo demo-train test lint clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -17,6 +18,9 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/latentsynth demo --out demo
+
+demo-train: $(READY)
+	$(BIN)/latentsynth demo --train --out demo-train
 
 test: $(READY)
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ from pydantic import Field, ValidationError
 
 from latentsynth.errors import CheckpointError, ConfigError, DataError
 from latentsynth.files import atomic_folder, read_json, write_json, write_text
+from latentsynth.models import packaged
 from latentsynth.pretrained import CONFIG, Pretrained, part_fingerprint, read_config
 from latentsynth.provenance import LEDGER, Ledger, file_fingerprint, fingerprint
 from latentsynth.strict import ConfigT, Strict, build
@@ -62,12 +63,14 @@ def checksum(header: Mapping[str, Any]) -> str:
 
 
 def locate(path: Path | str) -> Path:
-    """The checkpoint folder of a run folder, or the folder itself.
+    """The checkpoint folder of a run folder, the folder itself, or that of a model in the package by its name.
 
     Raises:
-        CheckpointError: Neither is there.
+        CheckpointError: None of them is there.
     """
     path = Path(path)
+    if not path.exists():
+        path = packaged(str(path)) or path
     inner = path / "checkpoint"
     if inner.is_dir():
         return inner
@@ -246,9 +249,11 @@ def _card(header: Header, parts: Mapping[str, Pretrained], ledger: Ledger) -> st
     scores = "".join(f"| {name} | {value:.4g} |\n" for name, value in sorted(header.metrics.items()))
     weights = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f} M" for n, m in parts.items())
     settings = json.dumps(header.settings, indent=2)
+    # Patients that two machines counted are two, each under its own key; scans are known by their voxels.
+    learnt = f"{len(ledger.voxels)} scans" if ledger.voxels else f"{len(ledger.patients)} patients"
     return f"""# {header.kind} ({header.fingerprint})
 
-Made by latentsynth. Learned from {len(ledger.patients)} patients; `ledger.json` lists them as keyed hashes.
+Made by latentsynth. Learned from {learnt}; `ledger.json` lists them as hashes.
 
 - channels: {", ".join(domain.channels)}
 - labels: {", ".join(f"{v} = {n}" for v, n in zip(domain.labels.values, domain.labels.names, strict=True))}

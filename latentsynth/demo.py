@@ -1,6 +1,6 @@
-"""The whole road on phantoms: cohort, manifest, autoencoder, latent diffusion, volumes from held-out masks, a report.
+"""What can be seen without data: new patients by the models in the package, and the whole road on phantoms.
 
-Everything a user would do with scans of their own, by the same functions, in minutes on two CPU cores.
+Everything by the functions that a user would call for scans of their own.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 from latentsynth import config as configuration
 from latentsynth import outputs
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun
+
+MASKS, VOLUMES = "hippocampus-masks", "hippocampus"  # in the package
 
 _GRID = {
     "shape": [32, 32, 32],
@@ -90,7 +92,33 @@ def demo_configs(out: Path, seed: int) -> tuple[AutoencoderRun, LdmRun, Segmente
     )
 
 
-def run_demo(out: Path, cases: int, seed: int) -> tuple[Path, Path]:
+def run_demo(out: Path, volumes: int, seed: int) -> tuple[Path, Path]:
+    """New masks, and volumes for them, by the models in the package; run again, it goes on where it stopped.
+
+    Args:
+        out: Folder for everything.
+        volumes: How many.
+        seed: Of the first mask and the first volume.
+
+    Returns:
+        The contact sheet, and the report.
+    """
+    from latentsynth.data.exchange.requests import requests
+    from latentsynth.evaluation.report import write_report
+    from latentsynth.masks import Wanted, make_masks
+    from latentsynth.masks.learnt import load_mask_maker
+    from latentsynth.parallel import start
+    from latentsynth.synthesis import synthesize
+    from latentsynth.synthesizers import load_synthesizer
+
+    outputs.claim(out, "demo")
+    make_masks(load_mask_maker(MASKS), volumes, out / "masks", Wanted(), seed, volumes)
+    asked = requests(out / "masks" / "manifest.json", None)
+    synthesize(load_synthesizer(VOLUMES), asked, out / "volumes", start(), seed=seed)
+    return out / "volumes" / "contact_sheet.png", write_report(out, out / "report.html")
+
+
+def run_training_demo(out: Path, cases: int, seed: int) -> tuple[Path, Path]:
     """Walks the road; run again, it goes on where it stopped.
 
     Args:

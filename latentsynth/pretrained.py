@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.files import atomic_folder, read_json
+from latentsynth.models import names
 from latentsynth.provenance import file_fingerprint
 from latentsynth.tensors import check_finite, check_tensors, read_tensors
 
@@ -115,7 +116,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise CheckpointError(
-            f"checkpoint folder {folder} does not exist: check the path (nothing is fetched from a hub)"
+            f"checkpoint folder {folder} does not exist: check the path, or give a model of the package "
+            f"({', '.join(names())}); nothing is fetched from a hub"
         )
     if not (folder / CONFIG).is_file():
         raise CheckpointError(

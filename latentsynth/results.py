@@ -227,3 +227,15 @@ def _text(value: Any) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{value!r} is no text")
     return value
+
+
+def markdown(table: Table) -> list[str]:
+    """Lines of a table for a card, and what its numbers are."""
+    head = f"| {' | '.join(table.columns)} |"
+    return [
+        head,
+        "|---" * len(table.columns) + "|",
+        *(f"| {' | '.join(text(c) for c in row)} |" for row in table.rows),
+        "",
+        table.note,
+    ]

@@ -17,13 +17,17 @@ __all__ = ["app"]
 @app.command(rich_help_panel=LOOK_AROUND)
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything the demo makes")] = Path("demo"),
-    cases: Annotated[int, typer.Option(help="Phantom patients", min=8, max=100_000)] = 60,
+    volumes: Annotated[int, typer.Option(help="New patients", min=1, max=100_000)] = 8,
+    train: Annotated[
+        bool, typer.Option("--train", help="Instead: train on phantoms, from scans to measurements, in ten minutes")
+    ] = False,
+    cases: Annotated[int, typer.Option(help="With --train: phantom patients", min=8, max=100_000)] = 60,
     seed: Annotated[int, typer.Option(help="Seed of everything")] = 0,
 ) -> None:
-    """The whole road on phantoms, in minutes: cohort, training, volumes from held-out masks, how good they are."""
-    from latentsynth.demo import run_demo
+    """New patients in a minute, by the models in the package: masks, volumes for them, pictures, a report."""
+    from latentsynth.demo import run_demo, run_training_demo
 
-    for file in run_demo(out, cases, seed):
+    for file in run_training_demo(out, cases, seed) if train else run_demo(out, volumes, seed):
         typer.echo(file)
 
 

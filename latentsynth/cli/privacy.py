@@ -124,3 +124,22 @@ def export(
     if values != tuple(range(len(values))):
         say("labels were renumbered to be consecutive, as nnU-Net asks: the card says which")
     say(str(card))
+
+
+@app.command(rich_help_panel=SHARE)
+def pack(
+    model: Annotated[Path, typer.Argument(help="Run or checkpoint folder of a model that makes volumes or masks")],
+    out: Annotated[Path, typer.Option(help="Folder to write, for sharing; one packed before is packed again")],
+    licence: Annotated[Path, typer.Option(help="Text file with the licence of the weights; copied")],
+    result: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="JSON of a measurement of its volumes, printed in the card; repeatable"),
+    ] = None,
+    title: Annotated[str, typer.Option(help="First line of the card [default: name of the folder]")] = "",
+    about: Annotated[Optional[Path], typer.Option(help="Text file that is printed under it")] = None,  # noqa: UP045
+) -> None:
+    """Pack a model for sharing: half-precision weights, its licence, a card of what was measured. Refuses one that copies."""
+    plain_text("--title", title)
+    from latentsynth.sharing.pack import pack as write
+
+    say(str(write(model, out, licence, result or [], title, about)))

@@ -19,7 +19,7 @@ from latentsynth.files import atomic_path, write_text
 from latentsynth.outputs import free_name
 from latentsynth.progress import bar
 from latentsynth.provenance import LEDGER, Ledger
-from latentsynth.results import Result, Table, text
+from latentsynth.results import Result, markdown
 from latentsynth.sharing.filter import Verdicts, read_report, require_valid, verdicts_on
 from latentsynth.types import Labels
 
@@ -216,7 +216,7 @@ def _privacy(result: Result, verdicts: Verdicts) -> str:
             else []
         ),
         "",
-        *_markdown(verdicts_table(facts, without=others)),
+        *markdown(verdicts_table(facts, without=others)),
         "",
         *(f"- {note['text']}" for note in facts["notes"] if note["set"] not in others),
     ]
@@ -228,14 +228,3 @@ def _sets(verdicts: Verdicts, result: Result) -> dict[str, dict[str, Any]]:
     files = {facts["files"] for facts in verdicts.values()}
     sets: dict[str, dict[str, Any]] = result.facts["sets"]
     return {name: cases for name, cases in sets.items() if files & {one["files"] for one in cases.values()}}
-
-
-def _markdown(table: Table) -> list[str]:
-    head = f"| {' | '.join(table.columns)} |"
-    return [
-        head,
-        "|---" * len(table.columns) + "|",
-        *(f"| {' | '.join(text(c) for c in row)} |" for row in table.rows),
-        "",
-        table.note,
-    ]

@@ -47,9 +47,7 @@ class Checkpointed(ABC):
     fingerprint: str
     ledger: Ledger
 
-    def save(
-        self, folder: Path, ledger: Ledger, metrics: Mapping[str, float], half: bool = False
-    ) -> checkpoint.Header:
+    def save(self, folder: Path, ledger: Ledger, metrics: Mapping[str, float], half: bool = False) -> checkpoint.Header:
         """Writes the checkpoint folder that :meth:`from_pretrained` reads, its weights in half precision if so told."""
         parts = {name: getattr(self, name) for name in self.part_kinds}
         return checkpoint.write(folder, self.kind, self.domain, self._header(), parts, ledger, metrics, half)

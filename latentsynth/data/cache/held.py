@@ -41,7 +41,8 @@ class HeldLatents:
             return {name: tensor[entry] for name, tensor in self._held.items()}
         latent, voxels = covered(corner, cells, tuple(self._held["mean"].shape[2:]), self._factors)
         return {
-            name: tensor[entry][(..., *(voxels if name == "mask" else latent))] for name, tensor in self._held.items()
+            name: tensor[entry][(slice(None), *(voxels if name == "mask" else latent))]
+            for name, tensor in self._held.items()
         }
 
 

@@ -34,6 +34,7 @@ def copies(searches: Sequence[CopySearch], names: Sequence[str]) -> list[dict[st
             "rate": asdict(found.rate),
             "expected": found.expected,
             "discoveries": int(found.discovered.sum()),
+            "copied": bool(found.copied),
             "verdict": one.verdict(name) if name != CONTROL else "FAILS" if found.copied else "passes",
         }
         for one in searches

@@ -1,0 +1,108 @@
+"""Packing a trained model for sharing: weights in half precision, and a card with what was measured of its volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from latentsynth import checkpoint
+from latentsynth.errors import DataError
+from latentsynth.evaluation.memorization.report import KIND
+from latentsynth.evaluation.memorization.tables import verdicts
+from latentsynth.files import atomic_folder, write_text
+from latentsynth.masks import learnt
+from latentsynth.results import Result, markdown
+from latentsynth.sharing.filter import read_report, require_valid
+from latentsynth.synthesizers.build import FAMILIES
+from latentsynth.synthesizers.checkpointed import load
+
+CARD, LICENCE = "README.md", "LICENSE.txt"
+
+
+def pack(
+    model: Path, out: Path, licence: Path, results: Sequence[Path] = (), title: str = "", about: Path | None = None
+) -> Path:
+    """Writes a checkpoint in half precision with its licence, and a card that tells what was measured.
+
+    A checkpoint that was packed before is packed again to the same weights, so measure it in between: what is measured
+    of the packed model is what its users get.
+
+    Args:
+        model: Run or checkpoint folder of anything that makes volumes or masks.
+        out: Folder to write, or that of an earlier packing of the same kind.
+        licence: Text of the licence of the weights, with whom the patients' scans are owed to; copied.
+        results: Results (``obedience.json``, ``fidelity.json``, ``memorization.json``) of volumes it made.
+        title: First line of the card; the folder's name unless given.
+        about: Text that is printed under it.
+
+    Returns:
+        The card.
+
+    Raises:
+        DataError: A result is unreadable, or the copy search found copies or clears nobody; the licence is missing.
+        CheckpointError: There is no such model, or something else stands at ``out``.
+    """
+    texts = [_text(file, what) for file, what in ((licence, "licence"), (about, "about")) if file is not None]
+    told = [_result(path) for path in results]
+    folder = checkpoint.locate(model)
+    loaded = load([*FAMILIES, *learnt.FAMILIES], folder, "cannot be packed: give a model that makes volumes or masks")
+    header = checkpoint.read_header(folder)
+    with atomic_folder(out, checkpoint.is_checkpoint) as temporary:
+        loaded.save(temporary, checkpoint.read_ledger(folder), header.metrics, half=True)
+        write_text(temporary / LICENCE, texts[0])
+        card = (temporary / CARD).read_text(encoding="utf-8").partition("\n")[2]
+        write_text(
+            temporary / CARD, "\n".join([f"# {title or out.name}", "", *texts[1:], card.strip(), *_sections(told), ""])
+        )
+    return out / CARD
+
+
+def _text(path: Path, what: str) -> str:
+    """What a text file holds.
+
+    Raises:
+        DataError: It is missing or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{what} {path} cannot be read ({error}): give a text file in UTF-8") from error
+
+
+def _result(path: Path) -> Result:
+    """A result, which must not say that the model copies.
+
+    Raises:
+        DataError: It is unreadable, or it does.
+    """
+    result = Result.load(path)
+    if result.kind != KIND:
+        return result
+    report = read_report(path)
+    require_valid(report, path)
+    valid = {name for name, space in report.facts["spaces"].items() if space["valid"]}
+    copying = [
+        one["set"]
+        for one in report.facts["copies"]
+        if one["set"] in report.facts["sets"] and one["space"] in valid and (one["copied"] or one["discoveries"])
+    ]
+    if copying:
+        raise DataError(
+            f"{path} says that {copying[0]} holds copies of training patients: a model that copies is not shared; train it "
+            "shorter, or on more augmented copies"
+        )
+    return report
+
+
+def _sections(results: Sequence[Result]) -> list[str]:
+    """What was measured, for people."""
+    lines: list[Any] = []
+    for result in results:
+        lines += ["", f"## {result.title}", ""]
+        # Of a search for copies the rest names patients; commands name folders of whoever measured.
+        tables = [verdicts(result.facts)] if result.kind == KIND else result.tables
+        for table in tables:
+            lines += ["", f"### {table.title}", "", *markdown(table)]
+        lines += ["", *(f"- {note}" for note in result.notes)]
+    return lines
