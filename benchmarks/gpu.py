@@ -15,8 +15,7 @@ import tempfile
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from latentsynth.data.cache.loading import Positions
 from latentsynth.data.intake.prepare import prepare
 from latentsynth.phantom.cohort import write_cohort
 from latentsynth.strict import read_yaml
-from latentsynth.training.loop import Hooks, Player, fit, start_training
+from latentsynth.training.loop import Hooks, Loss, Player, fit, start_training
 from latentsynth.training.recipes.ldm import DenoiserLoss, build_conditioner, build_denoiser
 from latentsynth.training.recipes.reconstruction import GeneratorLoss
 from latentsynth.training.run import RunFolder, read_metrics
@@ -58,7 +57,7 @@ class Row:
         tflops: Of the forward and the backward pass, per second.
         share: Of the rate of a large matrix product on the same card.
         gib: Peak memory of the device.
-        stops: How often a step waited for the device, logging apart.
+        stops: How often a step waited for the device, four logs apart.
         note: Anything else, and what went wrong.
     """
 
@@ -128,23 +127,28 @@ def product(size: int) -> float:
     return 2 * size**3 * repeats / (time.perf_counter() - began) / 1e12
 
 
-@contextmanager
-def stops() -> Iterator[Counter[str]]:
-    """Counts by place how often Python waits for the device."""
-    found: Counter[str] = Counter()
-    if DEVICE.type != "cuda":
-        yield found
-        return
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield found
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    for one in caught:
-        if "synchronizing" in str(one.message):
-            found[f"{Path(one.filename).name}:{one.lineno}"] += 1
+class Watched:
+    """A loss that has torch tell, from its second call to its last, how often Python waits for the device.
+
+    Args:
+        loss: The loss.
+        calls: How often it will be called; what comes after the last belongs to no step.
+    """
+
+    def __init__(self, loss: Loss, calls: int):
+        self.loss, self.calls, self.called = loss, calls, 0
+
+    def __call__(self, modules: Any, batch: Any, state: Any) -> Any:
+        self.called += 1
+        if DEVICE.type == "cuda" and self.called in (2, self.calls):
+            torch.cuda.set_sync_debug_mode("warn" if self.called == 2 else "default")
+        return self.loss(modules, batch, state)
+
+
+def places(caught: list[warnings.WarningMessage]) -> Counter[str]:
+    """Where Python waited, and how often."""
+    waits = [one for one in caught if "synchronizing" in str(one.message)]
+    return Counter(f"{Path(one.filename).name}:{one.lineno}" for one in waits)
 
 
 def training(what: str, config: Run, players: list[Player], item: Callable[[int], dict[str, Any]]) -> Row:
@@ -156,13 +160,15 @@ def training(what: str, config: Run, players: list[Player], item: Callable[[int]
     items = Positions(item, ITEMS, config.seed, on_device=True)
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    with stops() as waits:
+    players[0].loss = Watched(players[0].loss, steps)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         fit(players, items, run, config.train, SILENT)
     wait()
     logged = [row for row in read_metrics(run.path) if "seconds" in row]
     first, last = logged[len(logged) // 3], logged[-1]
     rate = (last["images_seen"] - first["images_seen"]) / (last["seconds"] - first["seconds"])
-    per_step = {place: n / steps for place, n in waits.items() if n >= steps / 2}
+    per_step = {place: n / (steps - 2) for place, n in places(caught).items()}
     gib = torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else None
     note = ", ".join(f"{n:.1f} at {place}" for place, n in sorted(per_step.items()))
     return Row(what, rate, rate * flops / 1e12, None, gib, sum(per_step.values()), note)
@@ -187,7 +193,7 @@ def _train(images: int, batch: int, **more: Any) -> dict[str, Any]:
         "batch": batch,
         "lr": 1e-4,
         "precision": PRECISION,
-        "log_every_images": batch * 4,
+        "log_every_images": images // 5,
         "save_every_images": images,
         "validate_every_images": images,
         "sample_every_images": images,

@@ -113,7 +113,7 @@ def run_demo(out: Path, volumes: int, seed: int) -> tuple[Path, Path]:
 
     outputs.claim(out, "demo")
     make_masks(load_mask_maker(MASKS), volumes, out / "masks", Wanted(), seed, volumes)
-    asked = requests(out / "masks" / "manifest.json", None)
+    asked = requests(out / "masks" / "manifest.json", "train")
     synthesize(load_synthesizer(VOLUMES), asked, out / "volumes", start(), seed=seed)
     return out / "volumes" / "contact_sheet.png", write_report(out, out / "report.html")
 

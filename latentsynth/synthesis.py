@@ -257,9 +257,11 @@ def _sheet(
                 index = to_index(nifti.read(out / "labelsTr" / f"{name}.nii.gz")[0].astype(np.int16), domain.labels)
             tiles.append(_tile(f"{request.name}, sample {seed}", files, p.frame, index, domain, between))
         rows += [tiles] if request.mask else [tiles[n : n + _SHOWN_EACH] for n in range(0, len(tiles), _SHOWN_EACH)]
-    contact_sheet(
-        out / "contact_sheet.png", rows, domain.grid.spacing_mm, f"{out.name}: masks outlined", domain.lesion_indices
-    )
+    alone = all(len(row) == 1 for row in rows)  # different masks side by side, not one below the other
+    if alone:
+        rows = [[tile for (tile,) in rows[n : n + _SHOWN_EACH]] for n in range(0, len(rows), _SHOWN_EACH)]
+    title, lesions = f"{out.name}: masks outlined", domain.lesion_indices
+    contact_sheet(out / "contact_sheet.png", rows, domain.grid.spacing_mm, title, lesions, shared_cut=not alone)
 
 
 def _tile(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate import Accelerator
@@ -57,6 +59,14 @@ class Reported:
             replace(whole, cases=whole.cases[: len(FRESH)]).save(path)
             shutil.copyfile(self.fresh.with_name(LEDGER), folder / LEDGER)
         return path
+
+
+def altered(report: Path, out: Path, **changes: Any) -> Path:
+    """A report that says something else."""
+    value = json.loads(report.read_text())
+    value["facts"] |= changes
+    out.write_text(json.dumps(value))
+    return out
 
 
 @pytest.fixture(scope="session")

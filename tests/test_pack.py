@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
-from reported_set import Reported, reported  # noqa: F401 (fixture)
+from reported_set import Reported, altered, reported  # noqa: F401 (fixture)
 from safetensors.torch import load_file
 
 from latentsynth import LatentDiffusion, checkpoint, models
@@ -63,8 +64,11 @@ def test_a_model_that_copies_is_not_packed(
     licence: Path,
     reported: Reported,  # noqa: F811
 ) -> None:
-    with pytest.raises(DataError, match=r"made holds copies of training patients"):
-        pack(trained_ldm, tmp_path / "packed", licence, [reported.report])
+    said = json.loads(reported.clean.read_text())["facts"]["copies"]
+    for fact in ({"copied": True}, {"discoveries": 1}):
+        report = altered(reported.clean, tmp_path / "memorization.json", copies=[{**one, **fact} for one in said])
+        with pytest.raises(DataError, match=r"made holds copies of training patients"):
+            pack(trained_ldm, tmp_path / "packed", licence, [report])
     assert not (tmp_path / "packed").exists()
     card = pack(trained_ldm, tmp_path / "packed", licence, [reported.clean]).read_text(encoding="utf-8")
     assert "as unseen patients" in card

@@ -7,10 +7,9 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from reported_set import COPIES, FRESH, MASK_COPY, Reported
+from reported_set import COPIES, FRESH, MASK_COPY, Reported, altered
 
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
@@ -32,14 +31,6 @@ def dropped(manifest: Path) -> dict[str, str]:
 def files(folder: Path) -> dict[Path, tuple[str, int]]:
     """Contents and times of all files below a folder."""
     return {path: (file_fingerprint(path), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
-
-
-def altered(report: Path, out: Path, **changes: Any) -> Path:
-    """A report that says something else."""
-    value = json.loads(report.read_text())
-    value["facts"] |= changes
-    out.write_text(json.dumps(value))
-    return out
 
 
 def test_the_planted_copies_are_dropped_and_nothing_else(reported: Reported, tmp_path: Path) -> None:
