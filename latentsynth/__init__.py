@@ -20,10 +20,13 @@ _HOMES = {
     "Grid": "latentsynth.types",
     "LatentDiffusion": "latentsynth.synthesizers",
     "Manifest": "latentsynth.data.manifest",
+    "SampledPatients": "latentsynth.datasets",
     "Segmenter": "latentsynth.segmentation",
+    "StoredPatients": "latentsynth.datasets",
     "load_synthesizer": "latentsynth.synthesizers",
     "run": "latentsynth.pipeline",
     "synthesize": "latentsynth.synthesis",
+    "train": "latentsynth.training.recipes",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -267,15 +267,7 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
             seen += config.batch
             for name, model in averages.items():
                 model.update(accelerator.unwrap_model(own[first.name][name]), seen)
-            due = {
-                name: _due(seen, every, config.batch, total)
-                for name, every in (
-                    ("log", config.log_every_images),
-                    ("validate", config.validate_every_images),
-                    ("sample", config.sample_every_images),
-                    ("save", config.save_every_images),
-                )
-            }
+            due = _due(config, seen, total)
             if any(due.values()):
                 gradients.check()
             seconds, cpu_seconds = time.monotonic() - began, time.process_time() - began_cpu
@@ -379,9 +371,15 @@ def _move(
     return {"loss": loss, **logs}
 
 
-def _due(seen: int, every: int, batch: int, total: int) -> bool:
-    """Whether a multiple of ``every`` was passed in this step, or training is over."""
-    return seen // every != (seen - batch) // every or seen >= total
+def _due(config: TrainConfig, seen: int, total: int) -> dict[str, bool]:
+    """What comes after a step: whether a multiple of its images was passed in it, or training is over."""
+    every = {
+        "log": config.log_every_images,
+        "validate": config.validate_every_images,
+        "sample": config.sample_every_images,
+        "save": config.save_every_images,
+    }
+    return {name: seen // n != (seen - config.batch) // n or seen >= total for name, n in every.items()}
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:
