@@ -11,15 +11,20 @@ from reported_set import Reported, altered, reported  # noqa: F401 (fixture)
 from safetensors.torch import load_file
 
 from latentsynth import LatentDiffusion, checkpoint, models
+from latentsynth.data.exchange.requests import requests, requests_of
 from latentsynth.data.manifest import Manifest
 from latentsynth.demo import MASKS, VOLUMES, run_demo
 from latentsynth.errors import CheckpointError, DataError
-from latentsynth.masks import Wanted
+from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.masks import Wanted, make_masks
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.masks.learnt import load_mask_maker
+from latentsynth.parallel import start
+from latentsynth.provenance import Ledger
 from latentsynth.sharing.pack import CARD, LICENCE, pack
+from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import load_synthesizer
-from latentsynth.types import Condition
+from latentsynth.types import Case, Condition
 
 ROOM = 12 * 2**20  # bytes of the models of one cohort
 
@@ -141,3 +146,26 @@ def test_the_demo_makes_patients_a_picture_and_a_report(tmp_path: Path) -> None:
     before = [case.content for case in made]
     run_demo(tmp_path / "demo", 2, 0)  # goes on where it stopped, at the end
     assert [case.content for case in Manifest.load(tmp_path / "demo" / "volumes" / "manifest.json").cases] == before
+
+
+def test_a_mask_that_a_model_made_is_nobodys(tmp_path: Path) -> None:
+    """Volumes of one such mask are not independent, but they publish no patient's annotation."""
+    make_masks(load_mask_maker(MASKS), 2, tmp_path / "masks")
+    asked = requests(tmp_path / "masks" / "manifest.json", "train")
+    model = load_synthesizer(VOLUMES)
+    manifest = synthesize(model, asked, tmp_path / "made", start(), per_mask=2, steps=1)
+    assert all(case.parents == () for case in manifest.cases)
+    assert (
+        Ledger.beside(tmp_path / "made" / "manifest.json").patients - model.ledger.patients
+        == Ledger.of(manifest.cases).patients
+    )
+    groups = Cohort.load("made", tmp_path / "made" / "manifest.json").patients
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+
+
+@pytest.mark.parametrize("source", ["real", "external", "abc:0"])
+def test_a_mask_is_whose_annotation_it_is(source: str) -> None:
+    mask = Path("mask.nii.gz")
+    own, drawn = (Case("a", "a", (), mask, source=source, parents=parents) for parents in ((), ("b",)))
+    found = [request.parents for request in requests_of([own, drawn])]
+    assert found == {"real": [("a",), ("a", "b")], "external": [("a",), ("b",)], "abc:0": [(), ("b",)]}[source]

@@ -61,12 +61,12 @@ class Cohort:
 
     @cached_property
     def patients(self) -> list[str]:
-        """For every case whom it comes from: its patient, or the patients a synthetic case was made from.
+        """For every case whom it comes from: its patient, the patients a synthetic case was made from, or else its mask.
 
         Volumes made for one patient's mask are not independent, so intervals draw them together; so are those of
         several patients that share one.
         """
-        people = [case.parents if case.source != "real" and case.parents else (case.patient_id,) for case in self.cases]
+        people = [_sources(case) for case in self.cases]
         home: dict[str, str] = {}
 
         def root(name: str) -> str:
@@ -197,3 +197,10 @@ def check_new(
             "compared by their voxels alone"
         )
     return notes
+
+
+def _sources(case: Case) -> tuple[str, ...]:
+    """Whom a case comes from; volumes of a mask that is nobody's have the mask in common."""
+    if case.source == "real":
+        return (case.patient_id,)
+    return case.parents or (f"mask {case.mask_hash}" if case.mask_hash else case.patient_id,)

@@ -78,17 +78,20 @@ def requests_of(cases: Sequence[Case]) -> list[Request]:
     Raises:
         DataError: None of them has a mask.
     """
-    found = [
-        # A synthetic case is no patient; whoever it was made from is.
-        Request(
-            c.case_id, c.mask, c.parents if c.source != "real" and c.parents else (c.patient_id, *c.parents), c.images
-        )
-        for c in cases
-        if c.mask is not None
-    ]
+    found = [Request(case.case_id, case.mask, _owners(case), case.images) for case in cases if case.mask is not None]
     if not found:
         raise DataError(f"none of {len(cases)} scans has a mask: give a manifest of annotated ones")
     return found
+
+
+def _owners(case: Case) -> tuple[str, ...]:
+    """The patients whose annotation a mask is. A synthetic case is no patient; whoever it was made from is.
+
+    A model's own mask is nobody's; of one that another program made nobody knows, so it counts as somebody's.
+    """
+    if case.source == "real" or (case.source == "external" and not case.parents):
+        return (case.patient_id, *case.parents)
+    return case.parents
 
 
 @dataclass(frozen=True)
