@@ -1,0 +1,103 @@
+"""What there is to see at some paths: cases with their channels and masks, each beside the real scan it belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from latentsynth.data import nifti
+from latentsynth.data.manifest import Manifest
+from latentsynth.errors import DataError
+from latentsynth.types import Case
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One case.
+
+    Attributes:
+        name: What to call it.
+        group: Where it comes from: the folder or manifest.
+        synthetic: Whether a model made it.
+        channels: Names of the channels.
+        images: One file per channel.
+        mask: Its label map, or None.
+        labels: Name of each label value.
+        beside: Index of the entry that it is to be compared with: of a synthetic case, the patient whose mask it shows.
+    """
+
+    name: str
+    group: str
+    synthetic: bool
+    channels: tuple[str, ...]
+    images: tuple[Path, ...]
+    mask: Path | None = None
+    labels: tuple[tuple[int, str], ...] = ()
+    beside: int | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All that may be read of it: images, then the mask where there is one."""
+        return (*self.images, *([self.mask] if self.mask else []))
+
+
+def entries(paths: Sequence[Path]) -> list[Entry]:
+    """The cases at some paths.
+
+    Args:
+        paths: NIfTI files, manifests, folders that hold ``manifest.json``, or folders of NIfTI files.
+
+    Raises:
+        DataError: A path is none of these, or a file is missing.
+    """
+    found = [entry for path in paths for entry in _at(path)]
+    if not found:
+        raise DataError(
+            "nothing to look at: give a NIfTI file, a manifest, or a folder that `latentsynth sample` wrote"
+        )
+    for entry in found:
+        for file in entry.files:
+            if not file.is_file():
+                raise DataError(f"{entry.name}: {file} does not exist: restore it, or give another manifest")
+    patients = {entry.name: n for n, entry in reversed(list(enumerate(found))) if not entry.synthetic}
+    return [replace(entry, beside=_beside(entry, patients)) for entry in found]
+
+
+def _beside(entry: Entry, patients: dict[str, int]) -> int | None:
+    """The real case of which a sample's name tells that it shows its mask."""
+    name = entry.name.rpartition("-s")[0]
+    return patients.get(name) if entry.synthetic else None
+
+
+def _at(path: Path) -> list[Entry]:
+    if path.is_dir():
+        inside = [path / "manifest.json", path / "samples" / "manifest.json", path / "volumes" / "manifest.json"]
+        known = next((file for file in inside if file.is_file()), None)
+        if known is not None:
+            return _of_manifest(known)
+        return [_of_file(file) for file in nifti.files(path)]
+    if path.suffix == ".json":
+        return _of_manifest(path)
+    if not path.is_file() or not path.name.endswith((".nii", ".nii.gz")):
+        raise DataError(
+            f"{path} is no NIfTI file, manifest or folder: give one of these, for example what `latentsynth sample` wrote"
+        )
+    return [_of_file(path)]
+
+
+def _of_file(path: Path) -> Entry:
+    return Entry(path.name.split(".nii")[0], path.parent.name, False, ("image",), (path,))
+
+
+def _of_manifest(path: Path) -> list[Entry]:
+    manifest = Manifest.load(path)
+    labels = tuple(zip(manifest.labels.values, manifest.labels.names, strict=True))
+    group = manifest.name or path.parent.name
+
+    def entry(case: Case) -> Entry:
+        images = case.images or ((case.mask,) if case.mask else ())
+        channels = manifest.channels if case.images else ("mask",)
+        return Entry(case.case_id, group, case.source != "real", channels, images, case.mask, labels)
+
+    return [entry(case) for case in manifest.cases]
