@@ -189,13 +189,15 @@ def test_the_contact_sheet_shows_the_samples(tmp_path: Path, cpu: Accelerator, m
     shown = [Request(masks[0].name, masks[0].mask, images=(real,)), masks[1]]
     synthesize(Echo(tiny_domain()), shown, tmp_path / "out", cpu)
     sheet = matplotlib.image.imread(tmp_path / "out" / "contact_sheet.png")[..., :3]
-    bare = tmp_path / "bare"
-    synthesize(Echo(tiny_domain()), masks[:2], bare, cpu)
-    without = matplotlib.image.imread(bare / "contact_sheet.png")[..., :3]
+    alone = []
+    for count in (1, 2):
+        synthesize(Echo(tiny_domain()), masks[:count], tmp_path / str(count), cpu)
+        alone.append(matplotlib.image.imread(tmp_path / str(count) / "contact_sheet.png").shape)
     grey = (sheet.max(-1) - sheet.min(-1)) < 0.02
     assert ((sheet.mean(-1) > 0.6) & grey).mean() > 0.02  # lesions are bright
     assert (~grey).sum() > 50  # outlines are coloured
-    assert sheet.shape[1] > 1.5 * without.shape[1]  # the real scan takes a column of its own
+    assert sheet.shape[1] > 1.5 * alone[0][1]  # the real scan takes a column of its own
+    assert alone[0][0] == alone[1][0] < sheet.shape[0]  # masks of one volume each stand side by side
 
 
 def test_a_second_run_makes_what_is_missing(

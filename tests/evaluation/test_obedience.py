@@ -106,7 +106,7 @@ def painted(tmp_path_factory: pytest.TempPathFactory, cpu: Accelerator, workplac
     """Cohorts by name; the ledger key is the workplace's."""
     folder = tmp_path_factory.mktemp("painted")
     with pytest.MonkeyPatch.context() as quick:
-        quick.setattr("latentsynth.synthesis.contact_sheet", lambda *given: None)
+        quick.setattr("latentsynth.synthesis.contact_sheet", lambda *given, **named: None)
         real = as_real(paint(folder / "real", cpu, Painter(), seed=100))
         honest = paint(folder / "honest", cpu, Painter(), per_mask=2)
         caricature = paint(folder / "caricature", cpu, Painter(2.0))
@@ -131,7 +131,7 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Pat
 
     def write(pictures: bool = False, **facts: Any) -> Path:
         if not pictures:
-            monkeypatch.setattr("latentsynth.evaluation.obedience.evaluate.contact_sheet", lambda *given: None)
+            monkeypatch.setattr("latentsynth.evaluation.obedience.evaluate.contact_sheet", lambda *given, **named: None)
         return segmenter(tmp_path / "reader", **facts)
 
     return write
@@ -288,7 +288,7 @@ def test_small_lesions_that_are_not_painted_are_missed_in_their_bin(
             write_mask(tmp_path / f"m{n}.nii.gz", np.where(lesions, 4, 0).astype(np.int16), AFFINE, parents=(f"p{n}",))
         )
         kept.append((lesions, large, [diameter_mm(ml) for ml in sizes]))
-    monkeypatch.setattr("latentsynth.synthesis.contact_sheet", lambda *given: None)
+    monkeypatch.setattr("latentsynth.synthesis.contact_sheet", lambda *given, **named: None)
     manifest = synthesize(Painter(), asked, tmp_path / "made", cpu)
     shown = {levels_key(np.where(lesions, 2, 0)): large for lesions, large, _ in kept}
 

@@ -40,7 +40,7 @@ def test_slices_lie_where_they_are_said_to_lie(axis: int) -> None:
     assert scene.mask is not None
     digit = [100, 10, 1][axis]
     index = (scene.real.amin(dim=(1, 2, 3)) // digit).long()  # the other two axes start at 0
-    torch.testing.assert_close(scene.place, slice_places(SHAPE[axis])[index])
+    torch.testing.assert_close(scene.place, slice_places(SHAPE[axis], torch.device("cpu"))[index])
     assert set(index.tolist()) == set(range(SHAPE[axis]))  # all of them are drawn
     for row, n in enumerate(index.tolist()):
         assert torch.equal(scene.mask[row], given["mask"][row].select(1 + axis, n))
@@ -51,7 +51,7 @@ def test_slices_lie_where_they_are_said_to_lie(axis: int) -> None:
 
 
 def test_places_are_symmetric_and_evenly_spaced() -> None:
-    places = slice_places(8)
+    places = slice_places(8, torch.device("cpu"))
     torch.testing.assert_close(places, -places.flip(0))
     torch.testing.assert_close(places.diff(), torch.full((7,), 0.25))
 

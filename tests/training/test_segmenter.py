@@ -318,7 +318,7 @@ def test_real_and_synthetic_cohorts_are_mixed_as_asked(workplace: Path) -> None:
     assert sorted(counts.values()) == [2, 2, 3, 3, 3, 3]
     assert all(count == (2 if name.startswith("synthetic") else 3) for name, count in counts.items())
     with pytest.raises(IndexError):
-        cohort.item(len(cohort))
+        cohort.packed(len(cohort))
     again = [items[position]["case"] for position in range(len(cohort), 2 * len(cohort))]
     assert Counter(again) == counts
     assert again != drawn
