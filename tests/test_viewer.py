@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,8 @@ def cohort(tmp_path: Path) -> list[Path]:
             nifti.write(image, np.where(ball, 900 - 400 * c, 100).astype(np.int16), np.diag([2.0, 2.0, 2.0, 1.0]))
         mask = folder / "mask.nii.gz"
         nifti.write(mask, ball.astype(np.uint8), np.diag([2.0, 2.0, 2.0, 1.0]))
-        case = Case(name, "anna" if source == "real" else f"synthetic-{name}", images, mask, "test", source)
+        patient, parents = ("anna", ()) if source == "real" else (f"synthetic-{name}", ("anna",))
+        case = Case(name, patient, images, mask, "test", source, parents)
         manifest = Manifest(source[:3], ("CT", "MR"), Labels((0, 1), ("background", "tumour")), (case,))
         manifest.save(folder / "manifest.json")
         paths.append(folder / "manifest.json")
@@ -70,6 +72,17 @@ def test_a_sample_stands_beside_the_patient_whose_mask_it_shows(cohort: list[Pat
     assert made.labels == ((0, "background"), (1, "tumour"))
     assert [entry.name for entry in entries([cohort[1].parent, cohort[0]])] == ["anna-s0000", "anna"]
     assert entries([cohort[1], cohort[0]])[0].beside == 1
+
+
+def test_of_several_scans_of_a_patient_the_one_whose_mask_is_shown_stands_beside(cohort: list[Path]) -> None:
+    real, made = (Manifest.load(path) for path in cohort)
+    first, second = (replace(real.cases[0], case_id=f"visit-{n}", mask_hash=f"mask {n}") for n in (1, 2))
+    replace(real, cases=(first, second)).save(cohort[0])
+    for mask_hash, beside in (("mask 2", 1), ("mask 1", 0), ("another", 0)):
+        replace(made, cases=(replace(made.cases[0], mask_hash=mask_hash),)).save(cohort[1])
+        assert entries(cohort)[2].beside == beside
+    replace(made, cases=(replace(made.cases[0], parents=("somebody else",)),)).save(cohort[1])
+    assert entries(cohort)[2].beside is None
 
 
 def test_a_file_and_a_folder_of_files_are_shown_as_they_are(cohort: list[Path]) -> None:

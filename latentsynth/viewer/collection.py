@@ -24,6 +24,8 @@ class Entry:
         images: One file per channel.
         mask: Its label map, or None.
         labels: Name of each label value.
+        people: Its patient; of a synthetic case, those whose masks and scans it was made from.
+        mask_hash: What its label map holds.
         beside: Index of the entry that it is to be compared with: of a synthetic case, the patient whose mask it shows.
     """
 
@@ -34,6 +36,8 @@ class Entry:
     images: tuple[Path, ...]
     mask: Path | None = None
     labels: tuple[tuple[int, str], ...] = ()
+    people: tuple[str, ...] = ()
+    mask_hash: str = ""
     beside: int | None = None
 
     @property
@@ -60,14 +64,16 @@ def entries(paths: Sequence[Path]) -> list[Entry]:
         for file in entry.files:
             if not file.is_file():
                 raise DataError(f"{entry.name}: {file} does not exist: restore it, or give another manifest")
-    patients = {entry.name: n for n, entry in reversed(list(enumerate(found))) if not entry.synthetic}
-    return [replace(entry, beside=_beside(entry, patients)) for entry in found]
+    return [replace(entry, beside=_beside(entry, found)) for entry in found]
 
 
-def _beside(entry: Entry, patients: dict[str, int]) -> int | None:
-    """The real case of which a sample's name tells that it shows its mask."""
-    name = entry.name.rpartition("-s")[0]
-    return patients.get(name) if entry.synthetic else None
+def _beside(entry: Entry, found: Sequence[Entry]) -> int | None:
+    """The real case that a sample was made from: of several of a patient, the one whose mask it shows."""
+    if not entry.synthetic:
+        return None
+    theirs = [n for n, one in enumerate(found) if not one.synthetic and set(one.people) & set(entry.people)]
+    same = [n for n in theirs if found[n].mask_hash == entry.mask_hash]
+    return next(iter([*same, *theirs]), None)
 
 
 def _at(path: Path) -> list[Entry]:
@@ -98,6 +104,8 @@ def _of_manifest(path: Path) -> list[Entry]:
     def entry(case: Case) -> Entry:
         images = case.images or ((case.mask,) if case.mask else ())
         channels = manifest.channels if case.images else ("mask",)
-        return Entry(case.case_id, group, case.source != "real", channels, images, case.mask, labels)
+        synthetic = case.source != "real"
+        people = case.parents if synthetic else (case.patient_id,)
+        return Entry(case.case_id, group, synthetic, channels, images, case.mask, labels, people, case.mask_hash or "")
 
     return [entry(case) for case in manifest.cases]
