@@ -9,10 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from accelerate import Accelerator
 
 from latentsynth.data import nifti
+from latentsynth.data.identity import volume_hash
 from latentsynth.data.intake.prepare import prepare
 from latentsynth.data.manifest import Manifest
 from latentsynth.evaluation.memorization.evaluate import measure_memorization
@@ -82,8 +84,13 @@ def reported(tmp_path_factory: pytest.TempPathFactory, cpu: Accelerator, workpla
     real = replace(real, cases=tuple(named))
     real.save(folder / "patients.json")
     train, stranger = real.select("train"), other.cases
-    cases = [_sample(folder / "samples", name, stranger[n], stranger[n % 3]) for n, name in enumerate(FRESH)]
-    cases += [_sample(folder / "samples", name, train[int(name.split("-")[1])], stranger[0]) for name in COPIES]
+    cases = [
+        _sample(folder / "samples", name, stranger[n], stranger[n % 3], mark=n // 3) for n, name in enumerate(FRESH)
+    ]
+    cases += [
+        _sample(folder / "samples", name, train[int(name.split("-")[1])], stranger[0], mark=2 + n)
+        for n, name in enumerate(COPIES)
+    ]
     mine = train[8]
     cases.append(_sample(folder / "samples", MASK_COPY, stranger[5], mine, (mine.patient_id,)))
     paths = [_set(folder / "samples", real, cases, train), _set(folder / "fresh", real, cases[: len(FRESH)], train)]
@@ -98,15 +105,23 @@ def reported(tmp_path_factory: pytest.TempPathFactory, cpu: Accelerator, workpla
     return Reported(folder, folder / "patients.json", *paths, *reports)
 
 
-def _sample(folder: Path, name: str, image: Case, mask: Case, parents: tuple[str, ...] = ()) -> Case:
-    """A synthetic case: the scan of one, the annotation of another, under a name that names a patient."""
+def _sample(folder: Path, name: str, image: Case, mask: Case, parents: tuple[str, ...] = (), mark: int = 0) -> Case:
+    """A synthetic case: the scan of one, the annotation of another, under a name that names a patient.
+
+    Volumes of one mask weigh as one: a mark of one voxel tells those apart that stand for different masks.
+    """
     assert mask.mask is not None
     files = (folder / "imagesTr" / f"{name}_0000.nii.gz", folder / "labelsTr" / f"{name}.nii.gz")
-    for source, file in zip((image.images[0], mask.mask), files, strict=True):
-        nifti.write(file, *nifti.read(source))
+    nifti.write(files[0], *nifti.read(image.images[0]))
+    values, affine = nifti.read_labels(mask.mask)
+    values = values.astype(np.int16)
+    if mark:
+        values[0, 0, mark] = values.max()
+    nifti.write(files[1], values, affine)
+    mask_hash = volume_hash(values, affine) if mark else mask.mask_hash
     return Case(
         name, f"synthetic-{name}", files[:1], files[1], "train", "abc123:0", parents, image.voxels, image.image_hashes,
-        mask.mask_hash,
+        mask_hash,
     )  # fmt: skip
 
 
