@@ -26,12 +26,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from latentsynth import config as configuration
 from latentsynth.autoencoders import Autoencoder, Moments, build_autoencoder
-from latentsynth.config import AutoencoderRun, GanRun, LdmRun, Run, SegmenterRun
+from latentsynth.config import AutoencoderRun, LdmRun, Run
 from latentsynth.data.cache.loading import Positions
+from latentsynth.data.cache.volumes import one_hot_flags
 from latentsynth.data.intake.prepare import prepare
 from latentsynth.phantom.cohort import write_cohort
 from latentsynth.strict import read_yaml
 from latentsynth.training.loop import Hooks, Loss, Player, fit, start_training
+from latentsynth.training.recipes import train
 from latentsynth.training.recipes.ldm import DenoiserLoss, build_conditioner, build_denoiser
 from latentsynth.training.recipes.reconstruction import GeneratorLoss
 from latentsynth.training.run import RunFolder, read_metrics
@@ -114,6 +116,11 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
+def peak_gib() -> float | None:
+    """The device's peak memory since it was last reset."""
+    return torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else None
+
+
 def product(size: int) -> float:
     """TFLOP/s of a bf16 matrix product."""
     a, b = (torch.randn(size, size, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
@@ -153,9 +160,9 @@ def places(caught: list[warnings.WarningMessage]) -> Counter[str]:
 
 def training(what: str, config: Run, players: list[Player], item: Callable[[int], dict[str, Any]]) -> Row:
     """A whole training as the library runs it, over items that lie on the device; the first third warms up."""
-    steps, batch = config.train.images // config.train.batch, config.train.batch
+    steps = config.train.images // config.train.batch
     accelerator = start_training(config.train)
-    flops = _flops(players[0], item, batch)
+    flops = _flops(players[0], item)
     run = RunFolder(config, accelerator)
     items = Positions(item, ITEMS, config.seed, on_device=True)
     if DEVICE.type == "cuda":
@@ -169,12 +176,11 @@ def training(what: str, config: Run, players: list[Player], item: Callable[[int]
     first, last = logged[len(logged) // 3], logged[-1]
     rate = (last["images_seen"] - first["images_seen"]) / (last["seconds"] - first["seconds"])
     per_step = {place: n / (steps - 2) for place, n in places(caught).items()}
-    gib = torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else None
     note = ", ".join(f"{n:.1f} at {place}" for place, n in sorted(per_step.items()))
-    return Row(what, rate, rate * flops / 1e12, None, gib, sum(per_step.values()), note)
+    return Row(what, rate, rate * flops / 1e12, None, peak_gib(), sum(per_step.values()), note)
 
 
-def _flops(player: Player, item: Callable[[int], dict[str, Any]], batch: int) -> float:
+def _flops(player: Player, item: Callable[[int], dict[str, Any]]) -> float:
     """Operations of an image's forward and backward pass."""
     rows = {key: torch.stack([item(0)[key]]).float().to(DEVICE) for key in item(0)}
     modules = {name: module.to(DEVICE) for name, module in player.modules.items()}
@@ -258,7 +264,7 @@ def autoencoder(folder: Path, side: int, batch: int, steps: int) -> Row:
 def _masks(side: int) -> Tensor:
     """One-hot masks, ``(items, L, I, J, K)``."""
     index = torch.randint(0, len(LABELS), (ITEMS, side, side, side), device=DEVICE)
-    return index.unsqueeze(1) == torch.arange(len(LABELS), device=DEVICE).view(-1, 1, 1, 1)
+    return one_hot_flags(index, len(LABELS))
 
 
 @torch.no_grad()
@@ -275,36 +281,29 @@ def decoding(side: int) -> Row:
         for _ in range(3):
             model.decode(z)
         wait()
-    gib = torch.cuda.max_memory_allocated() / 2**30 if DEVICE.type == "cuda" else None
-    return Row(f"decode {side}^3 x 4", 3 / (time.perf_counter() - began), gib=gib)
+    return Row(f"decode {side}^3 x 4", 3 / (time.perf_counter() - began), gib=peak_gib())
 
 
-def family(file: Path, kind: type[Run], train: Callable[[Any], Any], **changes: Any) -> Row:
-    """A family's debug configuration in bf16, from data to checkpoint."""
+def family(file: Path) -> Row:
+    """A family's debug configuration, from data to checkpoint."""
     values = read_yaml(file)
-    values["train"] = {**values["train"], "precision": PRECISION, **changes}
+    values["train"] = {**values["train"], "precision": PRECISION}
     began = time.perf_counter()
-    train(configuration.build(kind, values, str(file)))
+    train(configuration.build(configuration.run_of(values), values, str(file)))
     return Row(
-        f"bf16 training of {file.stem}", note=f"runs, {time.perf_counter() - began:.1f} s from start to checkpoint"
+        f"training of {file.stem} in {PRECISION}",
+        note=f"runs, {time.perf_counter() - began:.1f} s from start to checkpoint",
     )
 
 
 def families(report: Report) -> None:
     """Every family on phantoms, in the working folder."""
-    from latentsynth.training.recipes.autoencoder import train_autoencoder
-    from latentsynth.training.recipes.gan import train_gan
-    from latentsynth.training.recipes.ldm import train_ldm
-    from latentsynth.training.recipes.segmenter import train_segmenter
-
     write_cohort(Path("runs/debug/cohort"), 10, 0, shape=(32, 32, 32), spacing_mm=(6.0, 6.0, 6.0))
     prepare(Path("runs/debug/cohort"), Path("runs/debug/manifest.json"))
     debug = CONFIGS / "debug"
-    report.add("autoencoder", lambda: family(debug / "autoencoder.yaml", AutoencoderRun, train_autoencoder))
-    report.add("ldm", lambda: family(debug / "ldm.yaml", LdmRun, train_ldm))
-    report.add("segmenter", lambda: family(debug / "segmenter.yaml", SegmenterRun, train_segmenter))
-    for file in sorted((debug / "gan").glob("*.yaml")):
-        report.add(file.stem, lambda file=file: family(file, GanRun, train_gan))
+    first = [debug / f"{name}.yaml" for name in ("autoencoder", "ldm", "segmenter")]
+    for file in [*first, *sorted((debug / "gan").glob("*.yaml"))]:
+        report.add(file.stem, lambda file=file: family(file))
 
 
 def main(arguments: list[str]) -> None:

@@ -80,13 +80,13 @@ class SampledPatients(Dataset[Patient]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Patient]:
         """The patients of some indices, sampled together."""
-        placed = [self._placed(self._within(n)) for n in indices]
-        seeds = [volume_seed(self.seed + self._within(n), one) for n, one in zip(indices, placed, strict=True)]
-        with torch.no_grad():
-            made = self.model.paint(placed, seeds, **self.settings)
+        numbers = [self._within(n) for n in indices]
+        placed = [self._placed(n) for n in numbers]
+        seeds = [volume_seed(self.seed + n, one) for n, one in zip(numbers, placed, strict=True)]
+        made = self.model.paint(placed, seeds, **self.settings)
         return [
             patient(image, torch.from_numpy(one.index), f"synthetic-{self.seed + n}")
-            for n, one, image in zip(indices, placed, made.image, strict=True)
+            for n, one, image in zip(numbers, placed, made.image, strict=True)
         ]
 
     def _within(self, n: int) -> int:

@@ -49,7 +49,7 @@ def pack(
     loaded = load([*FAMILIES, *learnt.FAMILIES], folder, "cannot be packed: give a model that makes volumes or masks")
     header = checkpoint.read_header(folder)
     with atomic_folder(out, checkpoint.is_checkpoint) as temporary:
-        loaded.save(temporary, checkpoint.read_ledger(folder), header.metrics, half=True)
+        loaded.save(temporary, loaded.ledger, header.metrics, half=True)
         write_text(temporary / LICENCE, texts[0])
         card = (temporary / CARD).read_text(encoding="utf-8").partition("\n")[2]
         write_text(

@@ -8,7 +8,8 @@ import psutil
 import torch
 from torch import Tensor
 
-from latentsynth.data.cache.latents import Axes, LatentCache, covered
+from latentsynth.config.numbers import Axes
+from latentsynth.data.cache.latents import LatentCache, covered
 
 _SHARE = {"cuda": 0.2, "cpu": 0.25}  # of what is free there when training begins; the network needs the rest
 
@@ -25,7 +26,7 @@ class HeldLatents:
     """
 
     def __init__(self, cache: LatentCache, device: torch.device):
-        self.device = device
+        self.on_device = device.type != "cpu"
         self._held: dict[str, Tensor] = {}
         for entry in range(len(cache)):
             for name, tensor in cache.packed(entry).items():

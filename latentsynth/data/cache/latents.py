@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from latentsynth.config.numbers import Axes
 from latentsynth.data.cache.cutting import Cut
 from latentsynth.data.cache.volumes import Volume, VolumeCache, one_hot_flags
 from latentsynth.errors import DataError
@@ -22,8 +23,6 @@ from latentsynth.tensors import write_tensors
 
 # image (B, C, I, J, K) -> mean and deviation of raw latents, each (B, c, i, j, k)
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor]]
-
-Axes = tuple[int, int, int]
 
 
 class LatentCache:
@@ -36,8 +35,10 @@ class LatentCache:
         cut: What to cut out of a second version of every volume, whose latents are kept too; None keeps no second one.
     """
 
+    on_device = False  # its items come from files
+
     def __init__(self, root: Path, autoencoder: str, volumes: VolumeCache, cut: Cut | None = None):
-        self.volumes, self.cut, self.device = volumes, cut, torch.device("cpu")
+        self.volumes, self.cut = volumes, cut
         self.folder = root / fingerprint([autoencoder, volumes.recipe.key, *([asdict(cut)] if cut else [])])
 
     def __len__(self) -> int:

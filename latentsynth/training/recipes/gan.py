@@ -175,7 +175,7 @@ def _on_latents(config: GanRun, accelerator: Accelerator) -> _Setting:
         generator, build_discriminator(config.discriminator, shape, channels, conditioner.channels, False)
     )
     held = hold(cohort.training, accelerator.device, accelerator.num_processes)
-    items = Positions(held.packed, len(cohort.training), config.seed, held.device.type != "cpu")
+    items = Positions(held.packed, len(cohort.training), config.seed, held.on_device)
 
     def synthesizer(modules: Modules) -> LatentGAN:
         return LatentGAN(domain, autoencoder, conditioner, game.generator(modules), config.sampling, ledger=ledger)

@@ -19,8 +19,9 @@ from latentsynth.autoencoders import Autoencoder, Moments
 from latentsynth.autoencoders.reconstruction import lost_lesion_warning
 from latentsynth.conditioning import ContextConditioner, MaskConditioner, Place
 from latentsynth.config import ConditionerConfig, LdmRun, SamplingConfig
+from latentsynth.config.numbers import Axes
 from latentsynth.data.cache.held import hold
-from latentsynth.data.cache.latents import Axes, LatentCache
+from latentsynth.data.cache.latents import LatentCache
 from latentsynth.data.cache.loading import Patches, Positions
 from latentsynth.diffusion import Denoiser, TimeSampler, denoising_loss, schedule_named, target_weight
 from latentsynth.diffusion.times import automatic_shift
@@ -122,15 +123,14 @@ def training_items(
     """What a denoiser trains on and is scored on: whole volumes, or patches of them; held in memory where they fit."""
     cells, count = config.conditioner.patch, len(training)
     held = hold(training, accelerator.device, accelerator.num_processes)
-    on_device = held.device.type != "cpu"
     if cells is None:
-        return Positions(held.packed, count, config.seed, on_device), lambda cache, entry: cache.item(entry)
+        return Positions(held.packed, count, config.seed, held.on_device), lambda cache, entry: cache.item(entry)
     _, i, j, k = autoencoder.latent_shape(domain.grid.shape)
 
     def placed(take: Callable[..., dict[str, Any]], entry: int, corner: Axes) -> dict[str, Any]:
         return {**take(entry, corner, cells), "corner": torch.tensor(corner)}
 
-    items = Patches(partial(placed, held.packed), ((i, j, k), cells), count, config.seed, on_device)
+    items = Patches(partial(placed, held.packed), ((i, j, k), cells), count, config.seed, held.on_device)
     return items, lambda cache, entry: placed(cache.item, entry, items.corner(VALIDATION + entry))
 
 
