@@ -23,6 +23,7 @@ KEY_VARIABLE = "LATENTSYNTH_KEY"
 LEDGER = "ledger.json"
 _KEY_FILE = Path(".latentsynth") / "ledger.key"
 _KEY_BYTES = 32
+_LISTS = ("patients", "voxels", "sources")  # of a ledger file
 
 
 def fingerprint(value: Any) -> str:
@@ -90,32 +91,48 @@ def _read_key(file: Path) -> bytes:
     return key
 
 
+def _hashed(patients: Iterable[str], key: bytes | None) -> frozenset[str]:
+    key = key or project_key(create=True)
+    assert key is not None
+    return frozenset(hmac.new(key, patient.encode(), hashlib.sha256).hexdigest() for patient in patients)
+
+
 @dataclass(frozen=True)
 class Ledger:
     """The patients an artefact has seen, directly or through what it was made from.
 
     Attributes:
-        patients: Keyed hashes (HMAC-SHA256 under the project key) of patient ids.
+        patients: Keyed hashes (HMAC-SHA256 under the project key) of the ids of patients that were trained on.
         voxels: Voxel hashes of their scans; these need no key.
+        sources: Keyed hashes of the ids of patients whose mask or scan something was made from.
     """
 
     patients: frozenset[str] = frozenset()
     voxels: frozenset[str] = frozenset()
+    sources: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, cases: Iterable[Case], key: bytes | None = None) -> Ledger:
-        """Ledger of some cases, their parents included. Makes the project key if there is none."""
-        key = key or project_key(create=True)
-        assert key is not None
+        """Ledger of some cases, and of the patients that they were made from. Makes the project key if there is none."""
         cases = list(cases)
-        patients = {p for case in cases for p in (case.patient_id, *case.parents)}
         return cls(
-            frozenset(hmac.new(key, p.encode(), hashlib.sha256).hexdigest() for p in patients),
+            _hashed((case.patient_id for case in cases), key),
             frozenset(case.voxels for case in cases if case.voxels),
+            _hashed((parent for case in cases for parent in case.parents), key),
         )
 
+    @classmethod
+    def used(cls, patients: Iterable[str], key: bytes | None = None) -> Ledger:
+        """Ledger of patients whose masks or scans something was made from. Makes the project key if there is none."""
+        return cls(sources=_hashed(patients, key))
+
+    @property
+    def everybody(self) -> frozenset[str]:
+        """Keyed hashes of all patients, in whatever way they came in."""
+        return self.patients | self.sources
+
     def __or__(self, other: Ledger) -> Ledger:
-        return Ledger(self.patients | other.patients, self.voxels | other.voxels)
+        return Ledger(self.patients | other.patients, self.voxels | other.voxels, self.sources | other.sources)
 
     def seen(self, cases: Iterable[Case], key: bytes | None = None) -> tuple[list[Case], bool]:
         """Which of ``cases`` the artefact has seen, and whether patient ids could be compared.
@@ -127,14 +144,14 @@ class Ledger:
         key = key or project_key()
         found = []
         for case in cases:
-            by_patient = key is not None and bool(Ledger.of([case], key).patients & self.patients)
+            by_patient = key is not None and bool(Ledger.of([case], key).everybody & self.everybody)
             if by_patient or (case.voxels and case.voxels in self.voxels):
                 found.append(case)
         return found, key is not None
 
     def save(self, path: Path) -> None:
         """Writes the ledger as JSON."""
-        write_json(path, {"patients": sorted(self.patients), "voxels": sorted(self.voxels)})
+        write_json(path, {name: sorted(getattr(self, name)) for name in _LISTS})
 
     @classmethod
     def load(cls, path: Path) -> Ledger:
@@ -144,14 +161,14 @@ class Ledger:
             CheckpointError: The file is not a ledger.
         """
         value = read_json(path)
-        lists = [value.get(key) for key in ("patients", "voxels")] if isinstance(value, dict) else []
+        lists = [value.get(key) for key in _LISTS] if isinstance(value, dict) else []
         if (
             not lists
-            or len(value) != 2
+            or len(value) != len(_LISTS)
             or not all(isinstance(one, list) and all(isinstance(e, str) for e in one) for one in lists)
         ):
             raise CheckpointError(f"{path} is not a patient ledger: restore the checkpoint it belongs to")
-        return cls(frozenset(value["patients"]), frozenset(value["voxels"]))
+        return cls(**{name: frozenset(value[name]) for name in _LISTS})
 
     @classmethod
     def beside(cls, manifest: Path | str) -> Ledger:

@@ -52,6 +52,20 @@ class Table:
     rows: tuple[tuple[TableCell, ...], ...]
     note: str = ""
 
+    def show(self, console: Console) -> None:
+        """Prints the table."""
+        from rich.table import Column
+        from rich.table import Table as Printed
+        from rich.text import Text  # so that brackets in names are not taken for markup
+
+        title, note = Text(self.title, style="bold"), Text(self.note, style="dim")
+        printed = Printed(
+            *(Column(Text(name)) for name in self.columns), title=title, caption=note or None, title_justify="left"
+        )
+        for row in self.rows:
+            printed.add_row(*(Text(text(cell)) for cell in row))
+        console.print(printed)
+
 
 @dataclass(frozen=True)
 class Note:
@@ -138,20 +152,12 @@ class Result:
 
     def show(self, console: Console) -> None:
         """Prints the split that was measured, tables and notes."""
-        from rich.table import Column
-        from rich.table import Table as Printed
         from rich.text import Text  # so that brackets in names are not taken for markup
 
         if self.splits:
             console.print(Text(f"split: {', '.join(self.splits)}", style="bold"))
         for table in self.tables:
-            title, note = Text(table.title, style="bold"), Text(table.note, style="dim")
-            printed = Printed(
-                *(Column(Text(name)) for name in table.columns), title=title, caption=note or None, title_justify="left"
-            )
-            for row in table.rows:
-                printed.add_row(*(Text(text(cell)) for cell in row))
-            console.print(printed)
+            table.show(console)
         for note_ in self.notes:
             console.print(Text(f"- {note_}"))
 

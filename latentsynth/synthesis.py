@@ -132,7 +132,9 @@ def synthesize(
         seen = model.ledger | Ledger.of(manifest.cases)
         for ledger in {request.ledger for request in masks}:
             seen |= ledger
-        seen |= Ledger.of([replace(host.case, voxels=host.scan_hash) for host in scans])
+        seen |= Ledger(voxels=frozenset(host.scan_hash for host in scans)) | Ledger.used(
+            h.case.patient_id for h in scans
+        )
         seen.save(out / LEDGER)  # for whoever trains on these volumes
         shown_each = _SHOWN_EACH * (_SHOWN if model.makes_masks else 1)
         shown_seeds = [seed + n for n in range(min(per_mask, shown_each))]

@@ -156,8 +156,8 @@ def test_a_mask_that_a_model_made_is_nobodys(tmp_path: Path) -> None:
     manifest = synthesize(model, asked, tmp_path / "made", start(), per_mask=2, steps=1)
     assert all(case.parents == () for case in manifest.cases)
     assert (
-        Ledger.beside(tmp_path / "made" / "manifest.json").patients - model.ledger.patients
-        == Ledger.of(manifest.cases).patients
+        Ledger.beside(tmp_path / "made" / "manifest.json").everybody - model.ledger.everybody
+        == Ledger.of(manifest.cases).everybody
     )
     groups = Cohort.load("made", tmp_path / "made" / "manifest.json").patients
     assert groups[0] == groups[1] != groups[2] == groups[3]

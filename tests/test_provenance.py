@@ -83,7 +83,7 @@ def test_reorienting_is_the_callers_part() -> None:
 
 def test_ledger_finds_patients_parents_and_scans() -> None:
     ledger = Ledger.of([case("A", "hash a"), case("B", parents=("P",))], KEY)
-    assert len(ledger.patients) == 3
+    assert (len(ledger.patients), len(ledger.sources), len(ledger.everybody)) == (2, 1, 3)
     assert ledger.voxels == {"hash a"}
     cases = [case("A"), case("B"), case("P"), case("renamed", "hash a"), case("child", parents=("A",)), case("C", "c")]
     found, verified = ledger.seen(cases, KEY)

@@ -392,7 +392,7 @@ def test_new_patients_come_with_the_masks_that_were_made(tmp_path: Path, cpu: Ac
         assert "style" not in facts[name]
     assert len({facts[name]["mask_voxels"] for name in names}) == 3
     assert manifest == replace(Manifest.load(out / "manifest.json"), cases=manifest.cases)
-    kept = Ledger.load(out / "ledger.json").patients
+    kept = Ledger.load(out / "ledger.json").everybody
     assert kept == {"somebody"} | patients([f"synthetic-{name}" for name in names])
 
 
@@ -528,7 +528,7 @@ def test_volumes_take_the_looks_in_turn_and_say_whose(tmp_path: Path, cpu: Accel
     everybody = [f"{kin}-{name}" for name in LEVELS for kin in ("person", "parent")]
     everybody += [parent for request in masks[:2] for parent in request.parents]
     everybody += [f"synthetic-{request.name}" for request in masks[:2]]
-    assert Ledger.load(out / "ledger.json").patients == patients(everybody)
+    assert Ledger.load(out / "ledger.json").everybody == patients(everybody)
 
 
 @pytest.mark.usefixtures("own_key")

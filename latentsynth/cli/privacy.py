@@ -1,4 +1,4 @@
-"""Commands that guard patients: ``memorization``, ``filter`` and ``export``."""
+"""Commands that guard patients: ``memorization``, ``filter``, ``export``, ``pack`` and ``ledger``."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def memorization(
     space: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option(
-            help="voxels, registered, ssim, contrastive[:RUN], random[:SEED], torchscript:PATH, onnx:PATH or "
-            "bundle:PATH[:LAYER]; repeatable [default: voxels, registered, ssim and contrastive]"
+            help="voxels, registered, parts, ssim, contrastive[:RUN], random[:SEED], torchscript:PATH, onnx:PATH or "
+            "bundle:PATH[:LAYER]; repeatable [default: voxels, registered and parts]"
         ),
     ] = None,
     like: Annotated[
@@ -143,3 +143,24 @@ def pack(
     from latentsynth.sharing.pack import pack as write
 
     say(str(write(model, out, licence, result or [], title, about)))
+
+
+@app.command(rich_help_panel=SHARE)
+def ledger(
+    patient: Annotated[str, typer.Argument(help="A patient's id, or the NIfTI file of a scan")],
+    folder: Annotated[Path, typer.Argument(help="Where to look")] = Path("runs"),
+) -> None:
+    """Where a patient went: which checkpoints, synthetic sets and exports hold one, and through what (a withdrawn consent)."""
+    from rich.console import Console
+
+    from latentsynth.sharing.trace import trace
+
+    traces = trace(patient, folder)
+    if traces.found:
+        traces.table.show(Console())
+    else:
+        say(f"nothing of {patient} in {traces.looked_at} manifests, ledgers and exports under {folder}")
+    if not traces.by_patient:
+        say("patient ids were not compared, scans alone: the project's key is missing")
+    for file in traces.unread:
+        say(f"{file} cannot be read, so it may hold the patient")

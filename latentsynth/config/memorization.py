@@ -11,7 +11,7 @@ from latentsynth.config.numbers import Seed
 from latentsynth.config.study import PLACED, Share, StudyConfig, merged, once, refuse
 from latentsynth.strict import Positive, Strict, build
 
-SPACES = ("voxels", "ssim", "registered", "contrastive")
+SPACES = ("voxels", "ssim", "registered", "parts", "contrastive")
 
 
 class OvertrainedConfig(Strict):

@@ -116,7 +116,9 @@ class UtilityStudy(StudyConfig):
     surplus: Annotated[float, Field(ge=1)] = Field(
         1.5, description="volumes painted per volume wanted where arms drop some"
     )
-    copy_space: Literal["voxels", "registered", "ssim"] = Field("voxels", description="what drop.copies compares by")
+    copy_space: Literal["voxels", "registered", "parts", "ssim"] = Field(
+        "voxels", description="what drop.copies compares by"
+    )
     copy_level: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.05,
         description="share of unseen patients that drop.copies may flag; half of the outside patients calibrate it",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import nibabel as nib
@@ -171,9 +171,7 @@ def _mask_of(sidecar: Path) -> Path:
 
 def _parents(manifest: Manifest) -> Ledger:
     """Whom the masks were made from."""
-    return Ledger.of(
-        [replace(case, patient_id=parent, parents=()) for case in manifest.cases for parent in case.parents]
-    )
+    return Ledger.used(parent for case in manifest.cases for parent in case.parents)
 
 
 def _read_rejected(out: Path) -> dict[int, str]:

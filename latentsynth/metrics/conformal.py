@@ -82,8 +82,7 @@ def smallest_rank(calibration: int, level: float) -> int:
     Raises:
         DataError: None does, or the level is no probability.
     """
-    if not 0 < level < 1:
-        raise DataError(f"level {level} is no probability: give one between 0 and 1, for example 0.05")
+    check_level(level)
     rank = math.floor(level * (calibration + 1) * (1 + 1e-12))
     if rank < 1:
         needed = least_calibration(level)
@@ -93,6 +92,16 @@ def smallest_rank(calibration: int, level: float) -> int:
             + (f", or raise the level to {math.ceil(100 / (calibration + 1)) / 100:g}" if calibration else "")
         )
     return rank
+
+
+def check_level(level: float) -> None:
+    """Refuses what is no level.
+
+    Raises:
+        DataError: It does not lie between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise DataError(f"level {level} is no probability: give one between 0 and 1, for example 0.05")
 
 
 def least_calibration(level: float) -> int:

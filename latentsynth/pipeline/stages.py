@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,6 @@ _TRAINING = {"train": 5, "val": 2, "test": 2}  # annotated patients, at least, o
 _SHORT_HOURS = 4  # with fewer, feature extractors that have to be trained are left out
 _FEWEST, _MOST = 10, 1000  # new patients
 _PER_MASK = 2  # volumes for each mask of a test patient
-_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -188,14 +186,9 @@ def _mask_measures(work: Work) -> list[str]:
 
 
 def _copies(work: Work) -> list[str]:
-    """At the level that the held-out patients can reach: half of them calibrate."""
-    held_out = {case.patient_id for case in work.cohort.cases if case.split in ("val", "test")}
-    level = max(_LEVEL, math.ceil(100 / (len(held_out) // 2 + 1)) / 100)
-    spaces = ("--space", "voxels", "--space", "registered") if work.hours < _SHORT_HOURS else ()
     return [
         *("memorization", "--train", work.manifest, "--heldout", work.manifest),
-        *("--samples", "new=samples/new/manifest.json", "--like", work.run("ldm"), "--level", f"{level:g}"),
-        *("--out", "evaluation/copies", *spaces),
+        *("--samples", "new=samples/new/manifest.json", "--like", work.run("ldm"), "--out", "evaluation/copies"),
     ]
 
 

@@ -23,6 +23,8 @@ from latentsynth.results import Result, markdown
 from latentsynth.sharing.filter import Verdicts, read_report, require_valid, verdicts_on
 from latentsynth.types import Labels
 
+SET = "exported_set"  # in dataset.json: fingerprint of the manifest
+
 
 def export_set(
     samples: Path,
@@ -74,7 +76,8 @@ def export_set(
     with atomic_path(out) as temporary:
         _copy(manifest, temporary, verdicts)
         packed = replace(manifest, labels=_consecutive(manifest.labels))
-        describe(temporary, f"{out.name} (synthetic)", packed, licence=licence)
+        # The fingerprint names nobody; `latentsynth ledger` finds the export by it.
+        describe(temporary, f"{out.name} (synthetic)", packed, licence=licence, **{SET: manifest.fingerprint})
         write_text(
             temporary / "README.md",
             _card(manifest, out.name, licence, result, verdicts, without_report, publish_mask_copies),

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from latentsynth.errors import DataError
 from latentsynth.evaluation.features import Features
 from latentsynth.evaluation.memorization.reference import ReferenceDistances, nearest_patients, one_per_patient
 from latentsynth.evaluation.memorization.spaces import FeatureSpace, WholeVolume
@@ -199,10 +198,36 @@ def test_a_null_just_too_short_for_its_level_is_none(level: float, calibration: 
     assert reference.matched(both, [*train.patients, *null.patients], null, features(normal(5, seed=2), "k")) is None
 
 
-def test_too_few_calibration_patients_are_refused() -> None:
-    reference = ReferenceDistances(RULER, features(normal(50), "t"), features(normal(18, seed=1), "c"), 0.05)
-    with pytest.raises(DataError, match="hold back at least 19 for calibration"):
-        reference.measure(features(normal(20, seed=2), "s"))
+def test_with_few_calibration_patients_near_exact_copies_alone_are_flagged() -> None:
+    """Of twelve held-out patients six calibrate, and no p-value is below 1/7."""
+    space = FeatureSpace(WholeVolume(), proportional=True)
+    train = normal(50)
+    reference = ReferenceDistances(space, features(train, "t"), features(normal(6, seed=1), "c"), 0.05)
+    strangers = reference.measure(features(normal(20, seed=2), "s"))
+    assert (strangers.flagged.any(), strangers.copied, strangers.mute) == (False, False, True)
+    made = np.concatenate([normal(20, seed=2), train[:1] + 0.1 * normal(1, seed=3)])
+    found = reference.measure(features(made, "s"))
+    assert (found.copied, found.mute) == (True, False)
+    assert reference.twins(found) == {"s0020": "t0000"}
+
+
+@pytest.mark.parametrize("trained", [10, 200])
+def test_means_of_patients_are_no_near_exact_copies(trained: int) -> None:
+    """The mean of all, which lies nearer to everybody than anybody else does, and strangers drawn towards it."""
+    space = FeatureSpace(WholeVolume(), proportional=True)
+    train, calibration = normal(trained, 500), normal(30, 500, seed=1)
+    reference = ReferenceDistances(space, features(train, "t"), features(calibration, "c"), 0.05)
+    middle = train.mean(0, keepdims=True)
+    made = np.concatenate([middle, middle + 0.3 * normal(20, 500, seed=2)])
+    assert not reference.measure(features(made, "s")).near_exact.any()
+
+
+def test_real_patients_that_are_training_patients_are_named() -> None:
+    space = FeatureSpace(WholeVolume(), proportional=True)
+    train, calibration = normal(50), normal(30, seed=1)
+    calibration[3] = train[7] + 0.1 * calibration[3]
+    reference = ReferenceDistances(space, features(train, "t"), features(calibration, "c"), 0.05)
+    assert reference.calibration_twins == {"c0003": "t0007"}
 
 
 def test_volumes_of_one_mask_are_one_draw_and_say_nothing_of_the_set() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import numpy as np
@@ -14,6 +15,7 @@ from latentsynth.metrics.copying import (
     authentic,
     copy_rate,
     data_copying,
+    nearer_to_training,
     nearest_ratio,
     published,
     published_null,
@@ -225,3 +227,29 @@ def test_data_copying_is_the_mean_of_its_cells_by_test_rows() -> None:
     assert parts[0] < -4 < -2.5 < parts[1]
     assert data_copying(train, test, samples[:32], rng, 2) == pytest.approx(parts[0])  # 2 rows are too few to count
     assert np.isnan(data_copying(train, test, samples[:7], rng, 2))
+
+
+def test_the_set_is_tested_exactly_by_ranks_of_patients() -> None:
+    """Of all ways to call five of ten patients trained, one alone puts them before all others."""
+    low, high = np.arange(5.0), np.arange(5.0, 10.0)
+    assert nearer_to_training(low, high) == pytest.approx(1 / math.comb(10, 5))
+    assert nearer_to_training(high, low) == 1
+
+
+def test_a_set_that_knows_nobody_passes_at_the_rate_asked_for_and_one_that_does_fails() -> None:
+    """Samples about half-way to training patients: no single one is near-exact, and yet the set tells whom it was made of."""
+    independent, learnt = [], []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        train, heldout, made = (rng.normal(size=(n, 20)) for n in (26, 12, 15))
+        for samples, found in ((made, independent), ((made + train[:15]) / 2**0.5, learnt)):
+            near = [cdist(people, samples).min(1) for people in (train, heldout)]
+            found.append(nearer_to_training(*near))
+    assert np.mean(np.array(independent) <= 0.05) <= 0.09  # binomial, p = 0.01 to fail
+    assert np.mean(np.array(learnt) <= 0.05) > 0.6
+
+
+@pytest.mark.parametrize(("train", "heldout"), [(0, 3), (3, 0)])
+def test_nobody_cannot_be_compared(train: int, heldout: int) -> None:
+    with pytest.raises(DataError, match="give one of each"):
+        nearer_to_training(np.zeros(train), np.zeros(heldout))

@@ -174,7 +174,7 @@ def _check(real: Cohort, train: Cohort, samples: Sequence[Cohort]) -> list[str]:
         notes.append(f"{real.name} holds synthetic cases: the floor is not one of real patients")
     patients = {case.patient_id for case in real.cases}
     for cohort in samples:
-        if not (cohort.ledger.patients or cohort.ledger.voxels):
+        if not (cohort.ledger.everybody or cohort.ledger.voxels):
             notes.append(
                 f"{cohort.name}: no ledger beside it, so that its maker never saw the real patients is your word"
             )

@@ -17,16 +17,23 @@ from latentsynth.evaluation.cohorts import Cohort, check_names, rng
 from latentsynth.evaluation.features import comparison_space, contrastive_extractor, train_contrastive, volumes
 from latentsynth.evaluation.inputs import check_apart, halves, open_cohort
 from latentsynth.evaluation.memorization.headers import Arrays
-from latentsynth.evaluation.memorization.measures import PatientGroups, search_copies, search_mask_copies
+from latentsynth.evaluation.memorization.measures import (
+    PatientGroups,
+    copies_of_each,
+    search_copies,
+    search_mask_copies,
+)
+from latentsynth.evaluation.memorization.positive_controls import drawn
 from latentsynth.evaluation.memorization.report import copy_rate, write_memorization
 from latentsynth.evaluation.memorization.spaces import OWN, FeatureSpace, own_space
 from latentsynth.extractors.networks import extractor
-from latentsynth.metrics.conformal import smallest_rank
+from latentsynth.metrics.conformal import check_level
 from latentsynth.metrics.membership import Membership, membership
 from latentsynth.results import Note, Result, close_results, open_results
 from latentsynth.types import Framing, Grid
 
-DEFAULT = (*OWN, "contrastive")
+_BARE = "copies without headers"
+DEFAULT = ("voxels", "registered", "parts")
 
 
 def measure_memorization(
@@ -77,7 +84,7 @@ def measure_memorization(
                 f"{cohort.name} has channels {cohort.manifest.channels}, the training patients have "
                 f"{learned.manifest.channels}: give the same images"
             )
-    smallest_rank(len({case.patient_id for case in groups.calibration.cases}), level)  # before anything is read
+    check_level(level)  # before anything is read
     notes = check_apart(learned, unseen, sets)
     arrays = Arrays(learned, cache)
     arrays.check_apart(unseen)
@@ -101,7 +108,11 @@ def measure_memorization(
         raise DataError(
             f"feature spaces {', '.join(names)}: tables could not tell two of one name apart; rename the files"
         )
-    searches = search_copies(chosen, groups, sets, caches, accelerator, level, dar2024)
+    bare = arrays.without_headers(
+        [learned.cases[n] for n in drawn(len(learned.cases), copies_of_each(groups, sets))], _BARE
+    )
+    without_headers = volumes(arrays.aligned(bare)[0], grid, framing, labels, cache, accelerator, masks)
+    searches = search_copies(chosen, groups, sets, caches, accelerator, level, dar2024, without_headers)
     of_masks = search_mask_copies(groups, sets, caches, accelerator, level) if masks else None
     result = write_memorization(out, groups, sets, searches, of_masks, caches, level, accelerator, notes, losses_of)
     if accelerator.is_main_process:

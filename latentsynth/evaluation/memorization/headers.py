@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ class Arrays:
     """
 
     def __init__(self, cohort: Cohort, cache: Path):
-        self.folder = cache / "headers"
+        self.cohort, self.folder = cohort, cache / "headers"
         self.by_hash = {self._hash(case): case for case in cohort.cases}
         self.by_shape: dict[tuple[int, ...], list[tuple[np.ndarray, Case]]] = {}
         for case in cohort.cases:
@@ -75,6 +75,15 @@ class Arrays:
                 lost.append(case.case_id)
             cases.append(case if place is None else self._laid(case, *place))
         return replace(made, cases=tuple(cases)), self._notes(made, exact, lost)
+
+    def without_headers(self, cases: Sequence[Case], name: str) -> Cohort:
+        """Some of these patients' cases saved under a placeholder instead of their header: positive controls.
+
+        Args:
+            cases: Which.
+            name: What the cohort is called.
+        """
+        return replace(self.cohort, name=name, cases=tuple(self._laid(case, UNTURNED, np.eye(4)) for case in cases))
 
     def _notes(self, made: Cohort, exact: list[str], lost: list[str]) -> list[Note]:
         count, texts = len(made.cases), []

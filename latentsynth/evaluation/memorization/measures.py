@@ -6,25 +6,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.evaluation.cohorts import Cohort, rng
-from latentsynth.evaluation.features import Features, extract
+from latentsynth.evaluation.features import Features, extract, extract_volumes
 from latentsynth.evaluation.memorization.controls import Controls, control
-from latentsynth.evaluation.memorization.positive_controls import DISGUISES, MASK_DISGUISES, make_copies
+from latentsynth.evaluation.memorization.joint import join, joined
+from latentsynth.evaluation.memorization.positive_controls import DISGUISES, LOST_HEADER, MASK_DISGUISES, make_copies
 from latentsynth.evaluation.memorization.reference import (
     Matched,
     Measured,
     ReferenceDistances,
+    first_cases,
     nearest_patients,
     one_per_patient,
 )
 from latentsynth.evaluation.memorization.spaces import FeatureSpace, mask_space
 from latentsynth.metrics.copying import (
+    FIRST_ASKED,
     authentic,
     copy_rate,
     data_copying,
+    nearer_to_training,
     nearest_ratio,
     published,
     published_null,
@@ -33,8 +38,9 @@ from latentsynth.metrics.copying import (
 from latentsynth.metrics.distribution import prdc
 from latentsynth.results import Estimate
 
-CONTROL = "control patients"
+CALIBRATION, CONTROL = "calibration patients", "control patients"
 _NEIGHBOURS = 5
+_SEVERAL = 2  # feature spaces that can be joined
 _COPIES = 30  # of each disguise, at least, where there are so many patients, so that a share found means something
 _RATIO = 1 / 3  # of nearest to second-nearest distance, below which a row is called memorised (Yoon et al. 2023)
 
@@ -64,6 +70,7 @@ class Measures:
     """The uncalibrated measures of one set by one feature space; compare with the same ones of control patients.
 
     Attributes:
+        nearer: p-value of the set: do training patients lie nearer to it than held-out ones? Exact over patients.
         reproduced: Share of training cases with a sample nearer than unseen patients come, with its interval.
         ratio: Share of samples whose nearest training patient is three times as near as the second-nearest.
         authentic: Share of authentic samples.
@@ -71,6 +78,7 @@ class Measures:
         closeness: Precision, recall, density and coverage of the set against the calibration patients.
     """
 
+    nearer: float
     reproduced: Estimate
     ratio: float
     authentic: float
@@ -106,9 +114,15 @@ class CopySearch:
         """One word on a set."""
         if not self.controls.valid:
             return "not applicable" if self.space.doubt else "not to be valid"
-        if self.sets[name].mute:
-            return "too few masks to say"
-        return "COPIES" if self.sets[name].copied else "as unseen patients"
+        if self.sets[name].copied:
+            return "COPIES"
+        if self.nearer(name):
+            return "nearer to training patients"
+        return "too few to say" if self.sets[name].mute else "as unseen patients"
+
+    def nearer(self, name: str) -> bool:
+        """Whether a set as a whole lies nearer to training patients than to held-out ones."""
+        return self.measures[name].nearer <= self.reference.level
 
 
 def search_copies(
@@ -119,6 +133,7 @@ def search_copies(
     accelerator: Accelerator,
     level: float = 0.05,
     dar2024: bool = False,
+    without_headers: VolumeCache | None = None,
 ) -> list[CopySearch]:
     """Measures some synthetic sets against one training set.
 
@@ -130,6 +145,10 @@ def search_copies(
         accelerator: The processes that share the volumes.
         level: Level of the p-values: share of unseen patients that may be flagged.
         dar2024: Also apply the published rule of 2024.
+        without_headers: Training cases that were read from files whose header was lost, as further positive controls.
+
+    Returns:
+        What each space says; first, where several apply, what they say together.
 
     Raises:
         DataError: Too few held-out patients for the level.
@@ -138,15 +157,43 @@ def search_copies(
     features = {
         cohort.name: extract(extractors, cohort, caches[cohort.name], accelerator) for cohort in (*groups.all, *samples)
     }
-    least = min(_COPIES, len(groups.train.cases))
-    count = max(least, min(len(cohort.cases) for cohort in samples or [groups.control]))
     copies = make_copies(
-        extractors, caches[groups.train.name], caches[groups.control.name], count, DISGUISES, _image, accelerator
+        extractors,
+        caches[groups.train.name],
+        caches[groups.control.name],
+        copies_of_each(groups, samples),
+        DISGUISES,
+        _image,
+        accelerator,
     )
-    return [
+    if without_headers is not None:
+        image = lambda n: torch.from_numpy(_image(without_headers, n))  # noqa: E731
+        title = f"positive controls, {LOST_HEADER}"
+        lost = extract_volumes(extractors, image, len(without_headers), title, accelerator)
+        copies = {name: {**found, LOST_HEADER: lost[name]} for name, found in copies.items()}
+    searches = [
         _search(one, groups, samples, {n: f[one.name] for n, f in features.items()}, copies[one.name], level, dar2024)
         for one in spaces
     ]
+    # Those that know a copy when they see one; with too few calibration patients there are no p-values to join.
+    applicable = [
+        one.space
+        for one in searches
+        if not one.space.doubt and one.controls.found["exact"] == 1 and one.reference.enough
+    ]
+    if len(applicable) < _SEVERAL:
+        return searches
+    together = {name: joined([found[one.name] for one in applicable]) for name, found in features.items()}
+    space = join(applicable, [features[groups.train.name][one.name] for one in applicable])
+    disguises = next(iter(copies.values()))
+    disguised = {d: np.concatenate([copies[one.name][d] for one in applicable], 1) for d in disguises}
+    return [_search(space, groups, samples, together, disguised, level, dar2024=False), *searches]
+
+
+def copies_of_each(groups: PatientGroups, samples: Sequence[Cohort]) -> int:
+    """How many positive controls of each disguise: as many as the smallest set has volumes, at least thirty if there are."""
+    least = min(_COPIES, len(groups.train.cases))
+    return max(least, min(len(cohort.cases) for cohort in samples or [groups.control]))
 
 
 def search_mask_copies(
@@ -202,20 +249,25 @@ def _search(
     matched = {c.name: reference.matched(features[c.name], _parents(c), *others) for c in samples}
     everything = {CONTROL: checked, **sets}
     own = nearest_patients(space.search, train.values, train)[0][:, 1]  # each one's nearest other patient
-    measures = {name: _measures(reference, calibration, own, one) for name, one in everything.items()}
+    heldout = {name: [calibration] if name == CONTROL else [calibration, unseen] for name in everything}
+    measures = {name: _measures(reference, heldout[name], own, one) for name, one in everything.items()}
     rules = {name: _published(train, calibration, one) for name, one in everything.items()} if dar2024 else {}
     return CopySearch(space, reference, controls, sets, matched, measures, rules)
 
 
-def _measures(reference: ReferenceDistances, calibration: Features, own: np.ndarray, one: Measured) -> Measures:
-    train, search = reference.train, reference.space.search
+def _measures(reference: ReferenceDistances, heldout: Sequence[Features], own: np.ndarray, one: Measured) -> Measures:
+    train, search, calibration = reference.train, reference.space.search, heldout[0]
     reached = reproduced(train.values, calibration.values, one.features.values, reference.level, search)
     genuine = authentic(train.values, one.features.values, search, own)
     k = min(_NEIGHBOURS, (min(len(calibration.ids), len(one.features.ids)) - 1) // 4)
     closeness = {}
     if k >= 1 and not reference.space.wide:
         closeness = prdc(calibration.values, one.features.values, k)
+    k = min(FIRST_ASKED, len(one.features.ids))  # as many as are asked for below, so that slow searches are done once
+    nearest_of = lambda people: search(people.values, one.features.values, k)[0][:, 0]  # noqa: E731
+    apart = np.concatenate([nearest_of(people) for people in heldout])
     return Measures(
+        nearer_to_training(nearest_of(train)[first_cases(train)], apart),
         Estimate(*copy_rate(reached, train.patients)),
         float((nearest_ratio(one.distances) < _RATIO).mean()),
         float("nan") if np.isnan(own).any() else float(genuine.mean()),

@@ -14,6 +14,7 @@ from latentsynth.evaluation.features import extract_volumes
 from latentsynth.extractors.networks import Extractor
 
 SHARES = (0.0, 0.01, 0.05, 0.25, 1.0)
+LOST_HEADER = "exact, header lost"
 _MOST = 40  # copies per disguise
 Disguise = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 """Image ``(C, I, J, K)`` in [-1, 1] of a training case, the same of somebody else, random numbers: the copy."""
@@ -109,21 +110,26 @@ def make_copies(
     Returns:
         By extractor and disguise, rows ``(count, F)``.
     """
-    rng = np.random.default_rng(0)
-    turns = -(-min(count, _MOST) // len(training))
-    chosen = np.concatenate([rng.permutation(len(training)) for _ in range(turns)])[: min(count, _MOST)]
+    chosen = drawn(len(training), count)
     found: dict[str, dict[str, np.ndarray]] = {one.name: {} for one in extractors}
     for name, disguise in disguises.items():
 
         def image(n: int, disguise: Disguise = disguise) -> torch.Tensor:
             other = read(unseen, n % len(unseen))
-            changed = disguise(read(training, int(chosen[n])), other, np.random.default_rng(n))
+            changed = disguise(read(training, chosen[n]), other, np.random.default_rng(n))
             return torch.from_numpy(np.ascontiguousarray(changed, dtype=np.float32))
 
         rows = extract_volumes(extractors, image, len(chosen), f"positive controls, {name}", accelerator)
         for one in extractors:
             found[one.name][name] = rows[one.name]
     return found
+
+
+def drawn(cases: int, count: int) -> list[int]:
+    """Which training cases are copied, at most 40: drawn at random, all before any again."""
+    rng, wanted = np.random.default_rng(0), min(count, _MOST)
+    turns = -(-wanted // cases)
+    return np.concatenate([rng.permutation(cases) for _ in range(turns)])[:wanted].tolist()  # type: ignore[no-any-return]
 
 
 def response(base: np.ndarray, copies: np.ndarray) -> tuple[float, ...]:

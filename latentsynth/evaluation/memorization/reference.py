@@ -13,6 +13,8 @@ from latentsynth.metrics.conformal import discoveries, flagged_interval, least_c
 from latentsynth.metrics.copying import Search, copy_rate
 from latentsynth.results import Estimate
 
+_NEAR = 0.5  # of the median distance of unseen patients, below which a volume is near-exact
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -23,10 +25,14 @@ class Measured:
         distances: To the nearest training patient and to the second-nearest, shape ``(N, 2)``.
         nearest: Row of the training set that is nearest, ``(N,)``.
         p: Conformal p-values, ``(N,)``.
-        flagged: Which lie nearer to the training set than all but a ``level`` share of unseen patients, ``(N,)``.
-        discovered: Which remain at a false discovery rate of ``level`` over the set (Benjamini and Hochberg), ``(N,)``.
+        near_exact: Which are all but training scans, ``(N,)``; see :class:`ReferenceDistances`.
+        flagged: Which lie nearer to the training set than all but a ``level`` share of unseen patients, or are near-exact,
+            ``(N,)``.
+        discovered: Which remain at a false discovery rate of ``level`` over the set (Benjamini and Hochberg), or are
+            near-exact, ``(N,)``.
         rate: Copy rate: share flagged, patients weighing alike, with its exact interval over them.
         expected: Interval of that share for independent patients.
+        calibrated: Whether there are calibration patients enough for a p-value to reach the level.
         bound: Copy rate with calibration distances to the second-nearest patient; see :class:`ReferenceDistances`.
     """
 
@@ -34,21 +40,23 @@ class Measured:
     distances: np.ndarray
     nearest: np.ndarray
     p: np.ndarray
+    near_exact: np.ndarray
     flagged: np.ndarray
     discovered: np.ndarray
     rate: Estimate
     expected: tuple[float, float]
+    calibrated: bool
     bound: float
 
     @property
     def copied(self) -> bool:
-        """Whether more are flagged than independent patients would be."""
-        return self.rate.value > self.expected[1]
+        """Whether more are flagged than independent patients would be, or any is all but a training scan."""
+        return self.rate.value > self.expected[1] or bool(self.near_exact.any())
 
     @property
     def mute(self) -> bool:
-        """Whether so few independent volumes say nothing: even if all were flagged, that could be chance."""
-        return self.expected[1] >= 1
+        """Whether so few independent volumes, or calibration patients, say nothing of a set without near-exact volumes."""
+        return not self.copied and (not self.calibrated or self.expected[1] >= 1)
 
 
 @dataclass(frozen=True)
@@ -81,45 +89,65 @@ class ReferenceDistances:
     is too short and hides copies. ``second`` leaves each calibration patient's nearest training patient out: a null
     that is too long, so that the truth lies between the two.
 
+    A volume is near-exact where it lies at less than half the median of these distances, in spaces whose distances may be
+    compared so. The mean of all patients, which
+    copies nobody, lies at about 0.71 of the distance between two of them, and the mean of two patients at 0.5 of it. With too
+    few calibration patients for the level no p-value can reach it, and near-exact volumes alone are flagged.
+
     Args:
         space: The distance.
         train: Features of the training cases.
         calibration: Features of held-out patients, one case each.
         level: Level of the p-values.
-
-    Raises:
-        DataError: Too few calibration patients for the level.
     """
 
     def __init__(self, space: FeatureSpace, train: Features, calibration: Features, level: float):
         self.space, self.train, self.calibration, self.level = space, train, calibration, level
-        distances, _ = nearest_patients(space.search, calibration.values, train)
+        distances, rows = nearest_patients(space.search, calibration.values, train)
         self.first, self.second = distances[:, 0], distances[:, 1]
+        self.enough = len(self.first) >= least_calibration(level)
+        self.near = _NEAR * float(np.median(self.first)) if space.proportional else space.same
+        self.calibration_twins = self._twins(calibration, self._near_exact(distances[:, 0]), rows)
 
     def measure(self, sample: Features) -> Measured:
         """A set of volumes against the training set."""
         distances, row = nearest_patients(self.space.search, sample.values, self.train)
         p = p_values(distances[:, 0], self.first)
-        flagged = self._low(p)
+        near_exact = self._near_exact(distances[:, 0])
+        flagged = self._low(p) | near_exact
         bound = float("nan")
         if np.isfinite(self.second).all():
-            bound = copy_rate(self._low(p_values(distances[:, 0], self.second)), sample.patients)[0]
+            bound = copy_rate(self._low(p_values(distances[:, 0], self.second)) | near_exact, sample.patients)[0]
         independent = len(set(sample.patients))  # volumes of one mask are no independent draws
         return Measured(
             sample,
             distances,
             row,
             p,
+            near_exact,
             flagged,
-            discoveries(p, self.level),
+            discoveries(p, self.level) | near_exact,
             Estimate(*copy_rate(flagged, sample.patients)),
-            flagged_interval(len(self.first), independent, self.level),
+            flagged_interval(len(self.first), independent, self.level) if self.enough else (0.0, 0.0),
+            self.enough,
             bound,
         )
 
+    def twins(self, found: Measured) -> dict[str, str]:
+        """Near-exact volumes, by id, and the training case that each is."""
+        return self._twins(found.features, found.near_exact, found.nearest)
+
+    def _twins(self, features: Features, near_exact: np.ndarray, rows: np.ndarray) -> dict[str, str]:
+        return {features.ids[n]: self.train.ids[rows[n]] for n in np.flatnonzero(near_exact)}
+
     def flags(self, values: np.ndarray) -> np.ndarray:
         """Which rows ``(N, F)`` are flagged, ``(N,)``."""
-        return self._low(p_values(self.space.search(values, self.train.values, 1)[0][:, 0], self.first))
+        distances = self.space.search(values, self.train.values, 1)[0][:, 0]
+        return np.asarray(self._low(p_values(distances, self.first)) | self._near_exact(distances))
+
+    def _near_exact(self, distances: np.ndarray) -> np.ndarray:
+        """Nobody, where the space finds no distance between patients."""
+        return (distances <= self.near) & (self.near > 0)
 
     def _low(self, p: np.ndarray) -> np.ndarray:
         return np.asarray(p <= self.level * (1 + 1e-12))  # 0.05 must hold for 1/20
@@ -190,8 +218,13 @@ def nearest_patients(search: Search, queries: np.ndarray, train: Features) -> tu
 
 
 def one_per_patient(found: Features) -> Features:
-    """One case of each patient, the first by id: patients, not volumes, are the unit."""
+    """One case of each patient: patients, not volumes, are the unit."""
+    return found[first_cases(found)]
+
+
+def first_cases(found: Features) -> list[int]:
+    """Row of each patient's first case by id."""
     first: dict[str, int] = {}
     for n in sorted(range(len(found.ids)), key=lambda n: found.ids[n]):
         first.setdefault(found.patients[n], n)
-    return found[sorted(first.values())]
+    return sorted(first.values())

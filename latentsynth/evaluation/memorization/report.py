@@ -14,17 +14,19 @@ from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, file_name
 from latentsynth.evaluation.memorization import tables
 from latentsynth.evaluation.memorization.controls import FOUND, text
+from latentsynth.evaluation.memorization.joint import JOINT
 from latentsynth.evaluation.memorization.measures import CONTROL, CopySearch, PatientGroups
 from latentsynth.evaluation.memorization.reference import Measured
+from latentsynth.evaluation.memorization.spaces import SAME_MASK
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.files import make_folder
+from latentsynth.metrics.copying import copy_rate as share_flagged
 from latentsynth.metrics.membership import Membership
 from latentsynth.plots import strips
 from latentsynth.provenance import file_fingerprint, fingerprint
 from latentsynth.results import Note, Picture, Result, write_csv
 
 KIND = "memorization"
-_EQUAL = 0.02  # 1 - Dice of masks that differ by resampling alone
 _WORST = 5  # pairs per picture
 FACTS = ("level", "train", "calibration", "control", "spaces", "masks", "sets", "ledgers", "copies", "notes")
 _COLUMNS = ("volumes", "case", "space", "distance", "p", "flagged", "discovered", "nearest training case")
@@ -60,6 +62,7 @@ def write_memorization(
     said = [*conclusions(searches, masks, samples, groups, level), *notes]
     facts = _facts(groups, samples, searches, masks, level, said)
     found = [
+        tables.near_exact(tables.near_exact_volumes(searches, names)),
         tables.verdicts(facts),
         *(one.controls.table() for one in searches),
         tables.matched(searches, names),
@@ -97,9 +100,27 @@ def leading(searches: Sequence[CopySearch]) -> CopySearch:
     return max(searches, key=lambda one: (one.controls.valid, float(np.mean(list(one.controls.found.values())))))
 
 
+def decisions(searches: Sequence[CopySearch], name: str) -> dict[str, np.ndarray]:
+    """By feature space, which volumes of a set it calls copies.
+
+    Where several spaces are joined, the joint one alone decides by p-values, at its one rate of false alarms, and the others by
+    near-exact volumes; otherwise every valid one decides.
+    """
+    valid = [one for one in searches if one.controls.valid]
+    joint = any(one.space.name == JOINT for one in valid)
+    return {
+        one.space.name: one.sets[name].near_exact if joint and one.space.name != JOINT else one.sets[name].flagged
+        for one in valid
+    }
+
+
 def copy_rate(searches: Sequence[CopySearch]) -> float:
-    """The highest copy rate of any set by any valid feature space; not a number where none is valid."""
-    rates = [one.rate.value for space in searches if space.controls.valid for one in space.sets.values()]
+    """The highest copy rate of any set by a space that decides on it; not a number where none is valid."""
+    rates = [
+        share_flagged(flags, found.features.patients)[0]
+        for name, found in searches[0].sets.items()
+        for flags in decisions(searches, name).values()
+    ]
     return max(rates, default=float("nan"))
 
 
@@ -123,13 +144,37 @@ def conclusions(
     blind = []
     if masks is not None and not masks.controls.valid:
         blind.append(f"masks: their comparison is not valid here: {'; '.join(masks.controls.reasons)}")
-    return [*map(Note, _gaps(searches)), *answers, *map(Note, sight), *origins, *map(Note, blind)]
+    named = tables.near_exact_volumes(searches, [cohort.name for cohort in samples])
+    return [
+        *_near_exact(named, samples),
+        *map(Note, _gaps(searches)),
+        *answers,
+        *map(Note, sight),
+        *origins,
+        *map(Note, blind),
+    ]
+
+
+def _near_exact(found: Sequence[tables.NearExact], samples: Sequence[Cohort]) -> list[Note]:
+    """How many volumes are all but training scans; the table names them, notes travel on cards of exported sets."""
+    notes = []
+    for cohort in samples:
+        if cases := {one.case for one in found if one.volumes == cohort.name}:
+            text = f"{cohort.name}: {len(cases)} of {len(cohort.cases)} volumes are all but training scans"
+            notes.append(Note(text, cohort.name))
+    sets = {cohort.name for cohort in samples}
+    if unseen := {one.case for one in found if one.volumes not in sets}:
+        text = f"{len(unseen)} held-out scans are all but training scans, perhaps of the same person: hold others back"
+        notes.append(Note(text))
+    return notes
 
 
 def _gaps(searches: Sequence[CopySearch]) -> list[str]:
-    """Which disguised copies would pass, by the best of the valid feature spaces for each."""
-    valid = [one.controls.found for one in searches if one.controls.valid]
-    best = {name: max(found[name] for found in valid) for name in valid[0]} if valid else {}
+    """Which disguised copies would pass: by the joint space where it is valid, else by the best of the others for each."""
+    valid = [one for one in searches if one.controls.valid]
+    joint = [one for one in valid if one.space.name == JOINT]
+    found = [one.controls.found for one in joint or valid]
+    best = {name: max(shares[name] for shares in found) for name in found[0]} if found else {}
     missed = ", ".join(f"{name} ({share:.0%} found)" for name, share in best.items() if share < FOUND)
     return [f"copies with these disguises could pass here: {missed}"] if missed else []
 
@@ -140,17 +185,29 @@ def _answers(searches: Sequence[CopySearch], cohort: Cohort, level: float) -> li
     valid = [one for one in searches if one.controls.valid and not one.sets[name].mute]
     clean = [one.space.name for one in valid if not one.sets[name].copied]
     lines = [
+        f"training patients lie nearer to it than held-out ones do, by {one.space.name} (p = {one.measures[name].nearer:.2g}): it "
+        "knows more of them than of strangers, as samples of training patients' masks or of a model that has learnt them by heart do"
+        for one in searches
+        if one.controls.valid and one.nearer(name)
+    ][:1]
+    lines += [
         f"copies by {one.space.name}: {found.rate.value:.0%} lie closer to a training patient than "
         f"{1 - level:.0%} of unseen patients do, where independent volumes would give {text(found.expected)}"
         for one in valid
-        if (found := one.sets[name]).copied
+        if (found := one.sets[name]).calibrated and found.copied
     ]
     if clean:
         high = min(one.sets[name].rate.high for one in valid if not one.sets[name].copied)
         hidden = max(0.0, (high - level) / (1 - level))
         lines.append(f"no more copies than among unseen patients by {', '.join(clean)}")
         lines.append(f"up to {hidden:.0%} of it could be copies all the same: {len(cohort.cases)} volumes tell no more")
-    if any(one.sets[name].mute for one in searches):
+    if any(not one.sets[name].calibrated for one in searches):
+        count = len(searches[0].reference.first)
+        lines.append(
+            f"no single volume can be tested: with {count} calibration patients no p-value is below 1/{count + 1}. Near-exact copies "
+            "are found, and the set as a whole is tested"
+        )
+    elif any(one.sets[name].mute for one in searches):
         lines.append(
             f"nothing can be said of the set: its volumes show {len(set(cohort.patients))} independent masks, "
             "and even if all were flagged, that could be chance; make volumes of more masks"
@@ -189,7 +246,7 @@ def _origins(
 def mask_copies(masks: CopySearch, name: str) -> np.ndarray:
     """Which masks of a set are flagged: closer to a training mask than unseen ones come, or all but equal to a patient's."""
     found = masks.sets[name]
-    return np.asarray(found.flagged | (np.minimum(found.distances[:, 0], masks.unseen[name]) <= _EQUAL))
+    return np.asarray(found.flagged | (np.minimum(found.distances[:, 0], masks.unseen[name]) <= SAME_MASK))
 
 
 def _facts(
@@ -204,12 +261,13 @@ def _facts(
     valid = [one for one in searches if one.controls.valid]
     sets = {}
     for cohort in samples:
+        decided = decisions(searches, cohort.name)
         copied = mask_copies(masks, cohort.name) if masks else np.zeros(len(cohort.cases), bool)
         sets[cohort.name] = {
             case.case_id: {
                 "files": case_files(case),
                 "voxels": case.voxels,
-                "flagged": [one.space.name for one in valid if one.sets[cohort.name].flagged[n]],
+                "flagged": [space for space, flags in decided.items() if flags[n]],
                 "mask_copy": bool(copied[n]) or bool(case.parents),
                 "nearest": {one.space.name: one.reference.train.ids[one.sets[cohort.name].nearest[n]] for one in valid},
             }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
 from itertools import product
@@ -19,12 +19,14 @@ from latentsynth.extractors.networks import Extractor
 from latentsynth.files import atomic_path
 from latentsynth.metrics.copying import Search
 from latentsynth.metrics.neighbours import nearest
+from latentsynth.metrics.parts import detail, nearest_by_parts
 from latentsynth.metrics.registration import describe, nearest_by_registration
 from latentsynth.metrics.structural import nearest_by_dice, nearest_by_ssim
 from latentsynth.provenance import fingerprint
 from latentsynth.tensors import write_tensors
 
-OWN = ("voxels", "ssim", "registered")  # feature spaces that need no network
+OWN = ("voxels", "ssim", "registered", "parts")  # feature spaces that need no network
+SAME_MASK = 0.02  # 1 - Dice of masks that differ by resampling alone
 _ALIGNED = 0.8  # share of patients that must come nearer to the others where they lie than moved
 _COMPARED = 40  # patients whose alignment is looked at
 _ASKED = 2  # neighbours that are searched at least: the second is asked for soon after the first
@@ -39,13 +41,19 @@ class FeatureSpace:
         search: Finds the nearest rows.
         unit: What the distance is.
         doubt: Why this feature space does not apply to these volumes, or "".
+        wide: Rows are whole volumes.
+        proportional: It is a distance between volumes themselves, of which the mean of two is half as far away as they are
+            apart, so that distances may be compared by their ratio.
+        same: Distance up to which two differ by resampling alone, where that is known.
     """
 
     extractor: Extractor
     search: Search = nearest
     unit: str = "Euclidean distance of features"
     doubt: str = ""
-    wide: bool = field(default=False)  # rows are whole volumes
+    wide: bool = False
+    proportional: bool = False
+    same: float = 0.0
 
     @property
     def name(self) -> str:
@@ -94,6 +102,15 @@ class Smoothed(Extractor):
         return torch.from_numpy(describe(image[0].numpy())).flatten()[None]
 
 
+class Detail(Extractor):
+    """The fine structure of a volume alone, of which a copied part keeps its own."""
+
+    name, fingerprint, preprocessing = "parts", "parts-1", "band of fine detail, of one strength everywhere"
+
+    def _features(self, image: Tensor) -> Tensor:
+        return torch.from_numpy(detail(image[0].numpy())).flatten()[None]
+
+
 class MaskVoxels(Extractor):
     """Label indices, given as an image of one channel."""
 
@@ -115,7 +132,7 @@ def voxel_space(training: VolumeCache) -> FeatureSpace:
             f"volumes of different patients are not aligned (only {share:.0%} of them are more alike where they lie than "
             "moved by an eighth of the grid), so voxels do not correspond"
         )
-    return FeatureSpace(extractor, nearest, "square root of 2 (1 - Pearson's r)", doubt, True)
+    return FeatureSpace(extractor, nearest, "square root of 2 (1 - Pearson's r)", doubt, True, True)
 
 
 def ssim_space(training: VolumeCache) -> FeatureSpace:
@@ -131,7 +148,17 @@ def registered_space(training: VolumeCache) -> FeatureSpace:
     shape = describe(training.volume(0).image).shape
     slow = partial(nearest_by_registration, shape=shape)
     search = remembered(slow, training.folder / "distances", Smoothed.fingerprint)
-    return FeatureSpace(Smoothed(), search, "square root of 2 (1 - |Pearson's r|) after registration", "", True)
+    return FeatureSpace(Smoothed(), search, "square root of 2 (1 - |Pearson's r|) after registration", "", True, True)
+
+
+def parts_space(training: VolumeCache) -> FeatureSpace:
+    """Correlation of the best third of the blocks, mirrored too: finds halves, thirds and mixtures of training cases."""
+    shape = detail(training.volume(0).image).shape
+    slow = partial(nearest_by_parts, shape=shape)
+    search = remembered(slow, training.folder / "distances", Detail.fingerprint)
+    return FeatureSpace(
+        Detail(), search, "square root of 2 (1 - mean |r| of the best third of the blocks)", "", True, True
+    )
 
 
 def remembered(search: Search, folder: Path, name: str) -> Search:
@@ -165,12 +192,13 @@ def remembered(search: Search, folder: Path, name: str) -> Search:
 
 def mask_space() -> FeatureSpace:
     """Overlap of label maps."""
-    return FeatureSpace(MaskVoxels(), nearest_by_dice, "1 - Dice over all labels", "", True)
+    return FeatureSpace(MaskVoxels(), nearest_by_dice, "1 - Dice over all labels", "", True, same=SAME_MASK)
 
 
 def own_space(name: str, training: VolumeCache) -> FeatureSpace:
     """One of :data:`OWN`, fitted to the training volumes."""
-    return {"voxels": voxel_space, "ssim": ssim_space, "registered": registered_space}[name](training)
+    spaces = {"voxels": voxel_space, "ssim": ssim_space, "registered": registered_space, "parts": parts_space}
+    return spaces[name](training)
 
 
 def alignment(volumes: np.ndarray) -> float:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.memorization.controls import text
-from latentsynth.evaluation.memorization.measures import CONTROL, CopySearch, PatientGroups
+from latentsynth.evaluation.memorization.joint import JOINT
+from latentsynth.evaluation.memorization.measures import CALIBRATION, CONTROL, CopySearch, PatientGroups
 from latentsynth.evaluation.memorization.reference import Measured
 from latentsynth.metrics.membership import Membership
 from latentsynth.results import Estimate, Table, TableCell
 
-VERDICTS = ("volumes", "space", "n", "copy rate", "expected", "discoveries", "verdict")
+VERDICTS = ("volumes", "space", "n", "copy rate", "expected", "discoveries", "near-exact", "p of the set", "verdict")
 _CLOSENESS = ("precision", "recall", "density", "coverage")
 
 
@@ -34,12 +35,51 @@ def copies(searches: Sequence[CopySearch], names: Sequence[str]) -> list[dict[st
             "rate": asdict(found.rate),
             "expected": found.expected,
             "discoveries": int(found.discovered.sum()),
+            "near_exact": int(found.near_exact.sum()),
+            "nearer": float(one.measures[name].nearer),
             "copied": bool(found.copied),
             "verdict": one.verdict(name) if name != CONTROL else "FAILS" if found.copied else "passes",
         }
         for one in searches
         for name, found in everything(one, names).items()
     ]
+
+
+@dataclass(frozen=True)
+class NearExact:
+    """A volume that is all but a training scan.
+
+    Attributes:
+        volumes: Name of its set, or what its patients are.
+        case: Its id.
+        twin: Id of the training case.
+        space: The feature space that says so.
+    """
+
+    volumes: str
+    case: str
+    twin: str
+    space: str
+
+
+def near_exact_volumes(searches: Sequence[CopySearch], names: Sequence[str]) -> list[NearExact]:
+    """All of them by valid feature spaces, of the synthetic sets first."""
+    valid = [one for one in searches if one.controls.valid]
+    found = [(name, one.reference.twins(one.sets[name]), one.space.name) for name in names for one in valid]
+    found += [(CONTROL, one.reference.twins(one.controls.control), one.space.name) for one in searches]
+    found += [(CALIBRATION, one.reference.calibration_twins, one.space.name) for one in searches]
+    return [NearExact(name, case, twin, space) for name, twins, space in found for case, twin in twins.items()]
+
+
+def near_exact(found: Sequence[NearExact]) -> Table | None:
+    """The same, for people."""
+    rows = [(one.volumes, one.case, one.twin, one.space) for one in found]
+    return Table(
+        "volumes that are all but training scans",
+        ("volumes", "case", "training case", "by"),
+        tuple(rows),
+        "at less than half the median distance of unseen patients. Real patients among them may be the same person at another visit",
+    ) if rows else None  # fmt: skip
 
 
 def verdicts(facts: Mapping[str, Any], without: Collection[str] = ()) -> Table:
@@ -56,18 +96,27 @@ def verdicts(facts: Mapping[str, Any], without: Collection[str] = ()) -> Table:
 def verdict_row(one: Mapping[str, Any]) -> tuple[TableCell, ...]:
     """One of :func:`copies` under the columns :data:`VERDICTS`."""
     rate, expected = Estimate.of(one["rate"]), text(one["expected"])
-    return one["set"], one["space"], one["n"], rate, expected, one["discoveries"], one["verdict"]
+    near = one["near_exact"], one["nearer"]
+    return one["set"], one["space"], one["n"], rate, expected, one["discoveries"], *near, one["verdict"]
 
 
 def verdicts_note(facts: Mapping[str, Any]) -> str:
     """What the numbers of :func:`verdicts` are."""
     level, patients = facts["level"], facts["calibration"]["patients"]
     least = min(1.0, 1 / (patients + 1) / level)
+    joint = any(one["space"] == JOINT for one in facts["copies"])
     return (
         f"copy rate: share at p <= {level:g} by {patients} calibration patients, patients or masks weighing alike, with its exact "
         "95 % interval over them (Clopper and Pearson); expected: 95 % beta-binomial interval of that share for patients that nobody copied; discoveries: left by "
         f"Benjamini and Hochberg at a false discovery rate of {level:g}; with {patients} calibration patients there "
-        f"are none before {least:.0%} of a set lie closer than all of them"
+        f"are none before {least:.0%} of a set lie closer than all of them; near-exact: volumes at less than half the median "
+        "distance of unseen patients; p of the set: rank test over patients of whether training patients lie nearer to it than "
+        "held-out ones"
+        + (
+            f"; {JOINT}: the nearest by any of the other spaces, with one rate of false alarms for all of them"
+            if joint
+            else ""
+        )
     )
 
 
