@@ -29,11 +29,14 @@ def runs(tmp_path: Path, reported: Reported, monkeypatch: pytest.MonkeyPatch) ->
     home = tmp_path / "runs"
     made = Manifest.load(reported.samples)
     real = [replace(made.cases[n], case_id=name, patient_id=name, source="real", parents=(), voxels=f"hash of {name}") for n, name in enumerate(("Ann", "Bob"))]  # fmt: skip
-    for case in real:
-        (home / "manifests").mkdir(parents=True, exist_ok=True)
+    (home / "manifests").mkdir(parents=True)
     replace(made, name="scans", cases=tuple(real)).save(home / "manifests" / "scans.json")
     learnt = Ledger.of([real[0]], KEY)
-    for place, ledger in (("ldm/checkpoint", learnt), ("made", learnt | Ledger.used(["Bob"], KEY)), ("other", Ledger())):
+    for place, ledger in (
+        ("ldm/checkpoint", learnt),
+        ("made", learnt | Ledger.used(["Bob"], KEY)),
+        ("other", Ledger()),
+    ):
         (home / place).mkdir(parents=True)
         ledger.save(home / place / LEDGER)
     (home / "ldm" / "checkpoint" / "config.json").write_text("{}")

@@ -35,7 +35,10 @@ def evaluate_reconstruction(
 
 @evaluate_app.command("segmenter")
 def evaluate_segmenter(
-    checkpoint: Annotated[Path, typer.Argument(help="Run or checkpoint folder of a segmenter")],
+    checkpoint: Annotated[
+        Path,
+        typer.Argument(help="Run or checkpoint folder of a segmenter, or folder of label maps CASE.nii.gz of another"),
+    ],
     manifest: Annotated[Path, typer.Argument(help="Manifest of annotated cases")],
     out: Out,
     split: RealSplit = "val",
@@ -70,7 +73,12 @@ def finish(result: Result, out: Path) -> None:
 
 @evaluate_app.command("obedience")
 def evaluate_obedience(
-    segmenter: Annotated[Path, typer.Option(help="Run or checkpoint folder of a segmenter trained on real patients")],
+    segmenter: Annotated[
+        Path,
+        typer.Option(
+            help="Run or checkpoint folder of a segmenter trained on real patients, or folder of label maps CASE.nii.gz that another found"
+        ),
+    ],
     samples: Annotated[list[str], typer.Option(help="Manifest of synthetic cases, or NAME=MANIFEST; repeatable")],
     out: Out,
     real: Annotated[Optional[Path], typer.Option(help="Manifest of real cases, to compare with")] = None,  # noqa: UP045
@@ -78,6 +86,10 @@ def evaluate_obedience(
     autoencoder: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="Run or checkpoint folder: also score the real cases after its reconstruction"),
+    ] = None,
+    like: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="With label maps: run or checkpoint folder whose grid they are compared on"),
     ] = None,
 ) -> None:
     """Do volumes show the masks they were made for? A real-trained segmenter re-segments them, beside its controls."""
@@ -103,7 +115,7 @@ def evaluate_obedience(
             )
             references.append(Cohort.load("reconstructed", made))
     cohorts = [Cohort.load(name, path, annotated=True) for name, path in map(named, samples)]
-    finish(evaluate(segmenter, cohorts, references, out, accelerator), out)
+    finish(evaluate(segmenter, cohorts, references, out, accelerator, like), out)
 
 
 @evaluate_app.command("fidelity")

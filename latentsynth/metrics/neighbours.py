@@ -69,3 +69,19 @@ def _checked(x: np.ndarray, name: str) -> np.ndarray:
         row = int(np.argmin(good))
         raise DataError(f"{name} row {row} is not finite, or beyond {_LARGEST:g}: look at it, or change extractor")
     return x
+
+
+def nearest_distinct(distances: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest rows of one query, each once, of several lists of neighbours.
+
+    The k nearest of all are among the k nearest of some list, so lists of k suffice.
+
+    Args:
+        distances: Of all lists, shape ``(L,)``.
+        rows: The row that each belongs to.
+        k: How many.
+    """
+    order = np.argsort(distances, kind="stable")
+    _, first = np.unique(rows[order], return_index=True)
+    kept = order[np.sort(first)[:k]]
+    return distances[kept], rows[kept]

@@ -93,6 +93,20 @@ class Segmenter:
         """Label indices ``(I, J, K)``, int16, of an image ``(C, I, J, K)`` in [-1, 1]."""
         return self.probabilities(image).argmax(0).astype(np.int16)
 
+    def found(self, case: Case, image: np.ndarray) -> np.ndarray:
+        """The same of a case that was brought to the grid by :attr:`recipe`."""
+        return self.on_grid(image)
+
+    @property
+    def remark(self) -> str:
+        """What a measurement should say of it, or ""."""
+        synthetic = self.trained_on.get("synthetic", 0)
+        return (
+            f"the segmenter was trained on {synthetic} synthetic cases: a segmenter that measures should know real patients alone"
+            if synthetic
+            else ""
+        )
+
     def frame(self, case: Case, whole: bool) -> Frame:
         """Where to look for labels in a scan.
 
@@ -128,6 +142,12 @@ class Segmenter:
         """
         native = [nifti.read(path) for path in case.images]
         return window_channels(native, self.domain.grid.windows, frame, case.images, case.limits)[0]
+
+    def look(self, case: Case, whole: bool) -> tuple[np.ndarray, Frame, np.ndarray]:
+        """A scan as the segmenter sees it, in [-1, 1], where that lies, and the label indices that it finds there."""
+        frame = self.frame(case, whole)
+        image = self.image(case, frame)
+        return image, frame, self.on_grid(image)
 
     def segment(self, case: Case, whole: bool = True) -> tuple[np.ndarray, np.ndarray]:
         """Label values of a scan on its own grid.

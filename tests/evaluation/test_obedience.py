@@ -391,7 +391,9 @@ def test_training_patients_are_no_reference(
 ) -> None:
     real = cohort("real", painted["real"])
     with pytest.raises(DataError, match="was trained on 2 of these 8 cases"):
-        evaluate_obedience(reader(seen=real.cases[3:5]), [], [real], tmp_path / "out", cpu)
+        evaluate_obedience(
+            reader(seen=real.cases[3:5]), [cohort("honest", painted["honest"])], [real], tmp_path / "out", cpu
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -400,7 +402,13 @@ def test_training_patients_among_synthetic_cases_are_no_reference(
 ) -> None:
     mixed = replace(painted["real"], cases=(*painted["real"].cases, painted["honest"].cases[0]))
     with pytest.raises(DataError, match="was trained on"):
-        evaluate_obedience(reader(seen=painted["real"].cases), [], [cohort("real", mixed)], tmp_path / "out", cpu)
+        evaluate_obedience(
+            reader(seen=painted["real"].cases),
+            [cohort("honest", painted["honest"])],
+            [cohort("real", mixed)],
+            tmp_path / "out",
+            cpu,
+        )
 
 
 def test_what_the_judge_knows_is_said(

@@ -189,12 +189,22 @@ def test_slow_searches_are_remembered_by_what_they_compare(tmp_path: Path) -> No
     assert len(asked) == 6
 
 
-def test_masks_are_compared_by_overlap() -> None:
+def test_masks_are_compared_by_overlap_as_they_lie_and_mirrored() -> None:
     masks = (blobs(6, 3) > -1).astype(np.float32)
-    space = mask_space()
+    space = mask_space(masks.shape[2:])
     distances, found = space.search(rows(space, masks), rows(space, masks), 2)
     np.testing.assert_array_equal(found[:, 0], np.arange(6))
     assert (distances[:, 0] == 0).all()
-    other = 2 * np.logical_and(masks[0], masks[1]).sum() / (masks[0].sum() + masks[1].sum())
+    assert (found[:, 0] != found[:, 1]).all()
+
+    def dice(a: np.ndarray, b: np.ndarray) -> float:
+        return float(2 * np.logical_and(a, b).sum() / (a.sum() + b.sum()))
+
+    ways = [masks[1], masks[1][:, ::-1], masks[1][:, :, ::-1]]
     alone = space.search(rows(space, masks[:1]), rows(space, masks[1:2]), 1)[0].item()
-    assert alone == pytest.approx(1 - other)
+    assert alone == pytest.approx(1 - max(dice(masks[0], way) for way in ways))
+    for axis in (1, 2):
+        turned = np.flip(masks, 1 + axis).copy()
+        distances, found = space.search(rows(space, turned), rows(space, masks), 1)
+        assert (distances[:, 0] == 0).all()
+        np.testing.assert_array_equal(found[:, 0], np.arange(6))

@@ -15,6 +15,7 @@ from latentsynth.evaluation.memorization.reference import nearest_patients
 from latentsynth.evaluation.memorization.spaces import FeatureSpace
 from latentsynth.extractors.networks import Extractor
 from latentsynth.metrics.copying import Search
+from latentsynth.metrics.neighbours import nearest_distinct
 from latentsynth.provenance import fingerprint
 
 JOINT = "joint"
@@ -75,7 +76,7 @@ def join(spaces: Sequence[FeatureSpace], train: Sequence[Features]) -> FeatureSp
             [one.standardised(distance) for one, (distance, _) in zip(scales, found, strict=True)], 1
         )
         rows = np.concatenate([row for _, row in found], 1)
-        nearest = [_nearest(*pair, k) for pair in zip(scores, rows, strict=True)]
+        nearest = [nearest_distinct(*pair, k) for pair in zip(scores, rows, strict=True)]
         # Above the middle the distance grows like the score, below it falls to nought.
         return np.logaddexp(0, np.stack([score for score, _ in nearest])), np.stack([row for _, row in nearest])
 
@@ -95,11 +96,3 @@ def _scale(space: FeatureSpace, train: Features) -> _Scale:
         return _Scale(space.search, 0.0, 1.0)
     low, middle, high = np.quantile(known, (0.25, 0.5, 0.75))
     return _Scale(space.search, float(middle), max(float(high - low) / _QUARTILES, _NARROWEST))
-
-
-def _nearest(scores: np.ndarray, rows: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows with the smallest scores, each row once: the k nearest of all are among the k nearest of some space."""
-    order = np.argsort(scores, kind="stable")
-    _, first = np.unique(rows[order], return_index=True)
-    kept = order[np.sort(first)[:k]]
-    return scores[kept], rows[kept]

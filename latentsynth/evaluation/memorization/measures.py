@@ -208,7 +208,7 @@ def search_mask_copies(
     Raises:
         DataError: Too few held-out patients for the level.
     """
-    space = mask_space()
+    space = mask_space(_mask(caches[groups.train.name], 0).shape[1:])
     features = {
         cohort.name: extract([space.extractor], cohort, caches[cohort.name], accelerator, _mask)[space.name]
         for cohort in (*groups.all, *samples)

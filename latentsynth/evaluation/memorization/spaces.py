@@ -18,7 +18,7 @@ from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.extractors.networks import Extractor
 from latentsynth.files import atomic_path
 from latentsynth.metrics.copying import Search
-from latentsynth.metrics.neighbours import nearest
+from latentsynth.metrics.neighbours import nearest, nearest_distinct
 from latentsynth.metrics.parts import detail, nearest_by_parts
 from latentsynth.metrics.registration import describe, nearest_by_registration
 from latentsynth.metrics.structural import nearest_by_dice, nearest_by_ssim
@@ -190,9 +190,23 @@ def remembered(search: Search, folder: Path, name: str) -> Search:
     return look
 
 
-def mask_space() -> FeatureSpace:
-    """Overlap of label maps."""
-    return FeatureSpace(MaskVoxels(), nearest_by_dice, "1 - Dice over all labels", "", True, same=SAME_MASK)
+def mask_space(shape: Sequence[int]) -> FeatureSpace:
+    """Overlap of label maps, mirrored left-right or front-back too.
+
+    Args:
+        shape: Of a label map, ``(I, J, K)``.
+    """
+
+    def search(queries: np.ndarray, reference: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        volumes = reference.reshape(-1, *shape)
+        ways = [volumes, volumes[:, ::-1], volumes[:, :, ::-1]]
+        found = [nearest_by_dice(queries, np.ascontiguousarray(way).reshape(reference.shape), k) for way in ways]
+        distances, rows = (np.concatenate(part, 1) for part in zip(*found, strict=True))
+        nearest_rows = [nearest_distinct(*pair, k) for pair in zip(distances, rows, strict=True)]
+        return np.stack([d for d, _ in nearest_rows]), np.stack([row for _, row in nearest_rows])
+
+    unit = "1 - Dice over all labels"
+    return FeatureSpace(MaskVoxels(), search, unit, "", True, same=SAME_MASK)
 
 
 def own_space(name: str, training: VolumeCache) -> FeatureSpace:

@@ -25,6 +25,7 @@ from latentsynth.evaluation.cohorts import (
     rng,
 )
 from latentsynth.evaluation.obedience.intensities import Intensities, contrasts, distances, draw, intensities_of
+from latentsynth.evaluation.segmentation.predictions import Predictions, open_segmenter
 from latentsynth.evaluation.segmentation.strata import DIAMETERS, SizeBins, recall_by_diameter
 from latentsynth.evaluation.sheets import same_masks, shared_patients
 from latentsynth.figures import Tile, contact_sheet
@@ -62,31 +63,35 @@ class Answer:
 
 
 def evaluate_obedience(
-    path: Path, samples: Sequence[Cohort], references: Sequence[Cohort], out: Path, accelerator: Accelerator
+    path: Path,
+    samples: Sequence[Cohort],
+    references: Sequence[Cohort],
+    out: Path,
+    accelerator: Accelerator,
+    like: Path | None = None,
 ) -> Result:
     """Measures how well volumes show the masks they were made for.
 
     Args:
-        path: Run or checkpoint folder of a segmenter that was trained on real patients.
+        path: Run or checkpoint folder of a segmenter that was trained on real patients, or folder of the label maps that
+            another program found in all of the volumes.
         samples: Synthetic cohorts.
         references: Real patients the segmenter never saw, first, and whatever else should stand beside the samples
             (reconstructions of the same patients); may be empty.
         out: Folder for ``obedience.json``, ``obedience.csv`` and pictures.
         accelerator: The processes that share the cases.
+        like: For label maps, run or checkpoint folder whose grid they are compared on; None chooses one.
 
     Raises:
         DataError: A cohort does not fit the segmenter, or it was trained on the real patients.
         CheckpointError: No segmenter there.
     """
-    model = Segmenter.from_pretrained(path).to(accelerator.device)
-    notes = []
-    if model.trained_on.get("synthetic", 0):
-        notes.append(
-            f"the segmenter was trained on {model.trained_on['synthetic']} synthetic cases: a segmenter that measures should know real "
-            "patients alone"
-        )
     cohorts = [*references, *samples]
     check_names(cohorts)
+    if not samples:
+        raise DataError("no synthetic cohort was given: give at least one, --samples NAME=MANIFEST")
+    model = open_segmenter(path, cohorts[0].manifest, like).to(accelerator.device)
+    notes = [model.remark] if model.remark else []
     for cohort in cohorts:
         model.check(cohort.manifest.channels, cohort.manifest.labels, cohort.name)
         real = [case for case in cohort.cases if case.source == "real"]
@@ -97,8 +102,6 @@ def evaluate_obedience(
     notes += chosen_on(everyone)
     for cohort in samples:
         notes += [*generator_saw(everyone, cohort), *other_spacing(everyone, cohort)]
-    if not samples:
-        raise DataError("no synthetic cohort was given: give at least one, --samples NAME=MANIFEST")
     if accelerator.is_main_process:
         open_results(out)
     answers = {cohort.name: _answers(model, cohort, accelerator) for cohort in cohorts}
@@ -113,7 +116,7 @@ def evaluate_obedience(
     return result
 
 
-def _parents_seen(model: Segmenter, cohort: Cohort) -> list[str]:
+def _parents_seen(model: Segmenter | Predictions, cohort: Cohort) -> list[str]:
     """A note where masks belong to patients that the segmenter was trained on: it may know their shapes."""
     made = [case for case in cohort.cases if case.source != "real" and case.parents]
     parents = [replace(case, patient_id=case.parents[0], voxels="") for case in made]
@@ -123,7 +126,7 @@ def _parents_seen(model: Segmenter, cohort: Cohort) -> list[str]:
     return [f"{cohort.name}: {len(seen)} of {len(cohort.cases)} masks come from patients the segmenter was trained on"]
 
 
-def _answers(model: Segmenter, cohort: Cohort, accelerator: Accelerator) -> list[Answer]:
+def _answers(model: Segmenter | Predictions, cohort: Cohort, accelerator: Accelerator) -> list[Answer]:
     lesions = model.domain.lesion_indices
     voxel_ml = float(np.prod(model.domain.grid.spacing_mm)) / 1000
 
@@ -132,7 +135,7 @@ def _answers(model: Segmenter, cohort: Cohort, accelerator: Accelerator) -> list
         assert volume.mask is not None
         inside = np.isin(volume.mask, lesions)
         ml = float(inside.sum()) * voxel_ml * volume.zoom**3
-        found = model.on_grid(volume.image)
+        found = model.found(cohort.cases[n], volume.image)
         score = mean_dice(volume.mask, found, len(model.domain.labels))
         spacing = [mm * volume.zoom for mm in model.domain.grid.spacing_mm]
         pieces = lesion_scores(inside, np.isin(found, lesions), spacing)
@@ -159,7 +162,7 @@ def exchanged(answers: Sequence[Answer], patients: Sequence[str], labels: int) -
 
 
 def _result(
-    model: Segmenter,
+    model: Segmenter | Predictions,
     cohorts: Sequence[Cohort],
     references: int,
     answers: dict[str, list[Answer]],
@@ -227,7 +230,7 @@ def _result(
     return Result("obedience", "Do volumes show the masks they were made for?", facts, tuple(tables), tuple(pictures), tuple(notes), splits=reference.splits if reference else ())  # fmt: skip
 
 
-def _by_label(model: Segmenter, cohorts: Sequence[Cohort], answers: dict[str, list[Answer]]) -> Table:
+def _by_label(model: Segmenter | Predictions, cohorts: Sequence[Cohort], answers: dict[str, list[Answer]]) -> Table:
     names = model.domain.labels.names
     rows: list[tuple[TableCell, ...]] = [
         (cohort.name, *(
@@ -283,7 +286,7 @@ def _lesions(cohorts: Sequence[Cohort], answers: dict[str, list[Answer]]) -> Tab
 
 def _write(
     out: Path,
-    model: Segmenter,
+    model: Segmenter | Predictions,
     cohorts: Sequence[Cohort],
     references: int,
     answers: dict[str, list[Answer]],

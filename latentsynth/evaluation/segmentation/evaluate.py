@@ -14,6 +14,7 @@ from latentsynth.data import nifti
 from latentsynth.data.cache.volumes import read_mask, to_index
 from latentsynth.data.frames import resample
 from latentsynth.evaluation.cohorts import Cohort, check_new, chosen_on, rng
+from latentsynth.evaluation.segmentation.predictions import Predictions, open_segmenter
 from latentsynth.evaluation.segmentation.scores import UNION, SegmentationScores, plain, score_case
 from latentsynth.evaluation.segmentation.strata import DIAMETERS, SizeBins, recall_by_diameter
 from latentsynth.figures import Tile, contact_sheet
@@ -38,7 +39,7 @@ def evaluate_segmenter(
     """Segments the cases of a split and scores them on their own voxel grids.
 
     Args:
-        path: Run or checkpoint folder of a segmenter.
+        path: Run or checkpoint folder of a segmenter, or folder of the label maps that another program found.
         manifest_path: Annotated cases.
         out: Folder for ``segmenter.json``, ``segmenter.csv`` and ``segmenter.png``.
         accelerator: The processes that share the cases.
@@ -51,11 +52,12 @@ def evaluate_segmenter(
         DataError: The cohort does not fit the segmenter, or it was trained on these patients.
         CheckpointError: No segmenter there.
     """
-    model = Segmenter.from_pretrained(path).to(accelerator.device)
     cohort = Cohort.load("cases", manifest_path, (split,), annotated=True)
+    model = open_segmenter(path, cohort.manifest).to(accelerator.device)
     model.check(cohort.manifest.channels, cohort.manifest.labels, manifest_path)
     notes = check_new(cohort.cases, *model.ledger.seen(cohort.cases), "the segmenter", allowed=split == "train")
     notes += chosen_on(cohort.cases)
+    notes += [model.remark] if isinstance(model, Predictions) else []
     whole = region == "scan" or (region == "auto" and model.domain.framing.crop == "whole")
     if not whole and model.domain.framing.crop == "lesion":
         notes.append("the segmenter was shown a crop centred on the annotated lesion; it did not have to find it")
@@ -87,7 +89,12 @@ def evaluate_segmenter(
 
 
 def _result(
-    model: Segmenter, cohort: Cohort, rows: list[SegmentationScores], tolerance: float, whole: bool, notes: list[str]
+    model: Segmenter | Predictions,
+    cohort: Cohort,
+    rows: list[SegmentationScores],
+    tolerance: float,
+    whole: bool,
+    notes: list[str],
 ) -> Result:
     names = list(dict.fromkeys(row.label for row in rows))
     by_label = {name: [row for row in rows if row.label == name] for name in names}
@@ -187,7 +194,9 @@ def _mean(rows: list[SegmentationScores], key: str) -> Estimate:
     return Estimate(*mean_interval([getattr(row, key) for row in rows], patients, rng(), bounds=bounds))
 
 
-def _sheet(path: Path, model: Segmenter, cohort: Cohort, rows: list[SegmentationScores], whole: bool) -> None:
+def _sheet(
+    path: Path, model: Segmenter | Predictions, cohort: Cohort, rows: list[SegmentationScores], whole: bool
+) -> None:
     """Picture of the best, median and worst case, annotation beside what was found, in the segmenter's own frame."""
     overall: dict[str, float] = {}
     for case in cohort.cases:
@@ -202,11 +211,10 @@ def _sheet(path: Path, model: Segmenter, cohort: Cohort, rows: list[Segmentation
     for name, word in sorted(chosen.items(), key=lambda pair: order.index(pair[0])):
         case = next(case for case in cohort.cases if case.case_id == name)
         assert case.mask is not None
-        frame = model.frame(case, whole)
-        image = model.image(case, frame)
+        image, frame, found = model.look(case, whole)
         reference, affine = read_mask(case.mask, model.domain.labels)
         nearest = resample(reference, affine, frame, 0, smooth=False, order=0)  # a picture needs no coverage
-        wanted, found = to_index(nearest, model.domain.labels), model.on_grid(image)
+        wanted = to_index(nearest, model.domain.labels)
         tiles.append(
             [Tile(f"{word}: {name}, annotated", image, wanted), Tile(f"found, Dice {overall[name]:.3f}", image, found)]
         )
