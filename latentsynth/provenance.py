@@ -172,8 +172,9 @@ class Ledger:
 
     @classmethod
     def beside(cls, manifest: Path | str) -> Ledger:
-        """The ledger that stands beside a manifest of synthetic cases; empty where there is none."""
-        file = Path(manifest).parent / LEDGER
+        """The ledger that stands beside a manifest of synthetic cases, or in their folder; empty where there is none."""
+        place = Path(manifest)
+        file = (place if place.is_dir() else place.parent) / LEDGER
         return cls.load(file) if file.is_file() else cls()
 
 

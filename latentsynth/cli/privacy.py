@@ -64,7 +64,9 @@ def memorization(
 
 @app.command("filter", rich_help_panel=SHARE)
 def filter_copies(
-    samples: Annotated[Path, typer.Argument(help="Manifest of synthetic cases")],
+    samples: Annotated[
+        Path, typer.Argument(help="Manifest of synthetic cases, or folder of NIfTI files of any program")
+    ],
     out: Annotated[Path, typer.Option(help="Manifest to write, a .json file")],
     report: Annotated[Optional[Path], typer.Option(help="memorization.json made for these files: drops copies")] = None,  # noqa: UP045
     segmenter: Annotated[
@@ -100,7 +102,9 @@ def filter_copies(
 
 @app.command(rich_help_panel=SHARE)
 def export(
-    samples: Annotated[Path, typer.Argument(help="Manifest of synthetic cases")],
+    samples: Annotated[
+        Path, typer.Argument(help="Manifest of synthetic cases, or folder of NIfTI files of any program")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write, for sharing")],
     licence: Annotated[str, typer.Option(help="Under which licence the volumes are shared, for example CC-BY-4.0")],
     report: Annotated[Optional[Path], typer.Option(help="memorization.json made for these files")] = None,  # noqa: UP045
@@ -116,11 +120,11 @@ def export(
     """Pack a synthetic set for sharing: volumes, masks, data card. Refuses without a report on exactly these files."""
     plain_text("--licence", licence)
     plain_text("--without-privacy-report", without_privacy_report)
-    from latentsynth.data.manifest import Manifest
+    from latentsynth.evaluation.inputs import synthetic_set
     from latentsynth.sharing.export import export_set
 
     card = export_set(samples, out, licence, report, mask_copies, without_privacy_report)
-    values = Manifest.load(samples).labels.values
+    values = synthetic_set(samples).labels.values
     if values != tuple(range(len(values))):
         say("labels were renumbered to be consecutive, as nnU-Net asks: the card says which")
     say(str(card))
@@ -164,3 +168,18 @@ def ledger(
         say("patient ids were not compared, scans alone: the project's key is missing")
     for file in traces.unread:
         say(f"{file} cannot be read, so it may hold the patient")
+
+
+@app.command(rich_help_panel=SHARE)
+def nnunet(
+    real: Annotated[Path, typer.Argument(help="Manifest of the patients, split into train, val and test")],
+    samples: Annotated[list[Path], typer.Argument(help="Manifests or folders of synthetic sets")],
+    out: Annotated[Path, typer.Option(help="Folder to write, nnUNet_raw/DatasetNNN_NAME")],
+) -> None:
+    """Write an nnU-Net dataset of real and synthetic patients, with a split that validates on real ones alone."""
+    from latentsynth.sharing.nnunet import write_dataset
+
+    splits = write_dataset(real, samples, out)
+    say(
+        f"{out}\nafter nnUNetv2_plan_and_preprocess copy {splits} into nnUNet_preprocessed/{out.name}, and train fold 0"
+    )

@@ -16,8 +16,18 @@ Millimetres = Annotated[float, Field(gt=0)]
 FOLDS = 0.4
 
 
+USUAL_MM = 18.0  # diameter of a lesion that the lengths below are made for
+_LENGTHS = (
+    "elastic_mm", "control_mm", "shift_mm", "grow_mm", "shrink_mm", "smooth_mm", "gap_mm", "bridge_mm",
+)  # fmt: skip
+
+
 class DeformConfig(Strict):
-    """How real masks are changed; with every amount 0 they stay as they are."""
+    """How real masks are changed; with every amount 0 they stay as they are.
+
+    Lengths hold for lesions of up to 18 mm in diameter, the ball of their volume, and grow in proportion for larger ones: a
+    tumour of 100 mm that is bent by 4 mm is still the patient's own.
+    """
 
     draw: Literal["random", "turn"] = Field("random", description="which mask a seed takes: any, or one after another")
     elastic_mm: NotNegative = Field(4.0, description="largest elastic displacement along each axis, mm")
@@ -37,6 +47,12 @@ class DeformConfig(Strict):
         8.0, description="most that a wanted volume may differ from the mask's own, as a factor"
     )
 
+    reject_copies: bool = Field(
+        True,
+        description="leave out masks that overlap theirs more than nine in ten patients overlap anybody else; what is too alike "
+        "is bent more strongly first",
+    )
+
     @model_validator(mode="after")
     def _folds(self) -> DeformConfig:
         if self.elastic_mm > FOLDS * self.control_mm:
@@ -45,6 +61,11 @@ class DeformConfig(Strict):
                 f"{FOLDS:g} of control_mm, {FOLDS * self.control_mm:g}"
             )
         return self
+
+    def sized(self, diameter_mm: float, strength: float = 1.0) -> DeformConfig:
+        """The same change of a lesion of this diameter, or one that is stronger."""
+        factor = strength * max(1.0, diameter_mm / USUAL_MM)
+        return self.model_copy(update={name: factor * getattr(self, name) for name in _LENGTHS})
 
     @property
     def changes(self) -> bool:

@@ -49,6 +49,18 @@ def open_cohort(
     return cohort
 
 
+def synthetic_set(source: Path) -> Manifest:
+    """A synthetic set: a manifest, the folder of one, or a plain folder of another program's files.
+
+    Raises:
+        DataError: Nothing there.
+    """
+    if not source.is_dir():
+        return Manifest.load(source)
+    own = source / "manifest.json"
+    return Manifest.load(own) if own.is_file() else open_cohort(source.name, source, real=False).manifest
+
+
 def halves(heldout: Cohort) -> tuple[Cohort, Cohort]:
     """Held-out patients in two halves at random, always the same for the same patients: calibration and control.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -27,10 +27,18 @@ from latentsynth.masks.placement import (
 )
 from latentsynth.masks.reshaping import reshaped
 from latentsynth.masks.roughness import bounded_field
+from latentsynth.metrics.shapes import cells_of, centroid_mm, overlaps
 from latentsynth.provenance import Ledger, fingerprint
 from latentsynth.randomness import Stream, generator
 from latentsynth.types import Labels
 
+_CELL_MM, _CELLS = (
+    4.0,
+    512,
+)  # edge of the cells that overlap is measured on, and how many a lesion fills if they are smaller
+_ALIKE = 0.9  # quantile of the overlap of patients with their nearest other one
+_STRENGTHS = (1.0, 1.5, 2.25)  # times the amounts of the configuration, one after the other
+_COPY = "nearer to its source than patients are to each other"
 _LOST = 0.05  # share of a lesion that may leave the field of view
 _WORLD = {"left-right": 0, "back-front": 1, "feet-head": 2}
 
@@ -68,6 +76,43 @@ class _Source:
         own = np.where(self.lesion > 0, self.lesion, self.anatomy)
         box = tuple(slice(c, c + n) for c, n in zip(self.corner, own.shape, strict=True))
         return np.count_nonzero(values) == np.count_nonzero(own) and np.array_equal(values[box], own)
+
+
+@dataclass(frozen=True)
+class _Likeness:
+    """How alike the lesions of different patients are, and which masks are more alike to theirs than that.
+
+    Overlap is measured on cubic cells with centroids in one place, as ``evaluate masks`` does.
+    """
+
+    edge_mm: float
+    lesions: tuple[int, ...]
+    cells: Mapping[str, np.ndarray]
+    most: float
+
+    @classmethod
+    def of(cls, maps: Sequence[LabelMap], lesions: Sequence[int]) -> _Likeness:
+        lesions = tuple(lesions)
+        edge_mm = min(
+            _CELL_MM, (1000 * float(np.median([made.volume_ml(lesions) for made in maps])) / _CELLS) ** (1 / 3)
+        )
+        cells = {made.name: _centred(made, lesions, edge_mm) for made in maps}
+        people = np.array([" ".join(made.parents) or made.name for made in maps])
+        others = people[:, None] != people  # two scans of one patient are alike
+        most = 1.0
+        if others.any():
+            table = np.where(others, overlaps(list(cells.values()), list(cells.values())), 0)
+            most = float(np.quantile(table.max(1), _ALIKE))
+        return cls(edge_mm, lesions, cells, most)
+
+    def copies(self, made: LabelMap, source: str) -> bool:
+        """Whether a map overlaps its source more than all but a tenth of the patients overlap anybody else."""
+        return bool(overlaps([_centred(made, self.lesions, self.edge_mm)], [self.cells[source]])[0, 0] > self.most)
+
+
+def _centred(made: LabelMap, lesions: tuple[int, ...], edge_mm: float) -> np.ndarray:
+    mask = made.of(lesions)
+    return cells_of(mask, made.affine, edge_mm, np.array(centroid_mm(mask, made.affine)))
 
 
 class Deformed(MaskMaker):
@@ -111,6 +156,7 @@ class Deformed(MaskMaker):
         self.labels, self.lesions, self.inside = labels, tuple(lesions), tuple(inside)
         self.config, self.ledger = config, ledger
         self._sources = [_Source.of(made, lesions, inside) for made in maps]
+        self._likeness = _Likeness.of(maps, lesions)
         self.fingerprint = fingerprint(
             ["deformed", config.model_dump(mode="json"), self.lesions, self.inside, [digest(made) for made in maps]]
         )
@@ -147,8 +193,21 @@ class Deformed(MaskMaker):
             if not sources:
                 return Rejected("no mask near this volume")
         source = sources[seed % len(sources) if self.config.draw == "turn" else int(rng.integers(len(sources)))]
+        strict = self.config.changes and self.config.reject_copies
+        made: LabelMap | Rejected = Rejected(_COPY)
+        for strength in _STRENGTHS if strict else _STRENGTHS[:1]:
+            made = self._changed(rng, source, wanted, target_ml, strength)
+            if isinstance(made, LabelMap) and not (strict and self._likeness.copies(made, source.name)):
+                return replace(made, name=f"{source.name}, seed {seed}")
+        return made if isinstance(made, Rejected) else Rejected(_COPY)
+
+    def _changed(
+        self, rng: np.random.Generator, source: _Source, wanted: Wanted, target_ml: float | None, strength: float
+    ) -> LabelMap | Rejected:
+        """A mask changed once, by lengths that suit the size of its lesion times a strength."""
         growth = 1.0 if target_ml is None else (target_ml / source.lesion_ml) ** (1 / 3)
-        corner, anatomy, lesion, lost = _bent(rng, source, self.config, growth)
+        config = self.config.sized(2 * (3 * 1000 * source.lesion_ml / (4 * np.pi)) ** (1 / 3), strength)
+        corner, anatomy, lesion, lost = _bent(rng, source, config, growth)
         if lost > _LOST:
             return Rejected("leaves the field of view")
         room = room_in(anatomy, self.inside)
@@ -160,7 +219,7 @@ class Deformed(MaskMaker):
             voxels = whole_voxels(target_ml, source.voxel_ml, wanted)
             if not voxels:
                 return Rejected("no whole number of voxels")
-        taken = reshaped(rng, shaped, room, source.spacing_mm, self.config, wanted.lesions, voxels)
+        taken = reshaped(rng, shaped, room, source.spacing_mm, config, wanted.lesions, voxels)
         if taken is None:
             return Rejected("no room for this volume")
         if not taken.any():
@@ -173,7 +232,7 @@ class Deformed(MaskMaker):
                 values = np.flip(values, axis)
         if self.config.changes and source.shows(values):
             return Rejected("same as its source")
-        return LabelMap(f"{source.name}, seed {seed}", np.ascontiguousarray(values), source.affine, source.parents)
+        return LabelMap(source.name, np.ascontiguousarray(values), source.affine, source.parents)
 
 
 def _voxel_axes(affine: np.ndarray, world_axes: Sequence[str]) -> list[int]:

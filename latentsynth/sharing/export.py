@@ -14,6 +14,7 @@ from latentsynth.data.exchange.samples import describe
 from latentsynth.data.identity import check_files
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
+from latentsynth.evaluation.inputs import synthetic_set
 from latentsynth.evaluation.memorization.tables import verdicts as verdicts_table
 from latentsynth.files import atomic_path, write_text
 from latentsynth.outputs import free_name
@@ -41,7 +42,7 @@ def export_set(
     No parents, no ledger and no original case names are exported: those name patients.
 
     Args:
-        samples: Manifest of the set.
+        samples: Manifest of the set, or its folder, also one of another program.
         out: Folder to write; new or empty.
         licence: Printed in the card.
         report: ``memorization.json`` made for exactly these files and the generator's training set.
@@ -55,7 +56,7 @@ def export_set(
         DataError: Real cases; no report and no reason; a report of other files or another training set, or that cannot
             be valid; flagged volumes or masks; a folder that exists.
     """
-    manifest = Manifest.load(samples)
+    manifest = synthetic_set(samples)
     real = [case.case_id for case in manifest.cases if case.source == "real"]
     if real:
         raise DataError(f"{samples} holds {len(real)} real cases ({real[0]}): export synthetic volumes alone")

@@ -12,6 +12,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError, LatentsynthError
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.features import volumes
+from latentsynth.evaluation.inputs import synthetic_set
 from latentsynth.evaluation.memorization.report import FACTS, KIND, case_files
 from latentsynth.metrics.surfaces import mean_dice
 from latentsynth.outputs import claim_file
@@ -27,7 +28,7 @@ def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = 
     """Writes a manifest of the volumes that no valid feature space flagged, and ``NAME_dropped.csv`` beside it.
 
     Args:
-        samples: Manifest of the set.
+        samples: Manifest of the set, or its folder, also one of another program.
         report: ``memorization.json`` made for its files.
         out: Manifest to write; the files stay where they are.
         drop_mask_copies: Also drop volumes whose mask is a patient's, or a copy of a training patient's.
@@ -111,7 +112,7 @@ def _opened(samples: Path, out: Path) -> Manifest:
         )
     if out.name == LEDGER:
         raise DataError(f"{out} would stand where a ledger does: give another --out")
-    manifest = Manifest.load(samples)
+    manifest = synthetic_set(samples)
     claim_file(out, manifest.kind)
     if out.exists() and not _synthetic(out):
         raise DataError(f"{out} is a manifest of real cases: give another --out")
@@ -131,8 +132,8 @@ def _keep(samples: Path, manifest: Manifest, reasons: dict[str, str], out: Path,
     if not kept:
         raise DataError(f"every volume of {samples} is flagged by {cure}")
     replace(manifest, name=out.parent.name, cases=kept).save(out)
-    ledger = samples.parent / LEDGER
-    if ledger.is_file() and out.parent.resolve() != samples.parent.resolve():
+    home = samples if samples.is_dir() else samples.parent
+    if (home / LEDGER).is_file() and out.parent.resolve() != home.resolve():
         # Whoever trains on these volumes must know whom they come from; another set there keeps its own entries.
         (Ledger.beside(samples) | Ledger.beside(out)).save(out.parent / LEDGER)
     dropped = [(name, why) for name, why in reasons.items() if why]

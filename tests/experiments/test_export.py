@@ -13,12 +13,14 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
+from accelerate import Accelerator
 from reported_set import COPIES, FRESH, Reported
 
 from latentsynth.data import nifti
 from latentsynth.data.identity import volume_hash
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
+from latentsynth.evaluation.memorization.evaluate import measure_memorization
 from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.sharing.export import export_set
 from latentsynth.sharing.filter import filter_set
@@ -273,3 +275,24 @@ def test_a_report_of_an_older_version_is_refused(reported: Reported, tmp_path: P
     refuses(
         "is of an older version and lacks copies, notes", reported.fresh, tmp_path / "out", tmp_path / "report.json"
     )
+
+
+def test_a_plain_folder_is_filtered_and_exported_as_it_was_measured(
+    reported: Reported, tmp_path: Path, cpu: Accelerator
+) -> None:
+    """Files of another program, without a manifest: three are copies."""
+    folder = tmp_path / "theirs"
+    for case in Manifest.load(reported.samples).cases:
+        if case.case_id in (*FRESH, *COPIES):
+            nifti.write(folder / f"{case.case_id}.nii.gz", *nifti.read(case.images[0]))
+    measure_memorization(
+        reported.real, reported.real, [("theirs", folder)], tmp_path / "report", cpu, ("voxels",), level=0.1,
+        cache=tmp_path / "cache",
+    )  # fmt: skip
+    report = tmp_path / "report" / "memorization.json"
+    with pytest.raises(DataError, match="3 of 8 volumes are flagged"):
+        export_set(folder, tmp_path / "shared", "CC0", report)
+    assert filter_set(folder, report, tmp_path / "kept.json") == (5, 3)
+    assert {case.case_id for case in Manifest.load(tmp_path / "kept.json").cases} == set(FRESH)
+    export_set(tmp_path / "kept.json", tmp_path / "shared", "CC0", report)
+    assert len(list((tmp_path / "shared" / "imagesTr").iterdir())) == len(FRESH)

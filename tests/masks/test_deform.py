@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from latentsynth.masks.deform import Deformed
 from latentsynth.masks.reshaping import bridged, cut
 from latentsynth.masks.roughness import bounded_field, unit_field
 from latentsynth.metrics.lesions import components
+from latentsynth.metrics.shapes import cells_of, centroid_mm, overlaps
 from latentsynth.metrics.surfaces import dice
 from latentsynth.provenance import Ledger
 from latentsynth.strict import build
@@ -34,7 +36,7 @@ def lesion_alone(values: np.ndarray | None = None, spacing: tuple[float, ...] = 
 
 
 def maker(*maps: LabelMap, inside: tuple[int, ...] = (), **changes: Any) -> Deformed:
-    return Deformed(maps, LABELS, (LESION,), DeformConfig(**changes), Ledger(), inside)
+    return Deformed(maps, LABELS, (LESION,), DeformConfig(**{"reject_copies": False, **changes}), Ledger(), inside)
 
 
 def made_by(deformed: Deformed, seeds: Any, wanted: Wanted | None = None) -> list[LabelMap]:
@@ -125,10 +127,10 @@ def test_anatomy_moves_with_its_lesion() -> None:
 def test_growth_is_in_millimetres_whatever_the_voxels() -> None:
     spacing = (1.0, 1.0, 2.5)
     source = lesion_alone(ball((50, 50, 20), spacing, (0.5, 0.5, 0.5), 10), spacing)
-    grown = made_by(maker(source, **{**NOTHING, "grow_mm": 10.0}), range(8))
+    grown = made_by(maker(source, **{**NOTHING, "grow_mm": 9.0}), range(8))
     for made in grown:
         away = ndimage.distance_transform_edt(~source.of([LESION]), spacing)[made.of([LESION])]
-        assert away.max() <= 10.0 + 0.26  # and the field that breaks ties
+        assert away.max() <= 10.0 + 0.26  # 9 mm for lesions of 18 mm, and the field that breaks ties
     sides = [np.ptp(np.argwhere(made.of([LESION])), axis=0) * spacing for made in grown]
     largest = max(sides, key=lambda side: side.sum())
     assert largest[0] > 30
@@ -282,3 +284,53 @@ def test_the_fingerprint_knows_masks_and_settings() -> None:
     ]
     assert len(set(prints)) == len(prints)
     assert maker(source, inside=(ORGAN,)).fingerprint == prints[0]
+
+
+def rough(seed: int, radius: float = 9.0) -> LabelMap:
+    """A lesion of one's own: a ball with lobes, in the middle."""
+    centre = np.array([20, 20, 20])
+    away = np.indices((40, 40, 40)) - centre[:, None, None, None]
+    lobes = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(40, 40, 40)), 4)
+    values = (np.linalg.norm(away, axis=0) < radius + 4 * lobes / lobes.std()).astype(np.int16) * LESION
+    return LabelMap(f"lesion {seed}", values, np.eye(4), (f"patient {seed}",))
+
+
+def test_masks_that_are_copies_by_their_own_measure_are_bent_more_or_left_out() -> None:
+    """A little change would leave every mask its patient's; what is made is no nearer than patients are to each other."""
+    maps = [rough(n) for n in range(12)]
+    gentle = {"elastic_mm": 1.0, "rotate_deg": 2.0, "scale": 0.02, "grow_mm": 0.2, "shrink_mm": 0.2, "smooth_mm": 0.2}
+
+    def centred(made: LabelMap) -> np.ndarray:
+        mask = made.of([LESION])
+        return cells_of(mask, made.affine, 2.0, np.array(centroid_mm(mask, made.affine)))
+
+    own = [centred(made) for made in maps]
+    table = overlaps(own, own) - 2 * np.eye(len(own))
+    usual = np.quantile(table.max(1), 0.9)
+    for strict in (False, True):
+        made = maker(*maps, reject_copies=strict, split=0.0, merge=0.0, **gentle).make(range(24), Wanted())
+        kept = [one for one in made if isinstance(one, LabelMap)]
+        near = overlaps([centred(one) for one in kept], own).max(1) if kept else np.zeros(0)
+        if strict:
+            assert (near <= usual + 0.05).all()  # cells of another edge
+            assert sum(isinstance(one, Rejected) for one in made) < 24
+        else:
+            assert (near > usual).mean() > 0.9
+
+
+def test_defaults_make_masks_that_are_nobodys() -> None:
+    made = maker(*(rough(n) for n in range(12)), reject_copies=True).make(range(24), Wanted())
+    assert sum(isinstance(one, LabelMap) for one in made) >= 6
+
+
+@pytest.mark.parametrize("radius", [9.0, 36.0])
+def test_large_lesions_are_bent_in_proportion(radius: float) -> None:
+    """The same lesion in voxels four times as large ends as the same shape."""
+    factor = radius / 9.0
+    source = rough(3)
+    large = replace(source, affine=np.diag([factor] * 3 + [1.0]))
+    made = made_by(maker(large, split=0.0, merge=0.0), range(6))
+    share = [one.volume_ml([LESION]) / large.volume_ml([LESION]) for one in made]
+    moved = [overlaps([cells_of(one.of([LESION]), one.affine, factor)], [cells_of(large.of([LESION]), large.affine, factor)])[0, 0] for one in made]  # fmt: skip
+    assert np.std(share) > 0.02
+    assert np.mean(moved) < 0.93

@@ -267,7 +267,7 @@ def test_a_cohort_is_balanced_by_what_it_lacks(
     expected: dict[str, tuple[int, int]],
 ) -> None:
     out = tmp_path / "balanced"
-    gentle = [part for name in ("elastic_mm", "shift_mm", "rotate_deg", "scale", "grow_mm", "split", "merge", "smooth_mm") for part in ("--set", f"deform.{name}=0")]  # fmt: skip
+    gentle = [part for name in ("elastic_mm", "shift_mm", "rotate_deg", "scale", "grow_mm", "split", "merge", "smooth_mm") for part in ("--set", f"deform.{name}=0")] + ["--set", "deform.reject_copies=false"]  # fmt: skip
     assert (
         run(
             monkeypatch,
