@@ -70,7 +70,8 @@ class Measures:
     """The uncalibrated measures of one set by one feature space; compare with the same ones of control patients.
 
     Attributes:
-        nearer: p-value of the set: do training patients lie nearer to it than held-out ones? Exact over patients.
+        nearer: p-value of the set: do training patients lie nearer to it than held-out ones? Exact over patients, times
+            the number of feature spaces (Bonferroni), but for the joint one.
         reproduced: Share of training cases with a sample nearer than unseen patients come, with its interval.
         ratio: Share of samples whose nearest training patient is three times as near as the second-nearest.
         authentic: Share of authentic samples.
@@ -172,7 +173,16 @@ def search_copies(
         lost = extract_volumes(extractors, image, len(without_headers), title, accelerator)
         copies = {name: {**found, LOST_HEADER: lost[name]} for name, found in copies.items()}
     searches = [
-        _search(one, groups, samples, {n: f[one.name] for n, f in features.items()}, copies[one.name], level, dar2024)
+        _search(
+            one,
+            groups,
+            samples,
+            {n: f[one.name] for n, f in features.items()},
+            copies[one.name],
+            level,
+            dar2024,
+            len(spaces),
+        )
         for one in spaces
     ]
     # Those that know a copy when they see one; with too few calibration patients there are no p-values to join.
@@ -236,6 +246,7 @@ def _search(
     copies: Mapping[str, np.ndarray],
     level: float,
     dar2024: bool,
+    tests: int = 1,
 ) -> CopySearch:
     train = features[groups.train.name]
     calibration, unseen = (one_per_patient(features[c.name]) for c in (groups.calibration, groups.control))
@@ -250,12 +261,14 @@ def _search(
     everything = {CONTROL: checked, **sets}
     own = nearest_patients(space.search, train.values, train)[0][:, 1]  # each one's nearest other patient
     heldout = {name: [calibration] if name == CONTROL else [calibration, unseen] for name in everything}
-    measures = {name: _measures(reference, heldout[name], own, one) for name, one in everything.items()}
+    measures = {name: _measures(reference, heldout[name], own, one, tests) for name, one in everything.items()}
     rules = {name: _published(train, calibration, one) for name, one in everything.items()} if dar2024 else {}
     return CopySearch(space, reference, controls, sets, matched, measures, rules)
 
 
-def _measures(reference: ReferenceDistances, heldout: Sequence[Features], own: np.ndarray, one: Measured) -> Measures:
+def _measures(
+    reference: ReferenceDistances, heldout: Sequence[Features], own: np.ndarray, one: Measured, tests: int
+) -> Measures:
     train, search, calibration = reference.train, reference.space.search, heldout[0]
     reached = reproduced(train.values, calibration.values, one.features.values, reference.level, search)
     genuine = authentic(train.values, one.features.values, search, own)
@@ -267,7 +280,7 @@ def _measures(reference: ReferenceDistances, heldout: Sequence[Features], own: n
     nearest_of = lambda people: search(people.values, one.features.values, k)[0][:, 0]  # noqa: E731
     apart = np.concatenate([nearest_of(people) for people in heldout])
     return Measures(
-        nearer_to_training(nearest_of(train)[first_cases(train)], apart),
+        min(1.0, tests * nearer_to_training(nearest_of(train)[first_cases(train)], apart)),
         Estimate(*copy_rate(reached, train.patients)),
         float((nearest_ratio(one.distances) < _RATIO).mean()),
         float("nan") if np.isnan(own).any() else float(genuine.mean()),

@@ -111,7 +111,7 @@ def verdicts_note(facts: Mapping[str, Any]) -> str:
         f"Benjamini and Hochberg at a false discovery rate of {level:g}; with {patients} calibration patients there "
         f"are none before {least:.0%} of a set lie closer than all of them; near-exact: volumes at less than half the median "
         "distance of unseen patients; p of the set: rank test over patients of whether training patients lie nearer to it than "
-        "held-out ones"
+        "held-out ones, times the number of feature spaces"
         + (
             f"; {JOINT}: the nearest by any of the other spaces, with one rate of false alarms for all of them"
             if joint
