@@ -21,12 +21,14 @@ class Tile:
     Attributes:
         title: Written above it.
         image: In [-1, 1], shape ``(C, I, J, K)``.
-        mask: Label indices ``(I, J, K)``, outlined, or None.
+        mask: Label indices ``(I, J, K)``, or None.
+        outlined: Whether the mask is drawn; slices are cut through it all the same.
     """
 
     title: str
     image: np.ndarray
     mask: np.ndarray | None = None
+    outlined: bool = True
 
 
 def contact_sheet(
@@ -111,7 +113,7 @@ def _draw(axes, tile: Tile, channel: int, view: int, cut: list[int], spacing_mm:
         np.take(tile.image[channel], cut[view], axis=view).T, cmap="gray", vmin=-1, vmax=1, origin="lower",
         aspect=spacing_mm[second] / spacing_mm[first], interpolation="nearest",
     )  # fmt: skip
-    if tile.mask is not None:
+    if tile.mask is not None and tile.outlined:
         outline = np.take(tile.mask, cut[view], axis=view).T
         for label in np.unique(outline[outline > 0]):
             axes.contour(outline == label, [0.5], colors=PALETTE[(int(label) - 1) % len(PALETTE)], linewidths=0.6)

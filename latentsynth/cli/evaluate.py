@@ -220,3 +220,42 @@ def evaluate_edges(
     grid, framing = features.comparison_space(like, patients.manifest)
     cohorts = [Cohort.load(name, path, annotated=True) for name, path in map(named, samples)]
     finish(evaluate(patients, cohorts, grid, framing, out, start(), cache), out)
+
+
+@evaluate_app.command("reading")
+def evaluate_reading(
+    real: Annotated[Path, typer.Option(help="Manifest of patients, best those that the generator never saw")],
+    samples: Annotated[Path, typer.Option(help="Manifest of synthetic volumes")],
+    out: Out,
+    split: RealSplit = "test",
+    count: Annotated[int, typer.Option(help="Volumes of each kind", min=2, max=500)] = 20,
+    like: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Run or checkpoint folder whose grid volumes are shown on [default: chosen for them]"),
+    ] = None,
+    outlined: Annotated[bool, typer.Option("--outlined", help="Draw the masks' outlines")] = False,
+    seed: Annotated[int, typer.Option(help="Of the choice and the order")] = 0,
+) -> None:
+    """A page for blinded readers: real and synthetic volumes in random order. `evaluate readers` scores their answers."""
+    one_of("--split", split, SPLITS)
+    from latentsynth.evaluation.cohorts import Cohort
+    from latentsynth.evaluation.reader import write_reading
+
+    patients = Cohort.load("real", real, (split,), annotated=True)  # type: ignore[arg-type]
+    made = Cohort.load("synthetic", samples, annotated=True)
+    reading = write_reading(patients, made, out, count, like, seed, outlined)
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(f"{reading.page}: {reading.volumes} volumes of each kind, for the reader")
+        typer.echo(f"{reading.key}: which is which, for whoever scores the answers")
+
+
+@evaluate_app.command("readers")
+def evaluate_readers(
+    key: Annotated[Path, typer.Argument(help="reading_key.json that stands beside the page")],
+    answers: Annotated[list[Path], typer.Argument(help="CSV files that readers saved from the page, one each")],
+    out: Out,
+) -> None:
+    """Could readers tell synthetic volumes from real ones? Sensitivity and specificity with exact intervals."""
+    from latentsynth.evaluation.reader import score_reading
+
+    finish(score_reading(key, answers, out), out)
