@@ -116,6 +116,16 @@ def export(
         Optional[str],  # noqa: UP045
         typer.Option(help="Export all the same, for this REASON, which the card prints"),
     ] = None,
+    result: Annotated[
+        Optional[list[Path]],  # noqa: UP045
+        typer.Option(help="JSON of another measurement of these volumes, printed in the card; repeatable"),
+    ] = None,
+    faces: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(
+            "--faces/--no-faces", help="Faces can be seen, or not, in the scans that were learnt from; for the card"
+        ),
+    ] = None,
 ) -> None:
     """Pack a synthetic set for sharing: volumes, masks, data card. Refuses without a report on exactly these files."""
     plain_text("--licence", licence)
@@ -123,7 +133,7 @@ def export(
     from latentsynth.evaluation.inputs import synthetic_set
     from latentsynth.sharing.export import export_set
 
-    card = export_set(samples, out, licence, report, mask_copies, without_privacy_report)
+    card = export_set(samples, out, licence, report, mask_copies, without_privacy_report, result or [], faces)
     values = synthetic_set(samples).labels.values
     if values != tuple(range(len(values))):
         say("labels were renumbered to be consecutive, as nnU-Net asks: the card says which")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from latentsynth.data import nifti
 from latentsynth.data.cache.volumes import check_labels, to_index
@@ -15,12 +14,12 @@ from latentsynth.data.identity import check_files
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.inputs import synthetic_set
-from latentsynth.evaluation.memorization.tables import verdicts as verdicts_table
 from latentsynth.files import atomic_path, write_text
 from latentsynth.outputs import free_name
 from latentsynth.progress import bar
 from latentsynth.provenance import LEDGER, Ledger
-from latentsynth.results import Result, markdown
+from latentsynth.results import Result
+from latentsynth.sharing.card import Declared, card_of, sets_of
 from latentsynth.sharing.filter import Verdicts, read_report, require_valid, verdicts_on
 from latentsynth.types import Labels
 
@@ -34,6 +33,8 @@ def export_set(
     report: Path | None = None,
     publish_mask_copies: bool = False,
     without_report: str | None = None,
+    results: Sequence[Path] = (),
+    faces: bool | None = None,
 ) -> Path:
     """Writes ``imagesTr``, ``labelsTr``, ``dataset.json`` and the card ``README.md`` (nnU-Net raw layout).
 
@@ -48,6 +49,8 @@ def export_set(
         report: ``memorization.json`` made for exactly these files and the generator's training set.
         publish_mask_copies: Masks of patients may be published; the card says so.
         without_report: Why there is no report, or why one that refuses is overruled; printed in the card.
+        results: Other measurements of these volumes (``fidelity.json``, ``obedience.json``, ``reading.json``), for the card.
+        faces: Whether faces can be seen in the scans that the generator learnt from; None does not say.
 
     Returns:
         The card.
@@ -65,6 +68,7 @@ def export_set(
     if without_report is not None and not without_report.strip():
         raise DataError("--without-privacy-report needs a reason: say why, the card prints it")
     result = read_report(report) if report else None
+    told = [Result.load(path) for path in results]
     # The card must not tell of other files, whatever the reason.
     verdicts = verdicts_on(manifest, result, report) if result is not None and report is not None else {}
     if without_report is None:
@@ -81,7 +85,15 @@ def export_set(
         describe(temporary, f"{out.name} (synthetic)", packed, licence=licence, **{SET: manifest.fingerprint})
         write_text(
             temporary / "README.md",
-            _card(manifest, out.name, licence, result, verdicts, without_report, publish_mask_copies),
+            card_of(
+                manifest,
+                out.name,
+                licence,
+                result,
+                verdicts,
+                Declared(without_report, publish_mask_copies, faces),
+                told,
+            ),
         )
     return out / "README.md"
 
@@ -123,7 +135,7 @@ def _check_training_set(manifest: Manifest, samples: Path, result: Result, repor
             f"no {LEDGER} beside {samples}, so nothing says whom its model saw: put the one of the set back beside it"
         )
     # A set that was filtered carries the ledger of the whole, whose other volumes are no patients.
-    own = {facts["voxels"] for cases in _sets(verdicts, result).values() for facts in cases.values()}
+    own = {facts["voxels"] for cases in sets_of(verdicts, result).values() for facts in cases.values()}
     missed = ledger.voxels - own - set(result.facts["train"]["voxels"])
     if missed:
         raise DataError(
@@ -160,75 +172,3 @@ def _copy(manifest: Manifest, folder: Path, measured: Collection[str]) -> None:
                 values = to_index(mask[0], labels) if moved else mask[0]
                 nifti.write(folder / "labelsTr" / f"{name}.nii.gz", values, mask[1])
             shown.advance()
-
-
-def _card(
-    manifest: Manifest,
-    name: str,
-    licence: str,
-    result: Result | None,
-    verdicts: Verdicts,
-    reason: str | None,
-    publish: bool,
-) -> str:
-    """The data card, for people."""
-    privacy = _privacy(result, verdicts) if result else "No privacy report was made.\n"
-    makers = sorted({case.source.partition(":")[0] for case in manifest.cases})
-    overruled = (
-        f"\n**Exported without a privacy report that clears it. Reason given: {reason}**\n"
-        if reason is not None
-        else ""
-    )
-    masks = "\nMasks of patients, or copies of them, may be among these, as the exporter declared.\n" if publish else ""
-    labels = ", ".join(
-        f"{n} = {name}" + (f" ({value} before: values are consecutive here, as nnU-Net asks)" if value != n else "")
-        for n, (value, name) in enumerate(zip(manifest.labels.values, manifest.labels.names, strict=True))
-    )
-    return f"""# {name}: synthetic volumes
-
-**SYNTHETIC. Not patients; not for diagnosis.** Packed by latentsynth.
-
-| | |
-|---|---|
-| volumes | {len(manifest.cases)} |
-| channels | {", ".join(manifest.channels)} |
-| labels | {labels} |
-| licence | {licence} |
-| made by | {", ".join("another program" if maker == "external" else f"model {maker}" for maker in makers)} |
-| training set | {result.facts["train"]["fingerprint"] if result else "not stated"} |
-
-## Privacy
-{overruled}{masks}
-{privacy}"""
-
-
-def _privacy(result: Result, verdicts: Verdicts) -> str:
-    """What the report says of the sets that these volumes come from; its paths and other sets are nobody's business."""
-    facts: dict[str, Any] = result.facts
-    sets = _sets(verdicts, result)
-    others = set(facts["sets"]) - set(sets)
-    measured = sum(len(cases) for cases in sets.values())
-    flagged = sum(bool(one["flagged"]) for cases in sets.values() for one in cases.values())
-    fewer = f"; {len(verdicts)} of the {measured} volumes measured are here, {flagged} of these were flagged as copies"
-    unverified = not all(facts["ledgers"][name] for name in sets)
-    lines = [
-        f"Measured against {facts['train']['cases']} training cases, calibrated by {facts['calibration']['cases']} and checked by "
-        f"{facts['control']['cases']} unseen cases{fewer}.",
-        *(
-            ["", "That the generator saw these training cases and no others is the exporter's word."]
-            if unverified
-            else []
-        ),
-        "",
-        *markdown(verdicts_table(facts, without=others)),
-        "",
-        *(f"- {note['text']}" for note in facts["notes"] if note["set"] not in others),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _sets(verdicts: Verdicts, result: Result) -> dict[str, dict[str, Any]]:
-    """The sets of a report that these volumes come from."""
-    files = {facts["files"] for facts in verdicts.values()}
-    sets: dict[str, dict[str, Any]] = result.facts["sets"]
-    return {name: cases for name, cases in sets.items() if files & {one["files"] for one in cases.values()}}

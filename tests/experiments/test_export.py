@@ -22,6 +22,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.memorization.evaluate import measure_memorization
 from latentsynth.provenance import LEDGER, Ledger
+from latentsynth.results import Result, Table
 from latentsynth.sharing.export import export_set
 from latentsynth.sharing.filter import filter_set
 from latentsynth.types import Case, Labels
@@ -296,3 +297,31 @@ def test_a_plain_folder_is_filtered_and_exported_as_it_was_measured(
     assert {case.case_id for case in Manifest.load(tmp_path / "kept.json").cases} == set(FRESH)
     export_set(tmp_path / "kept.json", tmp_path / "shared", "CC0", report)
     assert len(list((tmp_path / "shared" / "imagesTr").iterdir())) == len(FRESH)
+
+
+def test_the_card_is_a_page_in_plain_words_and_a_scorecard(reported: Reported, filtered: Path, tmp_path: Path) -> None:
+    """What was measured is there, what was not is said to be missing."""
+    told = Result(
+        "obedience", "Do volumes show the masks?", {}, (Table("Dice", ("volumes", "Dice"), (("made", 0.8),)),), (), ("a note",)
+    )  # fmt: skip
+    told.save(tmp_path / "obedience")
+    card = export_set(
+        filtered, tmp_path / "out", "CC0", reported.report, results=[tmp_path / "obedience" / "obedience.json"], faces=False
+    )  # fmt: skip
+    text = card.read_text()
+    count = len(Manifest.load(filtered).cases)
+    assert f"A computer program drew these {count} volumes" in text
+    assert "called none of them a copy" in text
+    assert "| constraint | does anatomy obey the mask? | yes, under obedience |" in text
+    assert "| compliance | is anybody copied? | yes, under Privacy |" in text
+    assert "| congruence | do the volumes look like patients'? | not measured |" in text
+    assert "| faces in the scans learnt from | no: removed, or out of view |" in text
+    assert "| made | 0.800 |" in text
+    assert "- a note" in text
+
+
+def test_a_set_without_a_report_says_that_nobody_looked(reported: Reported, tmp_path: Path) -> None:
+    text = export_set(reported.fresh, tmp_path / "out", "CC0", without_report="a test").read_text()
+    assert "Whether somebody in these volumes exists was not looked into" in text
+    assert "| compliance | is anybody copied? | not measured |" in text
+    assert "| faces in the scans learnt from | not stated |" in text
