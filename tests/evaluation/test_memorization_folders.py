@@ -14,10 +14,14 @@ from accelerate import Accelerator
 from scipy import ndimage
 
 from latentsynth.data import nifti
+from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
+from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.memorization.evaluate import measure_memorization
+from latentsynth.evaluation.memorization.headers import Arrays
 from latentsynth.provenance import file_fingerprint
 from latentsynth.results import Estimate, Result, Table
+from latentsynth.types import Case, Labels
 
 Measure = Callable[..., tuple[Result, float]]
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -204,3 +208,19 @@ def test_files_of_one_name_size_and_time_are_told_apart(tmp_path: Path, cpu: Acc
         level=0.2, cache=tmp_path / "cache",
     )  # fmt: skip
     assert rate < 0.8
+
+
+def test_an_image_and_a_mask_of_one_name_stay_two_files(tmp_path: Path) -> None:
+    """As in the Decathlon, where both are CASE.nii.gz: laid under another header, neither may replace the other."""
+    rng = np.random.default_rng(0)
+    voxels = rng.normal(size=(8, 8, 8)).astype(np.float32)
+    labels = (voxels > 0).astype(np.int16)
+    nifti.write(tmp_path / "imagesTr" / "case.nii.gz", voxels, AFFINE)
+    nifti.write(tmp_path / "labelsTr" / "case.nii.gz", labels, AFFINE)
+    case = Case("case", "case", (tmp_path / "imagesTr" / "case.nii.gz",), tmp_path / "labelsTr" / "case.nii.gz")
+    cohort = Cohort("train", Manifest("train", ("MR",), Labels((0, 1), ("background", "lesion")), (case,)), (case,))
+    (laid,) = Arrays(cohort, tmp_path / "cache").without_headers([case], "bare").cases
+    assert laid.mask is not None
+    np.testing.assert_array_equal(nifti.read(laid.images[0])[0], voxels)
+    np.testing.assert_array_equal(nifti.read_labels(laid.mask)[0], labels)
+    np.testing.assert_array_equal(nifti.geometry(laid.images[0])[1], np.eye(4))

@@ -124,13 +124,14 @@ class Arrays:
         """The case with its files turned and under another affine."""
         folder = self.folder / f"{identity(case)}-{fingerprint([turn, affine.tolist()])}"
 
-        def moved(file: Path) -> tuple[Path, str]:
+        def moved(file: Path, part: str) -> tuple[Path, str]:
             voxels = np.ascontiguousarray(turned(nifti.read(file)[0], turn))
-            nifti.write(folder / file.name, voxels, affine)
-            return folder / file.name, volume_hash(voxels, nifti.geometry(folder / file.name)[1])
+            place = folder / part / file.name  # an image and its mask may bear one name
+            nifti.write(place, voxels, affine)
+            return place, volume_hash(voxels, nifti.geometry(place)[1])
 
-        images = [moved(file) for file in case.images]
-        mask = moved(case.mask) if case.mask is not None else (None, "")
+        images = [moved(file, str(n)) for n, file in enumerate(case.images)]
+        mask = moved(case.mask, "mask") if case.mask is not None else (None, "")
         return replace(
             case,
             images=tuple(file for file, _ in images),
