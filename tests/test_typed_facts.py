@@ -14,7 +14,8 @@ SHOWN = ("rows", "tables", "notes")
 MAY_READ = {
     "results.py": SHOWN,  # writes, reads back and prints results
     "evaluation/report.py": ("tables", "notes"),  # the page shows what results hold
-    "sharing/pack.py": ("tables", "notes"),  # the card shows what results hold
+    "sharing/card.py": ("tables", "notes"),  # cards show what results hold
+    "sharing/pack.py": ("tables", "notes"),
     "evaluation/fidelity/comparison.py": ("rows",),  # numbers of its own, from which tables are made
     "evaluation/fidelity/evaluate.py": ("rows",),  # writes the same as CSV
     "evaluation/masks/figures.py": ("rows",),  # the same again

@@ -227,7 +227,7 @@ def evaluate_reading(
     real: Annotated[Path, typer.Option(help="Manifest of patients, best those that the generator never saw")],
     samples: Annotated[Path, typer.Option(help="Manifest of synthetic volumes")],
     out: Out,
-    split: RealSplit = "test",
+    split: RealSplit = "val",
     count: Annotated[int, typer.Option(help="Volumes of each kind", min=2, max=500)] = 20,
     like: Annotated[
         Optional[Path],  # noqa: UP045
