@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 # Imported for what they add to the tree.
-from latentsynth.cli import data, evaluate, experiment, masks, pipeline, privacy, report, sampling, training  # noqa: F401
-from latentsynth.cli.options import LOOK_AROUND, app, say
+from latentsynth.cli import data, evaluate, experiment, masks, pipeline, privacy, report, sampling, training, viewing  # noqa: F401
+from latentsynth.cli.options import LOOK_AROUND, app
 
 __all__ = ["app"]
 
@@ -29,27 +29,6 @@ def demo(
 
     for file in run_training_demo(out, cases, seed) if train else run_demo(out, volumes, seed):
         typer.echo(file)
-
-
-@app.command(rich_help_panel=LOOK_AROUND)
-def view(
-    paths: Annotated[list[Path], typer.Argument(help="NIfTI files, manifests, or folders of either")],
-    browser: Annotated[bool, typer.Option(help="Open the page in the browser of this machine")] = True,
-) -> None:
-    """Look at volumes in a browser: linked slices and 3D, masks, real beside synthetic. Nothing leaves this machine."""
-    import webbrowser
-
-    from latentsynth.viewer.collection import entries
-    from latentsynth.viewer.server import Viewer
-
-    viewer = Viewer(entries(paths))
-    say(f"{viewer.address}\nCtrl-C ends it")
-    if browser:
-        webbrowser.open(viewer.address)
-    try:
-        viewer.serve_forever()
-    finally:
-        viewer.server_close()
 
 
 @app.command(rich_help_panel=LOOK_AROUND)

@@ -1,0 +1,74 @@
+"""Commands that open a page on this machine: ``view`` and ``studio``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from latentsynth.cli.options import LOOK_AROUND, app, one_of, say
+
+
+@app.command(rich_help_panel=LOOK_AROUND)
+def view(
+    paths: Annotated[list[Path], typer.Argument(help="NIfTI files, manifests, or folders of either")],
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser of this machine")] = True,
+) -> None:
+    """Look at volumes in a browser: linked slices and 3D, masks, real beside synthetic. Nothing leaves this machine."""
+    import webbrowser
+
+    from latentsynth.viewer.collection import entries
+    from latentsynth.viewer.server import Viewer
+
+    viewer = Viewer(entries(paths))
+    say(f"{viewer.address}\nCtrl-C ends it")
+    if browser:
+        webbrowser.open(viewer.address)
+    try:
+        viewer.serve_forever()
+    finally:
+        viewer.server_close()
+
+
+@app.command(rich_help_panel=LOOK_AROUND)
+def studio(
+    checkpoint: Annotated[Path, typer.Argument(help="Latent diffusion model: run, checkpoint, or one of the package")],
+    out: Annotated[Path, typer.Option(help="Folder for masks and volumes; nothing is written outside")] = Path(
+        "studio"
+    ),
+    masks: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Model of masks, for new ones [default: that of the package, for a model of the package]"),
+    ] = None,
+    host: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Manifest of scans that lesions may be painted into"),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of --host")] = "val",
+    browser: Annotated[bool, typer.Option(help="Open the page in the browser of this machine")] = True,
+) -> None:
+    """Draw masks and paint them, in a browser: ellipsoids, files or new masks; several seeds side by side. Nothing leaves this machine."""
+    import webbrowser
+
+    from latentsynth.data.manifest import SPLITS, Manifest
+    from latentsynth.masks.learnt import load_mask_maker
+    from latentsynth.models import packaged
+    from latentsynth.parallel import start
+    from latentsynth.studio.server import Studio
+    from latentsynth.synthesizers import LatentDiffusion
+
+    one_of("--split", split, SPLITS)
+    model = LatentDiffusion.from_pretrained(checkpoint)
+    masks = masks or packaged(f"{checkpoint}-masks")
+    maker = None if masks is None else load_mask_maker(masks)
+    hosts = () if host is None else Manifest.load(host).select(split)  # type: ignore[arg-type]
+    accelerator = start()
+    server = Studio(model.to(accelerator.device), out, accelerator, maker, hosts)
+    say(f"{server.address}\nmasks and volumes go to {out}; Ctrl-C ends it")
+    if browser:
+        webbrowser.open(server.address)
+    try:
+        server.serve_forever()
+    finally:
+        server.close()
