@@ -32,10 +32,8 @@ from latentsynth.provenance import Ledger, fingerprint
 from latentsynth.randomness import Stream, generator
 from latentsynth.types import Labels
 
-_CELL_MM, _CELLS = (
-    4.0,
-    512,
-)  # edge of the cells that overlap is measured on, and how many a lesion fills if they are smaller
+_CELL_MM = 4.0  # edge of the cells that overlap is measured on, at most
+_CELLS = 512  # of a typical lesion, where that takes smaller cells
 _ALIKE = 0.9  # quantile of the overlap of patients with their nearest other one
 _STRENGTHS = (1.0, 1.5, 2.25)  # times the amounts of the configuration, one after the other
 _COPY = "nearer to its source than patients are to each other"
@@ -96,14 +94,14 @@ class _Likeness:
         edge_mm = min(
             _CELL_MM, (1000 * float(np.median([made.volume_ml(lesions) for made in maps])) / _CELLS) ** (1 / 3)
         )
-        cells = {made.name: _centred(made, lesions, edge_mm) for made in maps}
+        cells = [_centred(made, lesions, edge_mm) for made in maps]
         people = np.array([" ".join(made.parents) or made.name for made in maps])
         others = people[:, None] != people  # two scans of one patient are alike
         most = 1.0
         if others.any():
-            table = np.where(others, overlaps(list(cells.values()), list(cells.values())), 0)
+            table = np.where(others, overlaps(cells, cells), 0)
             most = float(np.quantile(table.max(1), _ALIKE))
-        return cls(edge_mm, lesions, cells, most)
+        return cls(edge_mm, lesions, dict(zip((made.name for made in maps), cells, strict=True)), most)
 
     def copies(self, made: LabelMap, source: str) -> bool:
         """Whether a map overlaps its source more than all but a tenth of the patients overlap anybody else."""

@@ -90,7 +90,7 @@ def card_of(
 def _plainly(manifest: Manifest, report: Result | None, verdicts: Verdicts, declared: Declared) -> str:
     """A paragraph for somebody who treats patients."""
     count = len(manifest.cases)
-    who = "Nobody in these volumes exists" if report else "Whether somebody in these volumes exists was not looked into"
+    who = "They are meant to show nobody" if report else "Whether somebody in these volumes exists was not looked into"
     near = ""
     if report:
         flagged = sum(bool(one["flagged"]) for one in verdicts.values())
@@ -123,7 +123,7 @@ def _scores(kinds: set[str]) -> str:
 
 def _masks(manifest: Manifest) -> str:
     of_patients = sum(bool(case.parents) for case in manifest.cases)
-    return f"patients in {of_patients} of {len(manifest.cases)} volumes" if of_patients else "nobody"
+    return f"patients in {of_patients} of {len(manifest.cases)} volumes" if of_patients else "nobody in particular"
 
 
 def _overruled(declared: Declared) -> str:

@@ -170,6 +170,8 @@ def test_facts_survive_the_file_and_copies_are_named(place: Path, measured: tupl
         assert fact["flagged"] == [JOINT, "voxels"]  # together, and as near-exact; of 1 - SSIM half is not half as far
         assert fact["nearest"] == dict.fromkeys(SEARCHED, one.case_id)
         assert fact["voxels"] == one.voxels
+    named = {(one["volumes"], one["case"], one["twin"]) for one in loaded.facts["near_exact"]}
+    assert named == {("copies", f"copies-{n}", one.case_id) for n, one in enumerate(train[:12])}
     assert loaded.facts["train"]["voxels"] == sorted(one.voxels for one in train)
     with (place / "out" / "memorization.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))

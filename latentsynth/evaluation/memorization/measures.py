@@ -150,9 +150,6 @@ def search_copies(
 
     Returns:
         What each space says; first, where several apply, what they say together.
-
-    Raises:
-        DataError: Too few held-out patients for the level.
     """
     extractors = [one.extractor for one in spaces]
     features = {
@@ -213,11 +210,7 @@ def search_mask_copies(
     accelerator: Accelerator,
     level: float = 0.05,
 ) -> CopySearch:
-    """The same for the masks that volumes were made from: an exported mask publishes an annotation.
-
-    Raises:
-        DataError: Too few held-out patients for the level.
-    """
+    """The same for the masks that volumes were made from: an exported mask publishes an annotation."""
     space = mask_space(_mask(caches[groups.train.name], 0).shape[1:])
     features = {
         cohort.name: extract([space.extractor], cohort, caches[cohort.name], accelerator, _mask)[space.name]

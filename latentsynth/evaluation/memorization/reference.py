@@ -90,9 +90,9 @@ class ReferenceDistances:
     that is too long, so that the truth lies between the two.
 
     A volume is near-exact where it lies at less than half the median of these distances, in spaces whose distances may be
-    compared so. The mean of all patients, which
-    copies nobody, lies at about 0.71 of the distance between two of them, and the mean of two patients at 0.5 of it. With too
-    few calibration patients for the level no p-value can reach it, and near-exact volumes alone are flagged.
+    compared so. The mean of all patients, which copies nobody, lies at about 0.71 of the distance between two of them, and the
+    mean of two patients at 0.5 of it. With too few calibration patients for the level no p-value can reach it, and near-exact
+    volumes alone are flagged.
 
     Args:
         space: The distance.

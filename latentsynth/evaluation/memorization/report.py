@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,19 @@ from latentsynth.results import Note, Picture, Result, write_csv
 
 KIND = "memorization"
 _WORST = 5  # pairs per picture
-FACTS = ("level", "train", "calibration", "control", "spaces", "masks", "sets", "ledgers", "copies", "notes")
+FACTS = (
+    "level",
+    "train",
+    "calibration",
+    "control",
+    "spaces",
+    "masks",
+    "sets",
+    "ledgers",
+    "copies",
+    "near_exact",
+    "notes",
+)
 _COLUMNS = ("volumes", "case", "space", "distance", "p", "flagged", "discovered", "nearest training case")
 
 
@@ -283,6 +296,7 @@ def _facts(
         "sets": sets,
         "ledgers": {cohort.name: bool(cohort.ledger.voxels) for cohort in samples},
         "copies": tables.copies(searches, [cohort.name for cohort in samples]),
+        "near_exact": [asdict(one) for one in tables.near_exact_volumes(searches, [cohort.name for cohort in samples])],
         "notes": [{"set": note.about, "text": note.text} for note in said],
     }  # fmt: skip
 

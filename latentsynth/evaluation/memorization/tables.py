@@ -34,6 +34,7 @@ def copies(searches: Sequence[CopySearch], names: Sequence[str]) -> list[dict[st
             "n": len(found.p),
             "rate": asdict(found.rate),
             "expected": found.expected,
+            "calibrated": found.calibrated,
             "discoveries": int(found.discovered.sum()),
             "near_exact": int(found.near_exact.sum()),
             "nearer": float(one.measures[name].nearer),
@@ -63,11 +64,15 @@ class NearExact:
 
 
 def near_exact_volumes(searches: Sequence[CopySearch], names: Sequence[str]) -> list[NearExact]:
-    """All of them by valid feature spaces, of the synthetic sets first."""
+    """All of them, of the synthetic sets first, by valid feature spaces.
+
+    Held-out patients are named by any space that applies: it is they who may make one invalid.
+    """
     valid = [one for one in searches if one.controls.valid]
+    applicable = [one for one in searches if not one.space.doubt]
     found = [(name, one.reference.twins(one.sets[name]), one.space.name) for name in names for one in valid]
-    found += [(CONTROL, one.reference.twins(one.controls.control), one.space.name) for one in searches]
-    found += [(CALIBRATION, one.reference.calibration_twins, one.space.name) for one in searches]
+    found += [(CONTROL, one.reference.twins(one.controls.control), one.space.name) for one in applicable]
+    found += [(CALIBRATION, one.reference.calibration_twins, one.space.name) for one in applicable]
     return [NearExact(name, case, twin, space) for name, twins, space in found for case, twin in twins.items()]
 
 
@@ -95,7 +100,7 @@ def verdicts(facts: Mapping[str, Any], without: Collection[str] = ()) -> Table:
 
 def verdict_row(one: Mapping[str, Any]) -> tuple[TableCell, ...]:
     """One of :func:`copies` under the columns :data:`VERDICTS`."""
-    rate, expected = Estimate.of(one["rate"]), text(one["expected"])
+    rate, expected = Estimate.of(one["rate"]), text(one["expected"]) if one["calibrated"] else None
     near = one["near_exact"], one["nearer"]
     return one["set"], one["space"], one["n"], rate, expected, one["discoveries"], *near, one["verdict"]
 

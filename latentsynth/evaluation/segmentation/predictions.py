@@ -80,7 +80,7 @@ class Predictions:
     @property
     def remark(self) -> str:
         """What cannot be known of a segmenter by its label maps."""
-        return f"label maps of {self.folder} stand for a segmenter: whom it was trained on is your word"
+        return f"label maps of {self.folder.name} stand for a segmenter: whom it was trained on is your word"
 
     def check(self, channels: Sequence[str], labels: Labels, name: Path | str) -> None:
         """Refuses a cohort of other labels than the first one has.
