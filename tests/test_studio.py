@@ -289,3 +289,16 @@ def test_scans_are_refused_by_a_model_that_paints_into_none(
 ) -> None:
     with pytest.raises(DataError, match="cannot paint into a scan"):
         Studio(LatentDiffusion.from_pretrained(trained_ldm), tmp_path / "out", cpu, hosts=[host])
+
+
+def test_a_fault_fails_its_request_alone(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = told(ask(studio, "masks/drawn", {"shapes": [shape_of(studio)]}))["mask"]
+
+    def broken(*given: Any, **named: Any) -> None:
+        raise ValueError("out of paint")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("latentsynth.studio.jobs.synthesize", broken)
+        first = finished(studio, told(ask(studio, "jobs", {"mask": mask, "steps": 2}))["job"])
+    assert (first["state"], first["error"]) == ("failed", "out of paint")
+    assert finished(studio, told(ask(studio, "jobs", {"mask": mask, "steps": 2}))["job"])["state"] == "done"

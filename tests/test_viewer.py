@@ -18,6 +18,8 @@ from matplotlib.image import imread
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
+from latentsynth.evaluation.memorization.report import FACTS, KIND, case_files
+from latentsynth.results import Result
 from latentsynth.types import Case, Labels
 from latentsynth.viewer.collection import entries
 from latentsynth.viewer.server import Viewer
@@ -83,6 +85,25 @@ def test_of_several_scans_of_a_patient_the_one_whose_mask_is_shown_stands_beside
         assert entries(cohort)[2].beside == beside
     replace(made, cases=(replace(made.cases[0], parents=("somebody else",)),)).save(cohort[1])
     assert entries(cohort)[2].beside is None
+
+
+def test_the_nearest_training_case_of_a_report_stands_beside_a_sample(cohort: list[Path], tmp_path: Path) -> None:
+    """By all feature spaces together where the report has that, by whichever set holds the very files."""
+    real, made = (Manifest.load(path) for path in cohort)
+    people = tuple(replace(real.cases[0], case_id=name, patient_id=name) for name in ("anna", "bea", "cleo"))
+    replace(real, cases=people).save(cohort[0])
+    files = case_files(made.cases[0])
+    told = {"flagged": [], "mask_copy": False, "voxels": ""}
+    sets = {
+        "other": {"anna-s0000": {**told, "files": "0" * 16, "nearest": {"voxels": "anna"}}},
+        "mine": {"anna-s0000": {**told, "files": files, "nearest": {"voxels": "cleo", "joint": "bea"}}},
+    }
+    facts: dict[str, object] = {name: [] for name in FACTS}
+    Result(KIND, "a report", {**facts, "sets": sets}, (), (), ()).save(tmp_path / "report")
+    found = entries([*cohort, tmp_path / "report" / "memorization.json"])
+    assert (found[3].beside, found[3].why) == (1, "the nearest training case, by joint")
+    assert entries(cohort)[3].why == "the patient whose mask it shows"
+    assert len(found) == 4  # the report is no case
 
 
 def test_a_file_and_a_folder_of_files_are_shown_as_they_are(cohort: list[Path]) -> None:

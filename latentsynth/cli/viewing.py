@@ -12,7 +12,10 @@ from latentsynth.cli.options import LOOK_AROUND, app, one_of, say
 
 @app.command(rich_help_panel=LOOK_AROUND)
 def view(
-    paths: Annotated[list[Path], typer.Argument(help="NIfTI files, manifests, or folders of either")],
+    paths: Annotated[
+        list[Path],
+        typer.Argument(help="NIfTI files, manifests, folders of either; memorization.json for nearest training cases"),
+    ],
     browser: Annotated[bool, typer.Option(help="Open the page in the browser of this machine")] = True,
 ) -> None:
     """Look at volumes in a browser: linked slices and 3D, masks, real beside synthetic. Nothing leaves this machine."""

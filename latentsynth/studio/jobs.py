@@ -133,8 +133,8 @@ class Bench:
                 self._make(job)
             except JobCancelledError:
                 continue
-            except (LatentsynthError, OSError, RuntimeError) as error:
-                job.state, job.error = "failed", str(error)
+            except Exception as error:  # whatever it is, the next request must be served
+                job.state, job.error = "failed", str(error) or repr(error)
                 continue
             with self._lock:
                 if job.state == "running":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
@@ -104,6 +105,7 @@ class Studio(LocalServer):
         self.folder = make_folder(out / "masks")
         self._before = len(list(self.folder.glob("*.nii.gz")))
         self.masks: list[_Mask] = []
+        self._lock = threading.Lock()
         self.bench = Bench(model, out, accelerator)
         super().__init__(_Handler, ("studio.html", "studio.js", "viewer.css", "niivue.umd.js"))
 
@@ -183,11 +185,12 @@ class Studio(LocalServer):
 
     def _kept(self, values: np.ndarray, affine: np.ndarray, host: int | None, how: Any) -> dict[str, Any]:
         """Writes a mask beside how it was made, and says how large its labels are."""
-        number = len(self.masks)
-        file = self.folder / f"mask{self._before + number + 1:04d}.nii.gz"
-        nifti.write(file, values.astype(np.int16), affine)
-        write_json(file.with_name(file.name.removesuffix(".nii.gz") + ".json"), how)
-        self.masks.append(_Mask(file, host))
+        with self._lock:  # requests come in threads of their own
+            number = len(self.masks)
+            file = self.folder / f"mask{self._before + number + 1:04d}.nii.gz"
+            nifti.write(file, values.astype(np.int16), affine)
+            write_json(file.with_name(file.name.removesuffix(".nii.gz") + ".json"), how)
+            self.masks.append(_Mask(file, host))
         voxel_ml = abs(float(np.linalg.det(affine[:3, :3]))) / 1000
         labels = self.model.domain.labels
         sizes = {

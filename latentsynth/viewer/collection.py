@@ -9,6 +9,11 @@ from pathlib import Path
 from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
+from latentsynth.evaluation.memorization.joint import JOINT
+from latentsynth.evaluation.memorization.report import KIND
+from latentsynth.provenance import file_fingerprint
+from latentsynth.results import Result
+from latentsynth.sharing.filter import read_report
 from latentsynth.types import Case
 
 
@@ -26,7 +31,9 @@ class Entry:
         labels: Name of each label value.
         people: Its patient; of a synthetic case, those whose masks and scans it was made from.
         mask_hash: What its label map holds.
-        beside: Index of the entry that it is to be compared with: of a synthetic case, the patient whose mask it shows.
+        beside: Index of the entry that it is to be compared with: of a synthetic case, the training case that a report found
+            nearest, or else the patient whose mask it shows.
+        why: Which of them that is, in words.
     """
 
     name: str
@@ -39,6 +46,7 @@ class Entry:
     people: tuple[str, ...] = ()
     mask_hash: str = ""
     beside: int | None = None
+    why: str = ""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -50,12 +58,14 @@ def entries(paths: Sequence[Path]) -> list[Entry]:
     """The cases at some paths.
 
     Args:
-        paths: NIfTI files, manifests, folders that hold ``manifest.json``, or folders of NIfTI files.
+        paths: NIfTI files, manifests, folders that hold ``manifest.json``, or folders of NIfTI files; and reports of
+            ``latentsynth memorization``, of which the nearest training case is shown beside each volume.
 
     Raises:
         DataError: A path is none of these, or a file is missing.
     """
-    found = [entry for path in paths for entry in _at(path)]
+    reports = [read_report(path) for path in paths if path.name == f"{KIND}.json"]
+    found = [entry for path in paths if path.name != f"{KIND}.json" for entry in _at(path)]
     if not found:
         raise DataError(
             "nothing to look at: give a NIfTI file, a manifest, or a folder that `latentsynth sample` wrote"
@@ -64,13 +74,36 @@ def entries(paths: Sequence[Path]) -> list[Entry]:
         for file in entry.files:
             if not file.is_file():
                 raise DataError(f"{entry.name}: {file} does not exist: restore it, or give another manifest")
-    return [replace(entry, beside=_beside(entry, found)) for entry in found]
+    return [_compared(entry, found, reports) for entry in found]
 
 
-def _beside(entry: Entry, found: Sequence[Entry]) -> int | None:
-    """The real case that a sample was made from: of several of a patient, the one whose mask it shows."""
+def _compared(entry: Entry, found: Sequence[Entry], reports: Sequence[Result]) -> Entry:
+    """The entry, and what it is to be compared with."""
     if not entry.synthetic:
-        return None
+        return entry
+    nearest = _nearest(entry, found, reports)
+    if nearest is not None:
+        return replace(entry, beside=nearest[0], why=f"the nearest training case, by {nearest[1]}")
+    beside = _parent(entry, found)
+    return replace(entry, beside=beside, why="" if beside is None else "the patient whose mask it shows")
+
+
+def _nearest(entry: Entry, found: Sequence[Entry], reports: Sequence[Result]) -> tuple[int, str] | None:
+    """The training case that a report found nearest, and by which feature space: all of them together where it has that."""
+    told = [cases[entry.name] for report in reports for cases in report.facts["sets"].values() if entry.name in cases]
+    if len(told) > 1:  # sets may have names in common, but no files
+        files = file_fingerprint(*entry.files)
+        told = [facts for facts in told if facts["files"] == files]
+    for facts in told:
+        for space, case in sorted(facts["nearest"].items(), key=lambda pair: pair[0] != JOINT):
+            for n, one in enumerate(found):
+                if not one.synthetic and one.name == case:
+                    return n, space
+    return None
+
+
+def _parent(entry: Entry, found: Sequence[Entry]) -> int | None:
+    """The real case that a sample was made from: of several of a patient, the one whose mask it shows."""
     theirs = [n for n, one in enumerate(found) if not one.synthetic and set(one.people) & set(entry.people)]
     same = [n for n in theirs if found[n].mask_hash == entry.mask_hash]
     return next(iter([*same, *theirs]), None)

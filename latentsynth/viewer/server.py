@@ -126,6 +126,7 @@ def _told(number: int, entry: Entry) -> dict[str, object]:
         "mask": ends[-1] if entry.mask else None,
         "labels": [list(label) for label in entry.labels],
         "beside": entry.beside,
+        "why": entry.why,
     }
 
 

@@ -43,7 +43,8 @@ async function show(id, number) {
     nv.updateGLVolume();
   }
   nv.setSliceType(Number($("view").value));
-  $(`${id}-name`).textContent = `${one.name}${one.synthetic ? ", synthetic" : ""} (${one.group})`;
+  const why = id === "right" && state.cases[state.at].beside === number ? `: ${state.cases[state.at].why}` : "";
+  $(`${id}-name`).textContent = `${one.name}${one.synthetic ? ", synthetic" : ""} (${one.group})${why}`;
 }
 
 function opacity() {
