@@ -217,6 +217,16 @@ def free_name(path: Path) -> Path:
     return next((other for other in numbers if not os.path.lexists(other)), path.with_name(f"{stem}-new{suffix}"))
 
 
+def check_free(folder: Path) -> None:
+    """Refuses a name for a folder under which anything but an empty folder stands.
+
+    Raises:
+        DataError: With a name that is free.
+    """
+    if os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        raise DataError(f"{folder} exists: nothing was written; give another name, for example {free_name(folder)}")
+
+
 # The decision -----------------------------------------------------------------------------------------------------
 
 

@@ -96,7 +96,7 @@ def studio(trained_ldm: Path, tmp_path: Path, cpu: Accelerator) -> Iterator[Stud
     thread.start()
     yield server
     server.shutdown()
-    server.close()
+    server.server_close()
 
 
 def ask(studio: Studio, path: str, body: Any = None, **headers: str) -> tuple[int, bytes]:
@@ -281,7 +281,6 @@ def test_a_lesion_is_drawn_on_the_grid_of_a_scan_and_painted_into_it(
         assert not np.array_equal(values, scan)
     finally:
         server.server_close()
-        server.bench.close()
 
 
 def test_scans_are_refused_by_a_model_that_paints_into_none(

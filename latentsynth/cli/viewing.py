@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from latentsynth.cli.options import LOOK_AROUND, app, one_of, say
+
+if TYPE_CHECKING:
+    from latentsynth.viewer.server import LocalServer
 
 
 @app.command(rich_help_panel=LOOK_AROUND)
@@ -19,19 +22,12 @@ def view(
     browser: Annotated[bool, typer.Option(help="Open the page in the browser of this machine")] = True,
 ) -> None:
     """Look at volumes in a browser: linked slices and 3D, masks, real beside synthetic. Nothing leaves this machine."""
-    import webbrowser
-
     from latentsynth.viewer.collection import entries
     from latentsynth.viewer.server import Viewer
 
     viewer = Viewer(entries(paths))
     say(f"{viewer.address}\nCtrl-C ends it")
-    if browser:
-        webbrowser.open(viewer.address)
-    try:
-        viewer.serve_forever()
-    finally:
-        viewer.server_close()
+    _serve(viewer, browser)
 
 
 @app.command(rich_help_panel=LOOK_AROUND)
@@ -52,8 +48,6 @@ def studio(
     browser: Annotated[bool, typer.Option(help="Open the page in the browser of this machine")] = True,
 ) -> None:
     """Draw masks and paint them, in a browser: ellipsoids, files or new masks; several seeds side by side. Nothing leaves this machine."""
-    import webbrowser
-
     from latentsynth.data.manifest import SPLITS, Manifest
     from latentsynth.masks.learnt import load_mask_maker
     from latentsynth.models import packaged
@@ -69,9 +63,16 @@ def studio(
     accelerator = start()
     server = Studio(model.to(accelerator.device), out, accelerator, maker, hosts)
     say(f"{server.address}\nmasks and volumes go to {out}; Ctrl-C ends it")
+    _serve(server, browser)
+
+
+def _serve(server: LocalServer, browser: bool) -> None:
+    """Until it is interrupted."""
+    import webbrowser
+
     if browser:
         webbrowser.open(server.address)
     try:
         server.serve_forever()
     finally:
-        server.close()
+        server.server_close()

@@ -27,13 +27,11 @@ from latentsynth.masks.placement import (
 )
 from latentsynth.masks.reshaping import reshaped
 from latentsynth.masks.roughness import bounded_field
-from latentsynth.metrics.shapes import cells_of, centroid_mm, overlaps
+from latentsynth.metrics.shapes import CELL_MM, CELLS, cells_of, centroid_mm, overlaps
 from latentsynth.provenance import Ledger, fingerprint
 from latentsynth.randomness import Stream, generator
 from latentsynth.types import Labels
 
-_CELL_MM = 4.0  # edge of the cells that overlap is measured on, at most
-_CELLS = 512  # of a typical lesion, where that takes smaller cells
 _ALIKE = 0.9  # quantile of the overlap of patients with their nearest other one
 _STRENGTHS = (1.0, 1.5, 2.25)  # times the amounts of the configuration, one after the other
 _COPY = "nearer to its source than patients are to each other"
@@ -91,9 +89,7 @@ class _Likeness:
     @classmethod
     def of(cls, maps: Sequence[LabelMap], lesions: Sequence[int]) -> _Likeness:
         lesions = tuple(lesions)
-        edge_mm = min(
-            _CELL_MM, (1000 * float(np.median([made.volume_ml(lesions) for made in maps])) / _CELLS) ** (1 / 3)
-        )
+        edge_mm = min(CELL_MM, (1000 * float(np.median([made.volume_ml(lesions) for made in maps])) / CELLS) ** (1 / 3))
         cells = [_centred(made, lesions, edge_mm) for made in maps]
         people = np.array([" ".join(made.parents) or made.name for made in maps])
         others = people[:, None] != people  # two scans of one patient are alike

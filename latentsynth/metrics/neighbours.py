@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 from scipy.spatial.distance import cdist
 
@@ -85,3 +88,24 @@ def nearest_distinct(distances: np.ndarray, rows: np.ndarray, k: int) -> tuple[n
     _, first = np.unique(rows[order], return_index=True)
     kept = order[np.sort(first)[:k]]
     return distances[kept], rows[kept]
+
+
+def check_count(k: int, reference: np.ndarray) -> None:
+    """Refuses a number of neighbours that there are not.
+
+    Raises:
+        DataError: With both numbers.
+    """
+    if not 1 <= k <= len(reference):
+        raise DataError(f"{k} neighbours among {len(reference)} volumes do not exist: give 1 to {len(reference)}")
+
+
+def check_volumes(queries: np.ndarray, reference: np.ndarray, k: int, shape: Sequence[int]) -> None:
+    """Refuses rows that are not volumes of a shape, and a number of neighbours that there are not.
+
+    Raises:
+        DataError: With the shapes, or the numbers.
+    """
+    if queries.shape[1:] != reference.shape[1:] or queries.shape[1] != math.prod(shape):
+        raise DataError(f"rows of shape {queries.shape} and {reference.shape} are not volumes of shape {tuple(shape)}")
+    check_count(k, reference)

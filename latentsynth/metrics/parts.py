@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from latentsynth.errors import DataError
+from latentsynth.metrics.neighbours import check_volumes
 
 _MOST = 64  # cells of the longest axis: finer detail is noise in most scans
 _FINE, _COARSE = 0.6, 1.5  # voxels: between these lies the detail that two patients do not share
@@ -76,10 +76,7 @@ def nearest_by_parts(
     Raises:
         DataError: Rows of other lengths, or more neighbours than rows.
     """
-    if queries.shape[1:] != reference.shape[1:] or queries.shape[1] != math.prod(shape):
-        raise DataError(f"rows of shape {queries.shape} and {reference.shape} are not volumes of shape {tuple(shape)}")
-    if not 1 <= k <= len(reference):
-        raise DataError(f"{k} neighbours among {len(reference)} volumes do not exist: give 1 to {len(reference)}")
+    check_volumes(queries, reference, k, shape)
     x, y = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).view(-1, *shape) for a in (queries, reference))
     size = max(1, _CHUNK // math.prod(shape))
     score = torch.zeros(len(x), len(y))

@@ -11,7 +11,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 
-from latentsynth.errors import DataError
+from latentsynth.metrics.neighbours import check_volumes
 
 # The largest moves that still count as the same volume: those that training augmentation makes, and some more.
 _ROTATE, _SCALE, _SHIFT = math.radians(25), math.log(1.35), 0.25  # radians, log, share of half an axis
@@ -60,10 +60,7 @@ def nearest_by_registration(
     Raises:
         DataError: Rows of other lengths, or more neighbours than rows.
     """
-    if queries.shape[1:] != reference.shape[1:] or queries.shape[1] != math.prod(shape):
-        raise DataError(f"rows of shape {queries.shape} and {reference.shape} are not volumes of shape {tuple(shape)}")
-    if not 1 <= k <= len(reference):
-        raise DataError(f"{k} neighbours among {len(reference)} volumes do not exist: give 1 to {len(reference)}")
+    check_volumes(queries, reference, k, shape)
     x, y = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).view(-1, *shape) for a in (queries, reference))
     ways = [y, *(y.flip(1 + axis + 1) for axis in mirror)]
     moving = torch.cat(ways)

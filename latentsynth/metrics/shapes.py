@@ -17,6 +17,9 @@ from latentsynth.metrics.surfaces import Mask, check_masks, check_spacing, surfa
 _REACH = 1 << 20  # cells to either side of the origin that one whole number can name
 _FULL = 0.5  # share of a cell that must be covered
 
+CELL_MM = 4.0  # cells that overlap is measured on are no larger
+CELLS = 512  # of a typical lesion, where that takes smaller cells
+
 
 @dataclass(frozen=True)
 class Shape:

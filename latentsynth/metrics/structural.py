@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from latentsynth.errors import DataError
+from latentsynth.metrics.neighbours import check_count
 
 _RANGE = 2.0  # images live in [-1, 1]
 _WINDOW, _STRIDE = 7, 2
@@ -102,5 +103,4 @@ def _check(queries: np.ndarray, reference: np.ndarray, k: int) -> None:
         raise DataError(
             f"volumes of shape {queries.shape} and {reference.shape} are not rows of equal length: bring them to one grid"
         )
-    if not 1 <= k <= len(reference):
-        raise DataError(f"{k} neighbours among {len(reference)} volumes do not exist: give 1 to {len(reference)}")
+    check_count(k, reference)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,12 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.inputs import synthetic_set
 from latentsynth.files import atomic_path, write_text
-from latentsynth.outputs import free_name
+from latentsynth.outputs import check_free
 from latentsynth.progress import bar
 from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.results import Result
 from latentsynth.sharing.card import Declared, card_of, sets_of
 from latentsynth.sharing.filter import Verdicts, read_report, require_valid, verdicts_on
-from latentsynth.types import Labels
 
 SET = "exported_set"  # in dataset.json: fingerprint of the manifest
 
@@ -63,8 +61,7 @@ def export_set(
     real = [case.case_id for case in manifest.cases if case.source == "real"]
     if real:
         raise DataError(f"{samples} holds {len(real)} real cases ({real[0]}): export synthetic volumes alone")
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError(f"{out} exists: nothing was written; give another name, for example {free_name(out)}")
+    check_free(out)
     if without_report is not None and not without_report.strip():
         raise DataError("--without-privacy-report needs a reason: say why, the card prints it")
     result = read_report(report) if report else None
@@ -80,7 +77,7 @@ def export_set(
         _check(manifest, samples, result, report, verdicts, publish_mask_copies)
     with atomic_path(out) as temporary:
         _copy(manifest, temporary, verdicts)
-        packed = replace(manifest, labels=_consecutive(manifest.labels))
+        packed = replace(manifest, labels=manifest.labels.consecutive)
         # The fingerprint names nobody; `latentsynth ledger` finds the export by it.
         describe(temporary, f"{out.name} (synthetic)", packed, licence=licence, **{SET: manifest.fingerprint})
         write_text(
@@ -144,14 +141,9 @@ def _check_training_set(manifest: Manifest, samples: Path, result: Result, repor
         )
 
 
-def _consecutive(labels: Labels) -> Labels:
-    """The same names with values 0, 1, 2, ..."""
-    return Labels(tuple(range(len(labels))), labels.names)
-
-
 def _copy(manifest: Manifest, folder: Path, measured: Collection[str]) -> None:
     labels = manifest.labels
-    moved = _consecutive(labels) != labels
+    moved = labels.consecutive != labels
     with bar("exporting", len(manifest.cases), "volumes") as shown:
         for sub in ("imagesTr", "labelsTr"):
             (folder / sub).mkdir(parents=True)

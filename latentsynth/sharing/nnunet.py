@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.inputs import synthetic_set
 from latentsynth.files import atomic_path, write_json
-from latentsynth.outputs import free_name
+from latentsynth.outputs import check_free
 from latentsynth.progress import bar
 from latentsynth.provenance import Ledger
 from latentsynth.types import Case, Labels
@@ -40,8 +39,7 @@ def write_dataset(real: Path, samples: Sequence[Path], out: Path) -> Path:
         DataError: Cases without masks, other channels or labels; a generator that saw validation or test patients; no
             validation patients; a folder that exists.
     """
-    if os.path.lexists(out) and not (out.is_dir() and not any(out.iterdir())):
-        raise DataError(f"{out} exists: nothing was written; give another name, for example {free_name(out)}")
+    check_free(out)
     patients = Manifest.load(real)
     sets = [(path, synthetic_set(path)) for path in samples]
     held = patients.select("val", "test")
@@ -59,10 +57,9 @@ def write_dataset(real: Path, samples: Sequence[Path], out: Path) -> Path:
             for name, case in cases:
                 _copy(case, name, temporary, part, patients.labels)
                 shown.advance()
-        labels = Labels(tuple(range(len(patients.labels))), patients.labels.names)
         everyone = replace(
             patients,
-            labels=labels,
+            labels=patients.labels.consecutive,
             cases=tuple(replace(case, case_id=name) for name, case in [*train, *validation, *made]),
         )
         # Marked as synthetic as a whole: `prepare` must never take any of them for patients.

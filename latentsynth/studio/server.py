@@ -71,7 +71,7 @@ class _Mask:
 
 
 class Studio(LocalServer):
-    """The server; close it with :meth:`close`.
+    """The server; :meth:`server_close` ends its work too.
 
     Args:
         model: What paints.
@@ -109,10 +109,10 @@ class Studio(LocalServer):
         self.bench = Bench(model, out, accelerator)
         super().__init__(_Handler, ("studio.html", "studio.js", "viewer.css", "niivue.umd.js"))
 
-    def close(self) -> None:
+    def server_close(self) -> None:
         """Ends the work; what is finished stays."""
         self.bench.close()
-        self.server_close()
+        super().server_close()
 
     def told(self) -> dict[str, Any]:
         """What the page is told: of the model, and of every job."""

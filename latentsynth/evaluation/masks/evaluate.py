@@ -22,15 +22,13 @@ from latentsynth.evaluation.masks import figures
 from latentsynth.evaluation.memorization.reference import Measured, ReferenceDistances, one_per_patient
 from latentsynth.evaluation.memorization.spaces import FeatureSpace, MaskVoxels
 from latentsynth.masks.label_map import LabelMap
-from latentsynth.metrics.shapes import Shape, cells_of, centroid_mm, mask_of, overlaps, shape_of
+from latentsynth.metrics.shapes import CELL_MM, CELLS, Shape, cells_of, centroid_mm, mask_of, overlaps, shape_of
 from latentsynth.parallel import over_cores
 from latentsynth.results import Result, close_results, open_results
 from latentsynth.types import Framing
 
 _LEAST = 6  # masks per set
 _LEVEL = 0.05
-_CELL_MM = 4.0  # cells that overlap is measured on are no larger
-_CELLS = 512  # of a typical lesion, where that takes smaller cells
 _LOOKED_AT = 12  # masks that tell how large a typical lesion is
 _OF_LABEL = ("volume, log10 ml", "sphericity", "pieces")
 
@@ -200,12 +198,12 @@ def _lattice(cohorts: Sequence[Cohort], lesions: tuple[int, ...]) -> Lattice:
     real = cohorts[0]
     looked = [real.cases[n] for n in np.unique(np.linspace(0, len(real.cases) - 1, _LOOKED_AT).astype(int))]
     volumes = [LabelMap.read(case, real.manifest.labels).volume_ml(lesions) for case in looked]
-    typical = float(np.cbrt(1000 * np.median(volumes) / _CELLS))
+    typical = float(np.cbrt(1000 * np.median(volumes) / CELLS))
     finest = float(np.cbrt(np.prod(spacings[0])))
     labels = real.manifest.labels
     names = {v: name for v, name in zip(labels.values, labels.names, strict=True) if v in lesions}
     return Lattice(
-        names, None if same else float(np.max(spacings)), min(_CELL_MM, max(typical, finest)) if typical else _CELL_MM
+        names, None if same else float(np.max(spacings)), min(CELL_MM, max(typical, finest)) if typical else CELL_MM
     )
 
 
