@@ -80,7 +80,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "ResidualConfig": {"kind": "residual", "lr": 1e-5, "channels": 8, "max_channels": 32},
     "GrownConfig": {"kind": "grown", "lr": 1e-5, "channels": 8, "max_channels": 32},
     "GameConfig": {"loss": "wasserstein", "l1": 1, "lesion_weight": 2, "feature_matching": 3, "divergence": 0.1,
-                   "perceptual": {"path": "f.ts"}, "r1": 1, "r1_every": 2, "gradient_penalty": 3, "drift": 0.1,
+                   "perceptual": {"path": "f.ts"}, "r1": 1, "r2": 2, "r1_every": 2, "gradient_penalty": 3, "drift": 0.1,
                    "path_length": 1, "path_length_every": 2, "mixing": 0.5, "pool": 5, "noise": 0.1, "noise_decay": 0.5,
                    "augment_target": 0.5, "augment_ramp_images": 10, "discriminator_steps": 2, "grow_images": 10},
     "GanSamplingConfig": {"truncation": 0.5},
@@ -141,9 +141,8 @@ CHANGED: dict[str, dict[str, Any]] = {
                      "folds": 3, "surplus": 2, "copy_space": "ssim", "copy_level": 0.1, "masks": {"new": {"inside": [1]}},
                      "arms": {"real": {}, "more": {"model": "ldm", "dose": 1}, "half": {"real": 0.5}},
                      "contrasts": [["more", "half"]], "segmenters": {"unet": {}}},
-    "OvertrainedConfig": {"model": "ldm", "size": 5, "seed": 3, "factor": 2, "changes": {"train": {"batch": 4}}},
-    "MemorizationStudy": {**STUDY, "minutes": 2, "stages": [0.5, 1], "spaces": ["ssim"], "level": 0.1,
-                          "detector": {"projection": 8}, "overtrained": [{"model": "ldm", "size": 3, "seed": 0, "factor": 2.0, "changes": {}}]},
+    "MemorizationStudy": {**STUDY, "models": {"ldm": {}, "gan": {"generator": {"kind": "latent_gan"}}}, "minutes": 2, "stages": [0.5, 1], "spaces": ["ssim"], "level": 0.1,
+                          "detector": {"projection": 8}, "claims": [["ldm", "gan"]]},
 }  # fmt: skip
 
 

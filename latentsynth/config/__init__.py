@@ -58,7 +58,7 @@ from latentsynth.config.mask_generators import (
 )
 from latentsynth.config.mask_set import MaskSetConfig
 from latentsynth.config.mask_shapes import ComposeConfig, DeformConfig, ProceduralConfig
-from latentsynth.config.memorization import MemorizationStudy, OvertrainedConfig
+from latentsynth.config.memorization import MemorizationStudy
 from latentsynth.config.runs import RUNS, run_of
 from latentsynth.config.segmenter import (
     DynUNetConfig,
@@ -121,7 +121,6 @@ __all__ = [
     "MemorizationStudy",
     "NetworkConfig",
     "NewMasksConfig",
-    "OvertrainedConfig",
     "PatchConfig",
     "PerceptualConfig",
     "Pix2PixConfig",

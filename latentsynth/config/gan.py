@@ -29,14 +29,15 @@ from latentsynth.types import Framing, Grid
 class GameConfig(Strict):
     """What the players play for; 0 leaves a term out. Every term works with every family but CycleGAN."""
 
-    loss: Literal["hinge", "least_squares", "non_saturating", "wasserstein"] = "hinge"
+    loss: Literal["hinge", "least_squares", "non_saturating", "relativistic", "wasserstein"] = "hinge"
     l1: NotNegative = Field(0.0, description="weight of the distance to the real image of the same mask")
     lesion_weight: Annotated[float, Field(ge=1)] = Field(1.0, description="weight of lesion voxels in l1")
     feature_matching: NotNegative = Field(0.0, description="weight of the distance in the discriminator's features")
     perceptual: PerceptualConfig | None = None
     divergence: NotNegative = Field(0.0, description="weight of the style code's divergence from a standard normal")
     r1: NotNegative = Field(0.0, description="gamma of the gradient penalty on real images")
-    r1_every: Positive = Field(1, description="steps between its uses, each so many times as strong")
+    r2: NotNegative = Field(0.0, description="gamma of the gradient penalty on fake images")
+    r1_every: Positive = Field(1, description="steps between uses of r1 and r2, each so many times as strong")
     gradient_penalty: NotNegative = Field(0.0, description="weight of the penalty between real and fake (WGAN-GP)")
     drift: NotNegative = Field(0.0, description="weight of the squared logits of real images")
     path_length: NotNegative = Field(0.0, description="weight of path length regularisation")
@@ -163,9 +164,13 @@ class GanRun(Run):
             raise ValueError(
                 "game.l1, game.perceptual and game.feature_matching compare with the image of the same mask: this form has none"
             )
-        if game.loss == "wasserstein" and game.augment_target:
+        if game.loss in ("relativistic", "wasserstein") and game.augment_target:
             raise ValueError(
-                "game.augment_target needs logits with a middle, and game.loss wasserstein has none: set it to 0"
+                f"game.augment_target needs logits with a middle, and game.loss {game.loss} has none: set it to 0"
+            )
+        if game.loss == "relativistic" and family.recipe == "cycle":
+            raise ValueError(
+                f"game.loss relativistic pairs fakes with real images, which a {family.kind} has none of: choose another"
             )
         plain, known = GameConfig(), family.terms
         unused = [key for key in GameConfig.model_fields if getattr(game, key) != getattr(plain, key)]

@@ -2,43 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from latentsynth.config.extractor import COPY_DETECTOR, ExtractorRun
-from latentsynth.config.numbers import Seed
 from latentsynth.config.study import PLACED, Share, StudyConfig, merged, once, refuse
-from latentsynth.strict import Positive, Strict, build
+from latentsynth.strict import Positive, build
 
 SPACES = ("voxels", "ssim", "registered", "parts", "contrastive")
-
-
-class OvertrainedConfig(Strict):
-    """A run that is meant to memorize and must be caught: models too young to memorize prove nothing."""
-
-    model: str = Field(description="name of one of the models")
-    size: Positive = Field(10, description="training patients")
-    seed: Seed = 0
-    factor: Annotated[float, Field(gt=1)] = Field(6.0, description="times the compute of the other cells")
-    changes: dict[str, Any] = Field({}, description="settings of the model that differ, for example its augmentation")
 
 
 class MemorizationStudy(StudyConfig):
     """Models x sizes x seeds, each at several times of its training, against controls."""
 
-    minutes: Annotated[float, Field(gt=0)] = Field(5.0, description="CPU minutes of training per cell")
+    sizes: Annotated[tuple[Positive | Literal["all"], ...], Field(min_length=1)] = (10, 20)
+    minutes: Annotated[float, Field(gt=0)] = Field(
+        20.0, description="CPU minutes of training per model, size and seed: enough for one of them to memorize"
+    )
     stages: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] = Field(
-        (0.25, 0.5, 1.0), description="shares of the training at which volumes are sampled"
+        (0.125, 0.25, 0.5, 1.0), description="shares of the training at which volumes are sampled"
     )
     models: Annotated[dict[str, dict[str, Any]], Field(min_length=1)] = Field(
         description="by name, settings of an LdmRun or, with a generator, of a GanRun; run and data are the study's"
     )
-    overtrained: tuple[OvertrainedConfig, ...] = ()
+    claims: tuple[tuple[str, str], ...] = Field(
+        (), description="pairs of models of which the first is said to copy more"
+    )
     detector: dict[str, Any] = Field(
         {}, description="settings of the ExtractorRun that finds copies; run and data are the study's"
     )
-    spaces: tuple[str, ...] = ("voxels", "registered", "contrastive")
+    spaces: tuple[str, ...] = Field(
+        ("voxels", "registered", "parts"), description="feature spaces that are searched, then all of them jointly"
+    )
     level: Share = Field(0.05, description="share of unseen patients that a feature space may flag")
 
     @model_validator(mode="after")
@@ -50,10 +46,10 @@ class MemorizationStudy(StudyConfig):
         refuse(self.detector, ("run", "seed", "data"), "detector")
         if any(a >= b for a, b in zip(self.stages, self.stages[1:], strict=False)):
             raise ValueError(f"stages {self.stages} must ascend")
-        for one in self.overtrained:
-            if one.model not in self.models:
-                raise ValueError(f"overtrained model {one.model!r} is none of {', '.join(self.models)}")
-            self.check_model(one.model, one.changes)
+        once("claims", [sorted(pair) for pair in self.claims])
+        for pair in self.claims:
+            if len({*pair} & {*self.models}) < 2:
+                raise ValueError(f"claims: {list(pair)} are not two of the models {', '.join(self.models)}")
         if not self.roles.outside:
             raise ValueError("roles.outside is 0, and the autoencoder and every validation need patients")
         for name, settings in self.models.items():

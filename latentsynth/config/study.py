@@ -104,22 +104,21 @@ class StudyConfig(Strict):
         latent = {"cache": self.cache, "augment": self.augment}
         return merged({"autoencoder": self.autoencoder_folder, "data": latent}, wanted)
 
-    def check_model(self, model: str, changes: dict[str, Any] | None = None) -> None:
-        """Refuses settings of a model, or changes of them, that are the study's to decide or that cannot be built.
+    def check_model(self, model: str) -> None:
+        """Refuses settings of a model that are the study's to decide or that cannot be built.
 
         Raises:
             ValueError: What is wrong with them.
         """
         wanted = self.models[model]
-        for settings in (wanted, changes or {}):
-            refuse(settings, ("run", "seed", "autoencoder"), f"models.{model}")
-            refuse(settings.get("data") or {}, ("manifest", "grid", "framing", "cache"), f"models.{model}.data")
+        refuse(wanted, ("run", "seed", "autoencoder"), f"models.{model}")
+        refuse(wanted.get("data") or {}, ("manifest", "grid", "framing", "cache"), f"models.{model}.data")
         generator = wanted.get("generator", {})
         if not isinstance(generator, dict):
             raise ValueError(f"models.{model}.generator is {generator!r}, expected keys and values: kind: {generator}")
         if generator.get("form") == "mask_only":
             raise ValueError(f"models.{model}: form mask_only makes no images: give a model that does")
-        scaled(build(self.model_kind(model), merged(PLACED, self.model_settings(model)), model), self.scale, changes)
+        scaled(build(self.model_kind(model), merged(PLACED, self.model_settings(model)), model), self.scale)
 
 
 def scaled(run: RunT, scale: float, changes: dict[str, Any] | None = None) -> RunT:

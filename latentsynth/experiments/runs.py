@@ -51,7 +51,6 @@ def generator_run(
     config: StudyConfig,
     model: str,
     place: RunPlace,
-    changes: dict[str, Any] | None = None,
     autoencoder: Path | None = None,
 ) -> LdmRun | GanRun:
     """Training one of the study's models.
@@ -60,13 +59,12 @@ def generator_run(
         config: The study.
         model: Name of the model.
         place: Of the run.
-        changes: Settings that differ.
         autoencoder: Run of the autoencoder under it; None takes the study's.
     """
     values = place.on(config.model_settings(model))
     if autoencoder is not None and "autoencoder" in values:
         values["autoencoder"] = autoencoder
-    return scaled(build(config.model_kind(model), values, model), config.scale, changes)
+    return scaled(build(config.model_kind(model), values, model), config.scale)
 
 
 def masks_run(config: UtilityStudy, name: str, place: RunPlace) -> MaskRun | GanRun:

@@ -11,14 +11,16 @@ from torch.nn import functional
 
 from latentsynth.gans.base import Opinion
 
-LOSSES = ("hinge", "least_squares", "non_saturating", "wasserstein")
+LOSSES = ("hinge", "least_squares", "non_saturating", "relativistic", "wasserstein")
+RELATIVE = ("relativistic", "wasserstein")  # only differences between logits count: 0 is no middle
 
 
 def discriminator_loss(kind: str, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
     """What the discriminator minimises, a mean over scales, places and cases.
 
     ``hinge`` (Lim & Ye 2017, eq. 9), ``least_squares`` (Mao et al. 2017, eq. 9), ``non_saturating`` (Goodfellow et al.
-    2014, sec. 3), ``wasserstein`` (Arjovsky et al. 2017, eq. 3).
+    2014, sec. 3), ``relativistic`` (Jolicoeur-Martineau 2019, eq. 4, in pairs, as Huang et al. 2024 do, eq. 2),
+    ``wasserstein`` (Arjovsky et al. 2017, eq. 3).
     """
     terms = []
     for r, f in zip(real, fake, strict=True):
@@ -29,6 +31,8 @@ def discriminator_loss(kind: str, real: Sequence[Tensor], fake: Sequence[Tensor]
                 terms.append(((r - 1).square().mean() + f.square().mean()) / 2)
             case "non_saturating":
                 terms.append(functional.softplus(-r).mean() + functional.softplus(f).mean())
+            case "relativistic":
+                terms.append(functional.softplus(f - r).mean())
             case "wasserstein":
                 terms.append(f.mean() - r.mean())
             case _:
@@ -36,8 +40,10 @@ def discriminator_loss(kind: str, real: Sequence[Tensor], fake: Sequence[Tensor]
     return torch.stack(terms).mean()
 
 
-def generator_loss(kind: str, fake: Sequence[Tensor]) -> Tensor:
-    """What the generator minimises, against the same discriminator."""
+def generator_loss(kind: str, fake: Sequence[Tensor], real: Sequence[Tensor] = ()) -> Tensor:
+    """What the generator minimises, against the same discriminator; ``real`` for the ``relativistic`` one alone."""
+    if kind == "relativistic":
+        return discriminator_loss(kind, real=fake, fake=real)
     terms = []
     for f in fake:
         match kind:
@@ -56,8 +62,8 @@ def accuracy(kind: str, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tenso
     """Share of logits on the right side of the middle: 0.5 is a draw, 1 a discriminator that has won."""
     right = []
     for r, f in zip(real, fake, strict=True):
-        # A Wasserstein critic may lie anywhere: its own middle is the one that counts.
-        between = (r.mean() + f.mean()) / 2 if kind == "wasserstein" else middle(kind)
+        # Where differences alone count, logits may lie anywhere: their own middle is the one that counts.
+        between = (r.mean() + f.mean()) / 2 if kind in RELATIVE else middle(kind)
         right.append(((r >= between).float().mean() + (f < between).float().mean()) / 2)
     return torch.stack(right).mean()
 
@@ -67,14 +73,16 @@ def middle(kind: str) -> float:
     return 0.5 if kind == "least_squares" else 0.0
 
 
-def r1(real: Sequence[Tensor], image: Tensor) -> Tensor:
-    """Mean squared norm of the gradient of real logits by their images (Mescheder et al. 2018, eq. 9), without gamma/2.
+def squared_gradient(logits: Sequence[Tensor], image: Tensor) -> Tensor:
+    """Mean squared norm of the gradient of logits by their images (Mescheder et al. 2018, eq. 9), without gamma/2.
+
+    On real images it is R1, on fake ones R2.
 
     Args:
-        real: Logits of the real images, a scale each.
-        image: The real images, which required gradients when they were judged; batch first.
+        logits: Of the images, a scale each.
+        image: What required gradients when it was judged; batch first.
     """
-    total = torch.stack([logits.flatten(1).mean(1).sum() for logits in real]).mean()
+    total = torch.stack([one.flatten(1).mean(1).sum() for one in logits]).mean()
     (gradient,) = torch.autograd.grad(total, image, create_graph=True)
     return gradient.flatten(1).square().sum(1).mean()
 

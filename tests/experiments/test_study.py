@@ -27,8 +27,8 @@ from latentsynth.results import Result
 
 ROOT = Path(__file__).parents[2]
 DEBUG = ROOT / "configs" / "debug" / "memorization.yaml"
-OVERTRAINED = "diffusion-n4-s0-overtrained"
-ARMS = (OVERTRAINED, "diffusion-nall-s0", "latent_gan-nall-s0")
+FIRST = "diffusion-nall-s0"
+ARMS = (FIRST, "latent_gan-nall-s0")
 SPACES = ("voxels", "contrastive")  # registration takes minutes
 SEARCHED = (*SPACES, "joint")
 REWRITTEN = ("output.json", "study.json", "study.csv", "study.png")  # the claim of the folder, and the summary
@@ -61,11 +61,11 @@ def overrides(tmp_path_factory: pytest.TempPathFactory, phantoms: list[str]) -> 
 def finished(overrides: list[str]) -> Finished:
     folder = Path(overrides[0].removeprefix("folder="))
     command = [sys.executable, str(ROOT / "scripts" / "compare_memorization.py"), str(DEBUG), *overrides]
-    cell = folder / "cells" / OVERTRAINED
+    cell = folder / "cells" / FIRST
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 240
-        while not (cell / "1" / "checkpoint").is_dir():  # the first of its two stages is trained
+        while not (cell / "0.5" / "checkpoint").is_dir():  # the first of its two stages is trained
             assert process.poll() is None, "the study ended before it was killed"
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -88,7 +88,7 @@ def test_a_dry_run_says_what_would_be_done_and_makes_nothing(
     changes = [*overrides[1:], f"folder={tmp_path / 'study'}", "sizes=[4, all]", f"cache={tmp_path / 'cache'}"]
     assert run(monkeypatch, "experiment", "memorization", DEBUG, *changes, "--dry-run") == 0
     said = capsys.readouterr().out
-    arms = [OVERTRAINED, *(f"{model}-n{size}-s0" for model in ("diffusion", "latent_gan") for size in (4, "all"))]
+    arms = [f"{model}-n{size}-s0" for model in ("diffusion", "latent_gan") for size in (4, "all")]
     for name in (
         "autoencoder",
         "pilot-diffusion",
@@ -98,21 +98,21 @@ def test_a_dry_run_says_what_would_be_done_and_makes_nothing(
         *(f"measure-{a}" for a in arms),
     ):
         assert any(name in line.split() and "waiting" in line for line in said.splitlines()), name
-    assert "0 of 14 cells done, about 1.1 hours of one process left" in said
+    assert "0 of 12 cells done, about 1.2 hours of one process left" in said
     assert not list(tmp_path.iterdir())
 
 
 def test_an_interrupted_cell_goes_on(finished: Finished) -> None:
     """What was trained is not trained again; the claim of the killed process held nobody up."""
-    cell = finished.folder / "cells" / OVERTRAINED
+    cell = finished.folder / "cells" / FIRST
     assert finished.claimed == (True, False)
     assert cell / "done.json" not in finished.killed
     now = times(finished.folder)
-    made = [path for path in finished.killed if path.is_relative_to(cell / "1" / "checkpoint")]
-    made += [cell / "1" / "cost.json", finished.folder / "cells" / "autoencoder" / "done.json"]
+    made = [path for path in finished.killed if path.is_relative_to(cell / "0.5" / "checkpoint")]
+    made += [cell / "0.5" / "cost.json", finished.folder / "cells" / "autoencoder" / "done.json"]
     assert len(made) > 3
     assert [now[path] for path in made] == [finished.killed[path] for path in made]
-    seen = [json.loads((cell / stage / "cost.json").read_text())["images_seen"] for stage in ("1", "2")]
+    seen = [json.loads((cell / stage / "cost.json").read_text())["images_seen"] for stage in ("0.5", "1")]
     assert f"at {seen[0]} images" in " ".join(" ".join(finished.said).split())
     assert seen[0] < seen[1]
 
@@ -122,25 +122,24 @@ def test_two_processes_share_the_cells(finished: Finished) -> None:
     began = [[name for name in names if f"cell {name}\n" in said] for said in finished.said]
     before = [name for name in names if finished.folder / "cells" / name / "done.json" in finished.killed]
     assert sorted([*before, *began[0], *began[1]]) == sorted(names)
-    assert OVERTRAINED in (*began[0], *began[1])
+    assert FIRST in (*began[0], *began[1])
     assert min(map(len, began)) > 0
 
 
 def test_every_cell_is_done_and_the_result_stands(finished: Finished) -> None:
     grid = finished.study.grid()
-    assert sum(grid.done(cell) for cell in grid.cells) == len(grid.cells) == 10
+    assert sum(grid.done(cell) for cell in grid.cells) == len(grid.cells) == 8
     result = Result.load(finished.folder / "study.json")
-    assert {str(row[0]) for row in result.tables[0].rows} == {"diffusion, overtrained", "diffusion", "latent_gan"}
+    assert {str(row[0]) for row in result.tables[0].rows} == {"diffusion", "latent_gan"}
     assert (finished.folder / "study.png").read_bytes().startswith(b"\x89PNG")
-    for space in SEARCHED:
-        assert any(note.startswith("the overtrained diffusion is") and f"by {space}" in note for note in result.notes)
+    assert [claim["size"] for claim in result.facts["claims"]] == ["all"]
+    assert {curve["model"] for curve in result.facts["copies_from"]} == {"diffusion", "latent_gan"}
     with (finished.folder / "study.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == len(ARMS) * 2 * len(SEARCHED)
-    assert {(row["model"], row["size"], row["overtrained"], row["stage"]) for row in rows} == {
-        ("diffusion", "4", "True", "1"), ("diffusion", "4", "True", "2"),
-        *((model, "all", "False", stage) for model in ("diffusion", "latent_gan") for stage in ("0.5", "1")),
-    }  # fmt: skip
+    assert {(row["model"], row["size"], row["stage"]) for row in rows} == {
+        (model, "all", stage) for model in ("diffusion", "latent_gan") for stage in ("0.5", "1")
+    }
     for row in rows:
         assert 0 <= float(row["low"]) <= float(row["copy_rate"]) <= float(row["high"]) <= 1
         assert bool(row["membership_auc"]) == (row["model"] == "diffusion")  # a GAN has no loss of a case
@@ -156,12 +155,11 @@ def test_planted_copies_are_found_in_every_cell(finished: Finished) -> None:
 
 
 def test_every_model_gets_the_same_compute(finished: Finished) -> None:
-    """As many images as its pilot says it sees in the CPU minutes asked for; the overtrained one more."""
+    """As many images as its pilot says it sees in the CPU minutes asked for."""
     minutes = finished.study.config.minutes
     for arm in ARMS:
         pilot = json.loads((finished.folder / "cells" / f"pilot-{arm.split('-')[0]}" / "pilot.json").read_text())
-        for share in (0.5, 1.0):
-            stage = share * (2 if arm == OVERTRAINED else 1)
+        for stage in (0.5, 1.0):
             cost = json.loads((finished.folder / "cells" / arm / f"{stage:g}" / "cost.json").read_text())
             wanted = pilot["images_per_cpu_second"] * minutes * 60 * stage
             assert abs(cost["images_seen"] - wanted) <= 4  # a batch
@@ -171,13 +169,12 @@ def test_held_out_patients_lend_their_masks_and_nothing_else(finished: Finished)
     roles = finished.study.roles
     held = [case for case in Manifest.load(roles.heldout_manifest()).cases if case.split == "test"]
     for arm in ARMS:
-        size = 4 if arm == OVERTRAINED else "all"
         for samples in (finished.folder / "cells" / arm).glob("*/samples/manifest.json"):
             made = Cohort.load("made", samples)
             assert sorted(p for case in made.cases for p in case.parents) == sorted(roles.heldout)
             assert not made.ledger.voxels & {case.voxels for case in held}
             seen = {c.patient_id for c in roles.cohort.cases if c.voxels in made.ledger.voxels}
-            assert seen & set(roles.pool) == set(roles.subset(size, 0))
+            assert seen & set(roles.pool) == set(roles.subset("all", 0))
 
 
 def test_a_finished_study_is_not_done_again(
@@ -186,7 +183,7 @@ def test_a_finished_study_is_not_done_again(
     before = {path: at for path, at in times(finished.folder).items() if path.name not in REWRITTEN}
     assert run(monkeypatch, "experiment", "memorization", DEBUG, *finished.overrides) == 0
     assert {path: at for path, at in times(finished.folder).items() if path.name not in REWRITTEN} == before
-    assert "10 of 10 cells done, about 0.0 hours" in capsys.readouterr().err
+    assert "8 of 8 cells done, about 0.0 hours" in capsys.readouterr().err
 
 
 def test_other_settings_need_another_folder(

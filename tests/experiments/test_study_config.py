@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers import run
@@ -39,8 +38,9 @@ def study(*overrides: str) -> MemorizationStudy:
         ("roles.pool=0", "roles.pool: Input should be greater than 0 (found 0)"),
         ("level=1", "level: Input should be less than 1 (found 1)"),
         ("models={}", "models: Dictionary should have at least 1 item"),
-        ("overtrained=[{model: vae}]", "overtrained model 'vae' is none of diffusion, latent_gan"),
-        ("overtrained=[{model: diffusion, factor: 1}]", "greater than 1 (found 1)"),
+        ("claims=[[diffusion, vae]]", "['diffusion', 'vae'] are not two of the models diffusion, latent_gan"),
+        ("claims=[[diffusion, diffusion]]", "are not two of the models"),
+        ("claims=[[diffusion, latent_gan], [latent_gan, diffusion]]", "claims holds ['diffusion', 'latent_gan'] twice"),
         ("sizes=[4, 4]", "sizes holds 4 twice: list each once"),
         ("seeds=[0, 0]", "seeds holds 0 twice: list each once"),
         ("seeds=[-1]", "greater than or equal to 0 (found -1)"),
@@ -56,7 +56,7 @@ def study(*overrides: str) -> MemorizationStudy:
         ("models.x={generator: latent_gan}", "models.x.generator is 'latent_gan', expected keys and values"),
         ("models.x={generator: {kind: stylegan2, form: joint}}", "form joint makes masks of its own"),
         ("models.pilot-x={}", "'pilot-x' names cells"),
-        ("overtraind=[]", "unknown key overtraind, did you mean overtrained?"),
+        ("claim=[]", "unknown key claim, did you mean claims?"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(override: str, words: str) -> None:
@@ -75,7 +75,7 @@ def test_what_makes_no_sense_is_refused_by_name(override: str, words: str) -> No
         ("autoencoder.train.imagse=8", "autoencoder: unknown key train.imagse, did you mean images?"),
         ("detector.views.rotate=8", "detector: unknown key views.rotate"),
         ("augment.copy=3", "unknown key data.augment.copy, did you mean copies?"),
-        ("overtrained=[{model: diffusion, changes: {data: {augmnt: {}}}}]", "unknown key data.augmnt, did you mean augment?"),
+        ("models.diffusion.data.augmnt={}", "unknown key data.augmnt, did you mean augment?"),
     ],
 )  # fmt: skip
 def test_a_wrong_key_inside_a_model_shows_before_anything_is_trained(
@@ -106,17 +106,3 @@ def test_runs_are_the_models_on_the_studys_data() -> None:
     assert pixels.data is not None
     assert pixels.data.grid == found.grid
     assert detector_run(found, NOTHING, NOTHING).data.augment.copies != 2  # it has views of its own
-
-
-def test_overtraining_changes_what_it_names_alone() -> None:
-    changes: dict[str, Any] = {"data": {"augment": {"copies": 0}}, "train": {"lr": 0.5}}
-    found = study("augment={copies: 3, flip_axes: [0]}")
-    plain, changed = (generator_run(found, "diffusion", RunPlace(NOTHING, NOTHING), one) for one in (None, changes))
-    assert isinstance(plain, LdmRun)
-    assert isinstance(changed, LdmRun)
-    assert changed.data.augment is not None
-    assert plain.data.augment is not None
-    assert (plain.data.augment.copies, changed.data.augment.copies, changed.train.lr) == (3, 0, 0.5)
-    assert changed.data.augment.flip_axes == plain.data.augment.flip_axes == (0,)
-    assert changed.train.batch == plain.train.batch
-    assert changed.denoiser == plain.denoiser

@@ -14,6 +14,7 @@ from torch.nn import functional
 from latentsynth.gans.base import Opinion
 from latentsynth.gans.losses import (
     LOSSES,
+    RELATIVE,
     accuracy,
     discriminator_loss,
     feature_matching,
@@ -21,8 +22,8 @@ from latentsynth.gans.losses import (
     gradient_penalty,
     middle,
     path_lengths,
-    r1,
     split,
+    squared_gradient,
 )
 
 SHAPES = [(3, 4), (2, 3, 2)]
@@ -45,13 +46,15 @@ PLAIN_DISCRIMINATOR: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "hinge": lambda r, f: 0.5 * np.maximum(0, 1 - r).mean() + 0.5 * np.maximum(0, 1 + f).mean(),
     "least_squares": lambda r, f: 0.5 * ((r - 1) ** 2).mean() + 0.5 * (f**2).mean(),
     "non_saturating": lambda r, f: -np.log(1 / (1 + np.exp(-r))).mean() - np.log(1 - 1 / (1 + np.exp(-f))).mean(),
+    "relativistic": lambda r, f: np.log(1 + np.exp(f - r)).mean(),
     "wasserstein": lambda r, f: f.mean() - r.mean(),
 }
-PLAIN_GENERATOR: dict[str, Callable[[np.ndarray], float]] = {
-    "hinge": lambda f: -f.mean(),
-    "least_squares": lambda f: ((f - 1) ** 2).mean(),
-    "non_saturating": lambda f: -np.log(1 / (1 + np.exp(-f))).mean(),
-    "wasserstein": lambda f: -f.mean(),
+PLAIN_GENERATOR: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "hinge": lambda r, f: -f.mean(),
+    "least_squares": lambda r, f: ((f - 1) ** 2).mean(),
+    "non_saturating": lambda r, f: -np.log(1 / (1 + np.exp(-f))).mean(),
+    "relativistic": lambda r, f: np.log(1 + np.exp(r - f)).mean(),
+    "wasserstein": lambda r, f: -f.mean(),
 }
 
 
@@ -64,9 +67,8 @@ def test_losses_are_their_formulas_averaged_over_scales(kind: str) -> None:
     real, fake = logits(0, 0.3), logits(10, -0.2)
     plain = [PLAIN_DISCRIMINATOR[kind](r.detach().numpy(), f.detach().numpy()) for r, f in zip(real, fake, strict=True)]
     assert number(discriminator_loss(kind, real, fake)) == pytest.approx(np.mean(plain), rel=1e-12)
-    assert number(generator_loss(kind, fake)) == pytest.approx(
-        np.mean([PLAIN_GENERATOR[kind](f.detach().numpy()) for f in fake]), rel=1e-12
-    )
+    plain = [PLAIN_GENERATOR[kind](r.detach().numpy(), f.detach().numpy()) for r, f in zip(real, fake, strict=True)]
+    assert number(generator_loss(kind, fake, real)) == pytest.approx(np.mean(plain), rel=1e-12)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -75,7 +77,7 @@ def test_players_pull_in_opposite_directions(kind: str) -> None:
     start = middle(kind)
     real, fake = ([torch.full((4, 1), start, requires_grad=True)] for _ in range(2))
     up, down = torch.autograd.grad(discriminator_loss(kind, real, fake), [*real, *fake])
-    (lift,) = torch.autograd.grad(generator_loss(kind, fake), fake)
+    (lift,) = torch.autograd.grad(generator_loss(kind, fake, real), fake)
     assert number(up.max()) < 0 < number(down.min())
     assert number(lift.max()) < 0
 
@@ -91,6 +93,16 @@ def test_no_logit_is_too_large_for_the_non_saturating_loss() -> None:
     far = [torch.tensor([[-500.0], [500.0]], requires_grad=True)]
     assert number(generator_loss("non_saturating", far)) == pytest.approx(250)
     assert number(discriminator_loss("non_saturating", far, far)) == pytest.approx(500)
+
+
+@pytest.mark.parametrize("shift", [-30.0, 4.0])
+def test_relative_losses_see_differences_alone(shift: float) -> None:
+    """Where a critic's logits lie as a whole says nothing: neither loss, nor accuracy, changes with it."""
+    real, fake = logits(0, 0.3), logits(10, -0.2)
+    moved = [one + shift for one in real], [one + shift for one in fake]
+    for kind in RELATIVE:
+        assert number(discriminator_loss(kind, *moved)) == pytest.approx(number(discriminator_loss(kind, real, fake)))
+        assert number(accuracy(kind, *moved)) == number(accuracy(kind, real, fake))
 
 
 def test_an_unknown_loss_is_refused_with_the_choices() -> None:
@@ -149,7 +161,7 @@ def slopes(judge: Small, x: Tensor, step: float = 1e-5) -> Tensor:
 
 
 PENALTIES: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]] = {
-    "r1": (r1, lambda g: g.square().sum(1).mean()),
+    "r1": (squared_gradient, lambda g: g.square().sum(1).mean()),
     "gradient_penalty": (gradient_penalty, lambda g: (g.norm(dim=1) - 1).square().mean()),
 }
 
@@ -184,12 +196,12 @@ def test_penalties_have_the_right_gradient_for_the_weights(shape: tuple[int, ...
 @pytest.mark.parametrize("size", [0.5, 1.0, 3.0])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_penalties_of_a_linear_discriminator(shape: tuple[int, ...], size: float) -> None:
-    """R1 is |w|^2 and the gradient penalty (|w| - 1)^2, whatever the images; so one at 1 costs nothing."""
+    """R1 and R2 are |w|^2 and the gradient penalty (|w| - 1)^2, whatever the images; so one at 1 costs nothing."""
     w = functional.normalize(noise(math.prod(shape)), dim=0) * size
     for seed in range(2):
         x = noise(4, 1, *shape, seed=seed).requires_grad_()
         line = [x.flatten(1) @ w[:, None] + 7]
-        assert number(r1(line, x)) == pytest.approx(size**2)
+        assert number(squared_gradient(line, x)) == pytest.approx(size**2)
         assert number(gradient_penalty(line, x)) == pytest.approx((size - 1) ** 2, abs=1e-12)
 
 

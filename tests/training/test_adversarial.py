@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -119,7 +120,19 @@ def test_terms_enter_with_their_weights() -> None:
     loss, logs = Game(config({**plain, "r1": 4.0, "r1_every": 1, "drift": 0.5}), Still()).discriminator_loss(modules, dict(batch), {"probability": 0.0, "accuracy": 0.5})  # fmt: skip
     assert float(logs["r1"]) == pytest.approx(2.0**2 / 512, rel=1e-4)  # a mean over 512 voxels, times 2
     expected = 2.0 * (0.25 - 0.5) - 2.0 * (1 - 0.5) + 4.0 / 2 * 4 / 512 + 0.5 * (2.0 * 0.5) ** 2
-    assert float(loss) == pytest.approx(expected, rel=1e-4)
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
+    loss, logs = Game(config({**plain, "r2": 6.0, "r1_every": 1}), Still()).discriminator_loss(modules, dict(batch), {"probability": 0.0, "accuracy": 0.5})  # fmt: skip
+    assert float(loss.detach()) == pytest.approx(2.0 * (0.25 - 0.5) - 2.0 * (1 - 0.5) + 6.0 / 2 * 4 / 512, rel=1e-4)
+
+
+def test_a_relativistic_player_is_judged_beside_the_real_image() -> None:
+    """Fakes of .25 beside reals of 1 by a judge of weight 2: each loss is the softplus of the logits' difference."""
+    game = Game(config({"loss": "relativistic", "augment_target": 0, "path_length": 0, "r1": 0}), Still())
+    (logs,) = play(game, Level(), Judge(2.0), 1)
+    assert float(logs["adversarial"]) == pytest.approx(math.log1p(math.exp(2.0 * (1 - 0.25))), rel=1e-5)
+    batch = {"position": torch.arange(4), "seen": 0}
+    loss, _ = game.discriminator_loss({"generator": Level(), "discriminator": Judge(2.0)}, batch, game.state)
+    assert float(loss.detach()) == pytest.approx(math.log1p(math.exp(2.0 * (0.25 - 1))), rel=1e-5)
 
 
 def test_lazy_terms_are_used_seldom_and_strongly() -> None:

@@ -204,6 +204,10 @@ VOXEL = {"run": "r", "data": {"manifest": "m", "grid": GRID}}
             "not available for GANs",
         ),
         ({"generator": {"kind": "cyclegan"}, "game": {"r1": 1}, **VOXEL}, r"game\.r1 is no part of CycleGAN"),
+        (
+            {"generator": {"kind": "cyclegan"}, "game": {"loss": "relativistic"}, **VOXEL},
+            "pairs fakes with real images",
+        ),
         ({"generator": {"kind": "cyclegan"}, "init_from": "a", **VOXEL}, "init_from is not available"),
         ({"generator": {"kind": "gan"}, **VOXEL}, "pix2pix"),
         ({"generator": {"kind": "spade", "style": "best"}, **VOXEL}, "generator.style"),

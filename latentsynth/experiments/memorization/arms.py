@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from latentsynth.config import OvertrainedConfig
-
 SAMPLES, HELDOUT = "samples", "held-out patients"  # keys of the files of measures
 
 
@@ -17,20 +15,13 @@ class Arm:
         model: Name of the model.
         size: Training patients, or "all".
         seed: Of the subset, the weights and the samples.
-        overtrained: How it is overtrained, or None.
     """
 
     model: str
     size: int | str
     seed: int
-    overtrained: OvertrainedConfig | None = None
 
     @property
     def name(self) -> str:
         """Names its cells."""
-        return f"{self.model}-n{self.size}-s{self.seed}" + ("-overtrained" if self.overtrained else "")
-
-    @property
-    def factor(self) -> float:
-        """Times the compute of the other cells."""
-        return self.overtrained.factor if self.overtrained else 1.0
+        return f"{self.model}-n{self.size}-s{self.seed}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from latentsynth.experiments.memorization.arms import Arm
 from latentsynth.experiments.memorization.measuring import measure_stage
 from latentsynth.experiments.memorization.summary import summarise
 from latentsynth.experiments.runs import RunPlace, detector_run, generator_run
-from latentsynth.experiments.study import FITTING_HOURS, Study, plain, train_generator
+from latentsynth.experiments.study import FITTING_HOURS, Study, train_generator
 from latentsynth.files import atomic_folder, write_json
 from latentsynth.metrics.conformal import smallest_rank
 from latentsynth.results import Result
@@ -27,7 +26,7 @@ from latentsynth.training.recipes.extractor import train_extractor
 from latentsynth.training.run import read_metrics
 
 _PILOT_BATCHES = 24  # enough to tell images per second
-_MEASURING_HOURS = 0.05
+_MEASURING_HOURS = 0.05  # of each stage
 
 
 class Memorization(Study):
@@ -49,10 +48,9 @@ class Memorization(Study):
 
     @property
     def arms(self) -> list[Arm]:
-        """The overtrained ones, which take longest, then every model, size and seed."""
+        """Every model, size and seed; whole seeds first, so that a study that is stopped has compared something."""
         config = self.config
-        first = [Arm(one.model, one.size, one.seed, one) for one in config.overtrained]
-        return first + [Arm(m, size, seed) for m in config.models for seed in config.seeds for size in config.sizes]
+        return [Arm(m, size, seed) for seed in config.seeds for size in config.sizes for m in config.models]
 
     def cells(self) -> list[Cell]:
         """All cells, in the order in which they should be done."""
@@ -61,18 +59,25 @@ class Memorization(Study):
             Cell(f"pilot-{m}", partial(self._pilot, m), {**shared, "model": config.models[m]}, 0.02, ("autoencoder",))
             for m in config.models
         ]
-        facts = {**shared, "detector": config.detector_settings}
-        detector = Cell("detector", self._fit_detector, facts, FITTING_HOURS)
-        trained, measured = map(self._training, self.arms), map(self._measuring, self.arms)
-        return [self.autoencoder_cell(config), *pilots, *trained, detector, *measured]
+        cells = [self.autoencoder_cell(config), *pilots]
+        if self._detects:
+            facts = {**shared, "detector": config.detector_settings}
+            cells.append(Cell("detector", self._fit_detector, facts, FITTING_HOURS))
+        for arm in self.arms:
+            cells += [self._training(arm), self._measuring(arm)]
+        return cells
+
+    @property
+    def _detects(self) -> bool:
+        return "contrastive" in self.config.spaces
 
     def _training(self, arm: Arm) -> Cell:
         config = self.config
         facts = {
             **self.shared, "model": config.models[arm.model], "minutes": config.minutes, "stages": config.stages,
-            "augment": config.augment, "overtrained": plain(arm.overtrained),
+            "augment": config.augment,
         }  # fmt: skip
-        hours = config.minutes / 60 * arm.factor
+        hours = config.minutes / 60
         return Cell(arm.name, partial(self._train, arm), facts, hours, ("autoencoder", f"pilot-{arm.model}"))
 
     def _measuring(self, arm: Arm) -> Cell:
@@ -81,8 +86,9 @@ class Memorization(Study):
             **self.shared, "spaces": config.spaces, "level": config.level, "detector": config.detector_settings,
             "of": arm.name,
         }  # fmt: skip
-        needs = (arm.name, "detector")
-        return Cell(f"measure-{arm.name}", partial(self._measure, arm), facts, _MEASURING_HOURS, needs)
+        needs = (arm.name, "detector") if self._detects else (arm.name,)
+        hours = _MEASURING_HOURS * len(config.stages)
+        return Cell(f"measure-{arm.name}", partial(self._measure, arm), facts, hours, needs)
 
     def summarise(self) -> Result:
         """Table and figure of all cells."""
@@ -92,13 +98,9 @@ class Memorization(Study):
         train_extractor(detector_run(self.config, self.folder / "detector", self.roles.detector_manifest()))
 
     def _measure(self, arm: Arm, folder: Path) -> None:
-        for stage in self._stages(arm):
+        for stage in self.config.stages:
             at = self._stage(arm, stage)
             measure_stage(self.config, self.roles, arm, at, folder / f"{stage:g}", self.accelerator)
-
-    def _stages(self, arm: Arm) -> Sequence[float]:
-        """Shares of the other cells' training; an overtrained run is looked at along its longer way."""
-        return [stage * arm.factor for stage in self.config.stages]
 
     def _stage(self, arm: Arm, stage: float) -> Path:
         return self.folder / "cells" / arm.name / f"{stage:g}"
@@ -120,7 +122,7 @@ class Memorization(Study):
         pilot = read_fields(file, images_per_cpu_second=float)
         whole = pilot["images_per_cpu_second"] * self.config.minutes * self.config.scale * 60
         masks = requests(self.roles.heldout_manifest(), "test")
-        for stage in self._stages(arm):
+        for stage in self.config.stages:
             kept = self._stage(arm, stage)
             config = self._run_config(arm, folder / "run", max(1, round(whole * stage)))
             if not (kept / "checkpoint").is_dir():
@@ -138,8 +140,7 @@ class Memorization(Study):
     def _run_config(self, arm: Arm, run: Path, images: int) -> LdmRun | GanRun:
         train = self.roles.subset(arm.size, arm.seed)
         manifest = self.roles.write(f"n{arm.size}-s{arm.seed}", train)
-        changes = arm.overtrained.changes if arm.overtrained else {}
-        config = generator_run(self.config, arm.model, RunPlace(run, manifest, arm.seed), changes)
+        config = generator_run(self.config, arm.model, RunPlace(run, manifest, arm.seed))
         return _lengthened(config, images, images)
 
 

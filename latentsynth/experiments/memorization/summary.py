@@ -1,4 +1,4 @@
-"""The memorization study in one table and one figure: copy rate, fidelity and diversity by size and by training time."""
+"""The memorization study in tables, sentences and one figure: copies, fidelity and diversity along the training."""
 
 from __future__ import annotations
 
@@ -10,15 +10,20 @@ import numpy as np
 from accelerate import Accelerator
 
 from latentsynth.config import MemorizationStudy
-from latentsynth.errors import DataError
-from latentsynth.evaluation.memorization.joint import JOINT
-from latentsynth.evaluation.memorization.measures import CONTROL
-from latentsynth.experiments.memorization.arms import HELDOUT, SAMPLES, Arm
-from latentsynth.files import read_json
+from latentsynth.experiments.memorization.arms import Arm
+from latentsynth.experiments.memorization.curves import (
+    Claim,
+    Curve,
+    Row,
+    curves,
+    deciding_space,
+    judge,
+    read_rows,
+)
 from latentsynth.plots import Line, panels
 from latentsynth.results import Estimate, Picture, Result, Table, TableCell, write_csv
 
-_CSV = ("model", "size", "seed", "overtrained", "stage", "images_seen", "cpu_seconds", "space", "valid", "copy_rate", "low", "high",
+_CSV = ("model", "size", "seed", "stage", "images_seen", "cpu_seconds", "space", "valid", "copy_rate", "low", "high",
         "expected_high", "control_rate", "without_nearest", "control_without_nearest", "reproduced", "reproduced_control",
         "frechet", "frechet_floor", "similarity", "similarity_real", "membership_auc")  # fmt: skip
 
@@ -30,111 +35,130 @@ def summarise(config: MemorizationStudy, arms: Sequence[Arm], accelerator: Accel
         DataError: Measures of an older version.
     """
     folder = config.folder
-    rows = [row for arm in arms for row in _rows(folder, arm)]
-    found = dict.fromkeys(row["space"] for row in rows)
-    spaces = sorted(found, key=lambda space: space == JOINT)  # last: not every cell need have it
+    rows = [row for arm in arms for row in read_rows(folder, arm)]
+    found = curves(rows)
+    claims = judge(found, config.claims)
     result = Result(
         "study",
         "Does diffusion memorize more than a GAN?",
-        {"sizes": list(config.sizes), "seeds": list(config.seeds), "minutes": config.minutes, "models": list(config.models)},
-        (_copies(rows, spaces, config.level), _controls(rows, spaces), _looks(rows)),
-        (Picture("study.png", "copy rate, fidelity and diversity by training patients (at the end of training) and by CPU seconds"),),
-        tuple(_sentences(rows, spaces)),
+        {
+            "sizes": list(config.sizes), "seeds": list(config.seeds), "minutes": config.minutes, "models": list(config.models),
+            "space": deciding_space(rows), "claims": [_claim_facts(claim) for claim in claims],
+            "copies_from": [_start_facts(curve) for curve in found],
+        },
+        (_along(found, rows, config.level), _starts(found), *([_claims(claims)] if claims else []), _controls(rows)),
+        (Picture("study.png", "copy rate, Frechet distance and similarity between volumes, by CPU minutes of training"),),
+        tuple(_sentences(found, claims)),
     )  # fmt: skip
     if accelerator.is_main_process:
         result.save(folder)
         write_csv(folder / "study.csv", _CSV, [[row.get(key) for key in _CSV] for row in rows])
-        _figure(folder / "study.png", rows, spaces)
+        _figure(folder / "study.png", found, rows)
     accelerator.wait_for_everyone()
     return result
 
 
-def _rows(folder: Path, arm: Arm) -> list[dict[str, Any]]:
-    """One row per stage and feature space of an arm, in the order of training."""
-    rows = []
-    for file in sorted(
-        (folder / "cells" / f"measure-{arm.name}").glob("*/measures.json"), key=lambda f: float(f.parent.name)
-    ):
-        found = read_json(file, finite=False)  # a rate of nothing is NaN
-        auc = found["membership"]["auc"][0] if found["membership"] else None
-        for one in found["spaces"].values():
-            if "kind" not in one:
-                raise DataError(f"{file} is of an older version: remove {file.parent.parent} to measure anew")
-            rows.append({
-                "model": arm.model, "size": arm.size, "seed": arm.seed, "overtrained": bool(arm.overtrained),
-                "stage": float(file.parent.name), **found["cost"], "space": one["kind"], "valid": one["valid"],
-                "copy_rate": one["copy_rate"][0], "low": one["copy_rate"][1], "high": one["copy_rate"][2],
-                "expected_high": one["expected"][1], "control_rate": one["control_rate"],
-                "without_nearest": one["without_nearest"][SAMPLES], "control_without_nearest": one["without_nearest"]["control"],
-                "reproduced": one["reproduced"][SAMPLES], "reproduced_control": one["reproduced"][CONTROL],
-                "found": one["found"],
-                "frechet": found["fidelity"]["frechet"], "frechet_floor": found["fidelity"]["floor"],
-                "similarity": found["similarity"][SAMPLES], "similarity_real": found["similarity"][HELDOUT],
-                "membership_auc": auc,
-            })  # fmt: skip
-    return rows
+def _claim_facts(claim: Claim) -> dict[str, Any]:
+    return {
+        "more": claim.more.model, "less": claim.less.model, "size": claim.more.size,
+        "difference": list(claim.apart), "verdict": claim.verdict,
+    }  # fmt: skip
 
 
-def _last(rows: Sequence[dict[str, Any]], **facts: Any) -> list[dict[str, Any]]:
-    """The rows of the last stage of each arm that has these facts."""
-    chosen: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows:
-        if all(row[key] == value for key, value in facts.items()):
-            chosen[row["model"], row["size"], row["seed"], row["overtrained"], row["space"]] = row
-    return list(chosen.values())
+def _start_facts(curve: Curve) -> dict[str, Any]:
+    start = curve.copies_from
+    return {"model": curve.model, "size": curve.size, "cpu_seconds": start.seconds if start else None}
 
 
-def _copies(rows: Sequence[dict[str, Any]], spaces: Sequence[str], level: float) -> Table:
-    made: list[tuple[TableCell, ...]] = []
-    for row in _last(rows, space=spaces[0]):
-        same = {
-            r["space"]: r
-            for r in _last(rows, model=row["model"], size=row["size"], seed=row["seed"], overtrained=row["overtrained"])
-        }
-        name = f"{row['model']}, overtrained" if row["overtrained"] else row["model"]
-        rates = [Estimate(same[r]["copy_rate"], same[r]["low"], same[r]["high"]) if r in same else None for r in spaces]
-        made.append(
-            (
-                name,
-                row["size"],
-                row["seed"],
-                row["images_seen"],
-                round(row["cpu_seconds"]),
-                *rates,
-                f"0% to {row['expected_high']:.0%}",
-                row["membership_auc"],
-            )
+def _along(found: Sequence[Curve], rows: Sequence[Row], level: float) -> Table:
+    spaces = list(dict.fromkeys(row["space"] for row in rows))
+    made = [
+        (
+            curve.model, curve.size, round(point.seconds / 60, 1), round(point.images),
+            *(Estimate(*point.rates[s]) if s in point.rates else None for s in spaces),
+            point.expected, *point.frechet, *point.similarity, point.membership,
         )
+        for curve in found for point in curve.points
+    ]  # fmt: skip
     return Table(
-        "copy rate at the end of training",
-        ("model", "patients", "seed", "images", "CPU s", *(f"by {r}" for r in spaces), "expected", "membership AUC"),
+        "copies, fidelity and diversity while training",
+        (
+            "model", "patients", "CPU min", "images", *(f"copy rate, {s}" for s in spaces), "highest without copying",
+            "Frechet", "floor", "MS-SSIM between volumes", "of real patients", "membership AUC",
+        ),
         tuple(made),
-        f"share of volumes nearer to a training patient than {1 - level:.0%} of unseen patients are, with exact intervals over masks; "
-        "expected: 95 % interval of that share without copying",
+        f"means over seeds; copy rate: share of volumes nearer to a training patient than {1 - level:.0%} of unseen patients are, with "
+        "95 % intervals over masks and seeds (Clopper and Pearson; Zou and Donner 2008); highest without copying: upper end of the "
+        "beta-binomial interval; Frechet distance to held-out patients by a random network: copies look best of all, so read it beside "
+        "the copy rate",
     )  # fmt: skip
 
 
-def _controls(rows: Sequence[dict[str, Any]], spaces: Sequence[str]) -> Table:
+def _starts(found: Sequence[Curve]) -> Table:
+    """When to stop."""
+    made: list[tuple[TableCell, ...]] = []
+    for curve in found:
+        start = curve.copies_from
+        before = curve.points[: curve.points.index(start)] if start else curve.points
+        made.append(
+            (
+                curve.model,
+                curve.size,
+                before[-1].seconds / 60 if before else None,
+                before[-1].images if before else None,
+                before[-1].frechet[0] if before else None,
+                start.seconds / 60 if start else None,
+                start.rates[curve.space][0] if start else None,
+            )
+        )
+    return Table(
+        "stop before",
+        (
+            "model",
+            "patients",
+            "no copies at CPU min",
+            "images",
+            "Frechet there",
+            "copies at CPU min",
+            "copy rate there",
+        ),
+        tuple(made),
+        "the last time of training at which no more volumes are copies than is expected without copying, and the first at which more are",
+    )
+
+
+def _claims(claims: Sequence[Claim]) -> Table:
+    made = [
+        (c.more.model, c.less.model, c.more.size, *(Estimate(*x.points[-1].rates[x.space]) for x in (c.more, c.less)),
+         Estimate(*c.apart), c.verdict)
+        for c in claims
+    ]  # fmt: skip
+    return Table(
+        "which copies more, at equal compute",
+        ("said to copy more", "than", "patients", "copy rate", "of the other", "difference", "verdict"),
+        tuple(made),
+        "at the end of training; 95 % interval of the difference of independent rates (Zou and Donner 2008)",
+    )
+
+
+def _controls(rows: Sequence[Row]) -> Table:
     """Controls of each subset: unseen patients, and positive controls; they do not depend on the model."""
     made: list[tuple[TableCell, ...]] = []
     seen = set()
-    for space in spaces:
-        for row in _last(rows, space=space):
-            key = space, row["size"], row["seed"]
-            if key in seen:
-                continue
-            seen.add(key)
-            made.append(
-                (
-                    space,
-                    row["size"],
-                    row["seed"],
-                    row["control_rate"],
-                    row["control_without_nearest"],
-                    *row["found"].values(),
-                    "yes" if row["valid"] else "NO",
-                )
+    for row in sorted(rows, key=lambda row: str(row["space"])):
+        key = row["space"], row["size"], row["seed"]
+        if key in seen:
+            continue
+        seen.add(key)
+        made.append(
+            (
+                *key,
+                row["control_rate"],
+                row["control_without_nearest"],
+                *row["found"].values(),
+                "yes" if row["valid"] else "NO",
             )
+        )
     disguises = list(rows[0]["found"]) if rows else []
     return Table(
         "controls: unseen patients flagged, positive controls found",
@@ -145,110 +169,66 @@ def _controls(rows: Sequence[dict[str, Any]], spaces: Sequence[str]) -> Table:
     )  # fmt: skip
 
 
-def _looks(rows: Sequence[dict[str, Any]]) -> Table:
-    first = rows[0]["space"] if rows else ""
-    made: list[tuple[TableCell, ...]] = [
-        (f"{r['model']}, overtrained" if r["overtrained"] else r["model"], r["size"], r["seed"], r["frechet"], r["frechet_floor"], r["similarity"], r["similarity_real"])
-        for r in _last(rows, space=first)
-    ]  # fmt: skip
-    return Table(
-        "fidelity and diversity at the end of training",
-        (
-            "model",
-            "patients",
-            "seed",
-            "Frechet, random network",
-            "floor",
-            "MS-SSIM between volumes",
-            "of real patients",
-        ),
-        tuple(made),
-        "against the held-out patients; copies look best of all, so read these beside the copy rate",
-    )
-
-
-def _sentences(rows: Sequence[dict[str, Any]], spaces: Sequence[str]) -> list[str]:
-    lines = []
-    for space in spaces:
-        for row in _last(rows, space=space, overtrained=True):
-            caught = row["valid"] and row["copy_rate"] > row["expected_high"]
-            verb = "is caught" if caught else "is NOT caught"
-            lines.append(f"the overtrained {row['model']} {verb} by {space}: copy rate {row['copy_rate']:.0%}")
-        last = _last(rows, space=space, overtrained=False)
-        for model in dict.fromkeys(row["model"] for row in last):
-            every = [row for row in last if row["model"] == model]
-            mine = [row for row in every if row["valid"]]
-            doubt = f"; {space} is not valid in {len(every) - len(mine)} others" if len(mine) < len(every) else ""
-            if not mine:
-                lines.append(f"{model} by {space}: nothing can be said, {space} is not valid in any run")
-                continue
-            above = sum(row["copy_rate"] > row["expected_high"] for row in mine)
-            rates = ", ".join(
-                f"{size}: {np.mean([r['copy_rate'] for r in mine if r['size'] == size]):.0%}"
-                for size in dict.fromkeys(r["size"] for r in mine)
-            )
+def _sentences(found: Sequence[Curve], claims: Sequence[Claim]) -> list[str]:
+    lines = [_claim_sentence(claim) for claim in claims]
+    for curve in found:
+        start, end = curve.copies_from, curve.points[-1]
+        if curve.space not in end.rates:
             lines.append(
-                f"{model} by {space}: {above} of {len(mine)} runs above what is expected without copying (mean copy rate by size, {rates}){doubt}"
+                f"{curve.model} on {curve.size}: nothing can be said, the search by {curve.space} is not valid"
+            )
+        elif start is None:
+            lines.append(
+                f"{curve.model} on {curve.size} copies no more than is expected without copying in {end.seconds / 60:.3g} CPU minutes "
+                f"({end.rates[curve.space][0]:.0%} at the end; up to {end.expected:.0%} are expected)"
+            )
+        else:
+            lines.append(
+                f"{curve.model} on {curve.size} copies from {start.seconds / 60:.3g} CPU minutes on ({start.rates[curve.space][0]:.0%}; "
+                f"{end.rates[curve.space][0]:.0%} at the end): stop before"
             )
     return lines
 
 
-def _figure(path: Path, rows: Sequence[dict[str, Any]], spaces: Sequence[str]) -> None:
-    """Top row by size, bottom row by training time: copy rate by every feature space, Frechet distance, similarity."""
-    measures = [
-        *((f"copy rate by {r}", "copy_rate", r) for r in spaces),
-        ("Frechet distance", "frechet", spaces[0]),
-        ("MS-SSIM between volumes", "similarity", spaces[0]),
-    ]
+def _claim_sentence(claim: Claim) -> str:
+    (more, less), (value, low, high) = claim.at_equal_distance, claim.apart
+    space = claim.more.space
+    alike = " and ".join(f"{rate[0]:.0%}" if (rate := point.rates.get(space)) else "unknown" for point in (more, less))
+    return (
+        f"that {claim.more.model} copies more than {claim.less.model}, on {claim.more.size} patients, is {claim.verdict}: "
+        f"{value:+.0%} [{low:+.0%}, {high:+.0%}] at the end of equal training; where both are about as far from real patients "
+        f"(Frechet {more.frechet[0]:.3g} and {less.frechet[0]:.3g}), {alike} are copies"
+    )
+
+
+def _figure(path: Path, found: Sequence[Curve], rows: Sequence[Row]) -> None:
+    """A panel per feature space and measure, by training time; a line per model and size."""
+    spaces = list(dict.fromkeys(row["space"] for row in rows))
     drawn: dict[str, list[Line]] = {}
-    real = {"frechet": "frechet_floor", "similarity": "similarity_real", "copy_rate": "expected_high"}
-    for by_time in (False, True):
-        for title, key, space in measures:
-            lines = _lines(rows, key, space, by_time)
-            bound = [row[real[key]] for row in rows if row["space"] == space]
-            name = "highest without copying" if key == "copy_rate" else "real patients"
-            lines.append(Line(name, [], [], None, None, level=float(np.mean(bound))))
-            drawn[f"{title}, by {'CPU seconds' if by_time else 'training patients'}"] = lines
+    for space in spaces:
+        lines = [_line(curve, [point.rates.get(space) for point in curve.points]) for curve in found]
+        level = float(np.mean([row["expected_high"] for row in rows if row["space"] == space]))
+        drawn[f"copy rate, {space}"] = [*lines, Line("highest without copying", [], [], level=level)]
+    measures = {
+        "Frechet distance": [[point.frechet for point in curve.points] for curve in found],
+        "MS-SSIM between volumes": [[point.similarity for point in curve.points] for curve in found],
+    }
+    for title, values in measures.items():
+        lines = [_line(curve, [(ours,) for ours, _ in of]) for curve, of in zip(found, values, strict=True)]
+        level = float(np.mean([real for of in values for _, real in of]))
+        drawn[title] = [*lines, Line("real patients", [], [], level=level)]
     panels(
         path,
         drawn,
-        len(measures),
-        ["training patients"] * len(measures) + ["CPU seconds of training"] * len(measures),
-        "mean over seeds; bars: lowest and highest seed",
+        len(drawn),
+        ["CPU minutes of training"] * len(drawn),
+        "means over seeds, 95 % intervals over masks and seeds",
     )
 
 
-def _lines(rows: Sequence[dict[str, Any]], key: str, space: str, by_time: bool) -> list[Line]:
-    mine = [row for row in rows if row["space"] == space]
-    lines = []
-    if by_time:
-        groups = dict.fromkeys((r["model"], r["size"], r["overtrained"]) for r in mine)
-        for model, size, overtrained in groups:
-            part = [r for r in mine if (r["model"], r["size"], r["overtrained"]) == (model, size, overtrained)]
-            stages = list(dict.fromkeys(r["stage"] for r in part))
-            name = f"{model}, {size}" + (" overtrained" if overtrained else "")
-            lines.append(_line(name, [[r for r in part if r["stage"] == s] for s in stages], key, "cpu_seconds"))
-        return lines
-    last = _last(mine, overtrained=False)
-    for model in dict.fromkeys(r["model"] for r in last):
-        part = [r for r in last if r["model"] == model]
-        sizes = list(dict.fromkeys(r["size"] for r in part))
-        lines.append(
-            _line(model, [[r for r in part if r["size"] == s] for s in sizes], key, None, [str(s) for s in sizes])
-        )
-    return lines
-
-
-def _line(
-    name: str, groups: Sequence[list[dict[str, Any]]], key: str, x: str | None, ticks: Sequence[str] = ()
-) -> Line:
-    values = [[row[key] for row in group] for group in groups]
-    where = [float(np.mean([row[x] for row in group])) if x else float(n) for n, group in enumerate(groups)]
-    return Line(
-        name,
-        where,
-        [float(np.mean(v)) for v in values],
-        [min(v) for v in values],
-        [max(v) for v in values],
-        ticks=ticks,
-    )
+def _line(curve: Curve, values: Sequence[tuple[float, ...] | None]) -> Line:
+    """Points without a value are left out; those with ends get bars."""
+    known = [(point.seconds / 60, value) for point, value in zip(curve.points, values, strict=True) if value]
+    ends = [value[1:] for _, value in known if len(value) > 1]
+    low, high = zip(*ends, strict=True) if ends else (None, None)
+    return Line(f"{curve.model}, {curve.size}", [at for at, _ in known], [value[0] for _, value in known], low, high)

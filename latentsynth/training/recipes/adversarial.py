@@ -20,8 +20,8 @@ from latentsynth.gans.losses import (
     gradient_penalty,
     middle,
     path_lengths,
-    r1,
     split,
+    squared_gradient,
 )
 from latentsynth.randomness import Draws, Stream
 from latentsynth.training.loop import Batch, Modules, Player
@@ -82,12 +82,12 @@ class Game:
         terms, scene = self.terms, self._scene(modules, batch)
         made = self._make(modules["generator"], scene, batch, Stream.MAKE)
         batch["fake"] = made.image.detach()  # what the discriminator judges next
-        matched = bool(terms.feature_matching)
-        images = [made.image, scene.real] if matched else [made.image]
-        # Both are moved alike, or their features could not be compared.
+        compared = bool(terms.feature_matching) or terms.loss == "relativistic"
+        images = [made.image, scene.real] if compared else [made.image]
+        # Both are moved alike, or they could not be compared.
         opinion = self._discriminate(modules["discriminator"], images, scene, batch, Stream.MOVE_FAKE, alike=True)
         fake, *rest = split(opinion, len(images))
-        logs = {"adversarial": generator_loss(terms.loss, fake.logits)}
+        logs = {"adversarial": generator_loss(terms.loss, fake.logits, rest[0].logits if rest else ())}
         total = logs["adversarial"]
 
         def add(name: str, weight: float, value: Tensor) -> None:
@@ -95,7 +95,7 @@ class Game:
             logs[name] = value
             total = total + weight * value
 
-        if matched:
+        if terms.feature_matching:
             add("features", terms.feature_matching, feature_matching(fake, rest[0]))
         if terms.l1:
             weight = 1 + (terms.lesion_weight - 1) * scene.lesion
@@ -119,8 +119,9 @@ class Game:
             with torch.no_grad():
                 fake = self._make(modules["generator"], scene, batch, Stream.MAKE_AGAIN).image
         fake, fake_mask, fake_place = self._from_pool(fake, scene, batch, state)
-        penalised = bool(terms.r1) and self.step(batch) % terms.r1_every == 0
-        real = scene.real.detach().clone().requires_grad_(penalised)
+        due = self.step(batch) % terms.r1_every == 0
+        real = scene.real.detach().clone().requires_grad_(due and bool(terms.r1))
+        fake = fake.detach().requires_grad_(due and bool(terms.r2))
         images, masks, places = [real, fake], [scene.mask, fake_mask], [scene.place, fake_place]
         if terms.gradient_penalty:
             share = self._draws(batch, Stream.MIX).uniform(*[1] * (real.ndim - 1)).to(real)
@@ -132,9 +133,13 @@ class Game:
         total = discriminator_loss(terms.loss, on_real.logits, on_fake.logits)
         right = accuracy(terms.loss, on_real.logits, on_fake.logits)
         logs = {"accuracy": right, "augment": total.new_tensor(state["probability"])}
-        if penalised:
-            logs["r1"] = r1(on_real.logits, real)
-            total = total + terms.r1 / 2 * terms.r1_every * logs["r1"]
+        for name, gamma, logits, image in (
+            ("r1", terms.r1, on_real.logits, real),
+            ("r2", terms.r2, on_fake.logits, fake),
+        ):
+            if due and gamma:
+                logs[name] = squared_gradient(logits, image)
+                total = total + gamma / 2 * terms.r1_every * logs[name]
         if terms.gradient_penalty:
             logs["gradient_penalty"] = gradient_penalty(rest[0].logits, images[2])
             total = total + terms.gradient_penalty * logs["gradient_penalty"]
