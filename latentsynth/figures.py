@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from latentsynth.files import atomic_path
+from latentsynth.types import Domain
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PALETTE = ("#ffd166", "#06d6a0", "#ef476f", "#4cc9f0", "#f78c6b", "#b388eb", "#c5e063", "#ff99c8")
-_VIEWS = ("sagittal", "coronal", "axial")
+_FOOT = 0.22  # inches below the tiles, for scale and names
+_GREY = "#c8d0d8"  # of the foot
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,30 @@ class Tile:
     outlined: bool = True
 
 
+@dataclass(frozen=True)
+class Legend:
+    """What the tiles of a sheet have in common, told below them.
+
+    Attributes:
+        spacing_mm: Voxel spacing, for the aspect of the slices and the scale bar.
+        channels: Name of each channel; none are written where there are none.
+        labels: Name of each label index, background first; those that are outlined are written in their colour.
+    """
+
+    spacing_mm: tuple[float, ...]
+    channels: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, domain: Domain) -> Legend:
+        """Of volumes of a model."""
+        return cls(domain.grid.spacing_mm, domain.channels, domain.labels.names)
+
+
 def contact_sheet(
     path: Path,
     rows: Sequence[Sequence[Tile]],
-    spacing_mm: tuple[float, ...],
+    legend: Legend,
     title: str = "",
     focus: Sequence[int] = (),
     shared_cut: bool = True,
@@ -47,7 +73,7 @@ def contact_sheet(
     Args:
         path: Where to write.
         rows: Tiles per case.
-        spacing_mm: Voxel spacing, for the aspect of the slices.
+        legend: Spacing, and names of channels and labels.
         title: Written on top.
         focus: Label indices to cut through; empty means all but background.
         shared_cut: False cuts every tile through its own mask, for tiles that have nothing in common.
@@ -63,16 +89,15 @@ def contact_sheet(
         raise ValueError("contact sheet without a tile: give at least one row")
     channels = rows[0][0].image.shape[0]
     columns = max(len(row) for row in rows)
-    widths, height = _panel_sizes(rows[0][0].image.shape[1:], spacing_mm)
+    widths, height = _panel_sizes(rows[0][0].image.shape[1:], legend.spacing_mm)
     scale = 1.15 / height
     block = sum(widths) * scale
-    figure = Figure(
-        figsize=(max(columns * (block + 0.12) + 0.1, 4), len(rows) * (channels * 1.15 + 0.28) + 0.35), facecolor="black"
-    )
+    tall = len(rows) * (channels * 1.15 + 0.28) + 0.35 + _FOOT
+    figure = Figure(figsize=(max(columns * (block + 0.12) + 0.1, 4), tall), facecolor="black")
     outer = figure.add_gridspec(
-        len(rows), columns, left=0.005, right=0.995, bottom=0.005, top=1 - 0.45 / figure.get_figheight(), hspace=0.16, wspace=0.03
-    )  # fmt: skip
-    figure.suptitle(title, color="white", fontsize=9, y=1 - 0.06 / figure.get_figheight(), va="top")
+        len(rows), columns, left=0.005, right=0.995, bottom=_FOOT / tall, top=1 - 0.45 / tall, hspace=0.16, wspace=0.03
+    )
+    figure.suptitle(title, color="white", fontsize=9, y=1 - 0.06 / tall, va="top")
     for r, row in enumerate(rows):
         cut = _cut(next((tile.mask for tile in row if tile.mask is not None), None), row[0].image.shape[1:], focus)
         for c, tile in enumerate(row):
@@ -82,9 +107,15 @@ def contact_sheet(
             for channel in range(channels):
                 for view in range(3):
                     axes = figure.add_subplot(inner[channel, view])
-                    _draw(axes, tile, channel, view, cut, spacing_mm)
+                    _draw(axes, tile, channel, view, cut, legend.spacing_mm)
                     if channel == 0 and view == 0:
                         axes.set_title(tile.title, fontsize=6.5, color="white", loc="left", pad=2)
+                    if view == 0 and len(legend.channels) == channels > 1:
+                        axes.text(
+                            0.02, 0.98, legend.channels[channel], transform=axes.transAxes, color="white", fontsize=5.5, va="top",
+                            bbox={"facecolor": "black", "alpha": 0.6, "linewidth": 0, "pad": 1},
+                        )  # fmt: skip
+    _explain(figure, legend, rows)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=130, facecolor="black")
     return path
@@ -104,6 +135,39 @@ def _cut(mask: np.ndarray | None, shape: Sequence[int], focus: Sequence[int]) ->
     others = ((1, 2), (0, 2), (0, 1))
     areas = [inside.sum(axis=others[axis]) for axis in range(3)]
     return [int(np.median(np.flatnonzero(area == area.max()))) for area in areas]
+
+
+def _explain(figure: Figure, legend: Legend, rows: Sequence[Sequence[Tile]]) -> None:
+    """The foot of a sheet: a scale bar, and the names of the labels that are outlined in their colours."""
+    from matplotlib.lines import Line2D
+
+    axes = figure.axes[-1]  # an axial slice: along the page lies the first axis
+    axes.apply_aspect()
+    (left, _), (right, _) = axes.transData.transform([(0, 0), (1, 0)])
+    inches_per_mm = (right - left) / figure.dpi / legend.spacing_mm[0]
+    length = _round(0.5 / inches_per_mm)
+    wide, tall = figure.get_size_inches()
+    bar = np.array([0.08, 0.08 + length * inches_per_mm]) / wide
+    figure.add_artist(Line2D(bar, [0.1 / tall] * 2, color=_GREY, linewidth=1.5))
+    texts = [(f"{length:g} mm", _GREY)]
+    shown = {
+        int(v) for row in rows for tile in row if tile.mask is not None and tile.outlined for v in np.unique(tile.mask)
+    }
+    names = dict(enumerate(legend.labels))
+    texts += [(names[v], PALETTE[(v - 1) % len(PALETTE)]) for v in sorted(shown) if v and v in names]
+    at = 0.16 + length * inches_per_mm
+    for words, colour in texts:
+        if at + 0.058 * len(words) > wide - 0.5 * (words != texts[-1][0]):
+            figure.text(at / wide, 0.1 / tall, "...", color="white", fontsize=6.5, va="center")
+            break
+        figure.text(at / wide, 0.1 / tall, words, color=colour, fontsize=6.5, va="center")
+        at += 0.058 * len(words) + 0.16
+
+
+def _round(mm: float) -> float:
+    """The nearest of 1, 2 and 5 times a power of ten."""
+    power = 10.0 ** np.floor(np.log10(mm))
+    return float(min((1, 2, 5, 10), key=lambda n: abs(n * power - mm)) * power)
 
 
 def _draw(axes, tile: Tile, channel: int, view: int, cut: list[int], spacing_mm: Sequence[float]) -> None:  # type: ignore[no-untyped-def]

@@ -13,7 +13,7 @@ from latentsynth.data import nifti
 from latentsynth.data.cache.volumes import to_index
 from latentsynth.data.frames import resample
 from latentsynth.errors import DataError
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.files import clear_partial
 from latentsynth.metrics.surfaces import volume_ml
 from latentsynth.parallel import own
@@ -103,4 +103,4 @@ def _sheet(model: Segmenter, cases: Sequence[Case], files: Sequence[Path], out: 
         found = to_index(resample(labels, affine, frame, 0, smooth=False, order=0), domain.labels)
         image = model.image(case, frame)
         rows.append([Tile(case.case_id, image), Tile("found", image, found)])
-    contact_sheet(out / "contact_sheet.png", rows, domain.grid.spacing_mm, "", domain.lesion_indices)
+    contact_sheet(out / "contact_sheet.png", rows, Legend.of(domain), "", domain.lesion_indices)

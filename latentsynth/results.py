@@ -9,8 +9,9 @@ import csv
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from latentsynth import outputs
 from latentsynth.documents import cell as csv_cell
@@ -22,7 +23,7 @@ from latentsynth.invocation import this_command
 if TYPE_CHECKING:
     from rich.console import Console
 
-FORMAT = "latentsynth-result/2"
+FORMAT = "latentsynth-result/3"
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,46 @@ class Estimate:
         """What JSON made of it; null is not a number."""
         nan = float("nan")
         return cls(*(nan if (end := value[key]) is None else end for key in ("value", "low", "high")))
+
+
+class Question(StrEnum):
+    """What people want to know of a set of synthetic volumes."""
+
+    LOOK = "Do they look right?"
+    HELP = "Does training on them help?"
+    FREE = "Are they free of copies?"
+
+
+@dataclass(frozen=True)
+class Conclusion:
+    """What a measurement says to one of the questions.
+
+    Attributes:
+        question: Which.
+        about: The set of volumes.
+        answer: "undecided" where an interval holds both answers, or nothing could be measured.
+        reason: The number that says so.
+    """
+
+    question: Question
+    about: str
+    answer: Literal["yes", "no", "undecided"]
+    reason: str
+
+    @classmethod
+    def at_least(cls, question: Question, about: str, found: Estimate, bound: float, reason: str) -> Conclusion:
+        """Whether a number lies at or above a bound, by its interval; exchange signs for at most."""
+        answer: Literal["yes", "no", "undecided"] = (
+            "yes" if found.low >= bound else "no" if found.high < bound else "undecided"
+        )
+        return cls(question, about, answer, reason)
+
+    @classmethod
+    def of(cls, value: Mapping[str, Any]) -> Conclusion:
+        """What JSON made of it."""
+        if value["answer"] not in ("yes", "no", "undecided"):
+            raise ValueError(f"answer {value['answer']!r} is none of yes, no, undecided")
+        return cls(Question(value["question"]), _text(value["about"]), value["answer"], _text(value["reason"]))
 
 
 TableCell = str | int | float | None | Estimate
@@ -101,6 +142,7 @@ class Result:
         notes: Plain sentences: what is wrong, what cannot be concluded.
         command: What made it.
         splits: Splits of the real cases that were measured: choices are made on ``val``, results told on ``test``, once.
+        conclusions: Answers to the questions that people ask of a set.
     """
 
     kind: str
@@ -111,6 +153,7 @@ class Result:
     notes: tuple[str, ...] = ()
     command: str = field(default_factory=this_command)
     splits: tuple[str, ...] = ()
+    conclusions: tuple[Conclusion, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -134,7 +177,16 @@ class Result:
         if not is_result(value):
             raise DataError(f"{path} is not a result ({FORMAT}): make it again with `latentsynth evaluate`")
         read_fields(
-            path, kind=str, title=str, facts=dict, tables=list, pictures=list, notes=list, command=str, splits=list
+            path,
+            kind=str,
+            title=str,
+            facts=dict,
+            tables=list,
+            pictures=list,
+            notes=list,
+            command=str,
+            splits=list,
+            conclusions=list,
         )
         try:
             tables = tuple(
@@ -146,7 +198,18 @@ class Result:
             )  # fmt: skip
             pictures = tuple(Picture(**{key: _text(text) for key, text in one.items()}) for one in value["pictures"])
             notes, splits = tuple(map(_text, value["notes"])), tuple(map(_text, value["splits"]))
-            return cls(value["kind"], value["title"], value["facts"], tables, pictures, notes, value["command"], splits)
+            conclusions = tuple(map(Conclusion.of, value["conclusions"]))
+            return cls(
+                value["kind"],
+                value["title"],
+                value["facts"],
+                tables,
+                pictures,
+                notes,
+                value["command"],
+                splits,
+                conclusions,
+            )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is a damaged result ({error!r}): make it again") from error
 

@@ -21,7 +21,7 @@ from latentsynth.data.exchange.requests import Placed, Request, place, to_scanne
 from latentsynth.data.frames import Frame, resample
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.parallel import own
 from latentsynth.progress import bar
 from latentsynth.provenance import LEDGER, Ledger, voxel_hash
@@ -263,7 +263,7 @@ def _sheet(
     if alone:
         rows = [[tile for (tile,) in rows[n : n + _SHOWN_EACH]] for n in range(0, len(rows), _SHOWN_EACH)]
     title, lesions = f"{out.name}: masks outlined", domain.lesion_indices
-    contact_sheet(out / "contact_sheet.png", rows, domain.grid.spacing_mm, title, lesions, shared_cut=not alone)
+    contact_sheet(out / "contact_sheet.png", rows, Legend.of(domain), title, lesions, shared_cut=not alone)
 
 
 def _tile(

@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from latentsynth.figures import PALETTE, Tile, contact_sheet
+from latentsynth.figures import PALETTE, Legend, Tile, contact_sheet
 
 SHAPE = (14, 12, 10)
 COLOURS = np.array([[int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)] for colour in PALETTE])
@@ -44,7 +44,7 @@ def hue_share(picture: np.ndarray, colour: np.ndarray) -> float:
 def test_every_tile_is_drawn(tmp_path: Path, channels: int) -> None:
     greys = (-0.5, 0.0, 0.5)
     row = [tile(str(grey), channels, grey) for grey in greys]
-    picture = pixels(contact_sheet(tmp_path / "sheet.png", [row], (2.0, 2.0, 2.0), "title"))
+    picture = pixels(contact_sheet(tmp_path / "sheet.png", [row], Legend((2.0, 2.0, 2.0)), "title"))
     shares = [share(picture, (grey + 1) / 2) for grey in greys]
     assert min(shares) > 0.1
     assert max(shares) < 1.1 * min(shares)  # all alike in size
@@ -53,21 +53,21 @@ def test_every_tile_is_drawn(tmp_path: Path, channels: int) -> None:
 def test_more_channels_make_a_taller_sheet(tmp_path: Path) -> None:
     heights = []
     for channels in (1, 3):
-        path = contact_sheet(tmp_path / f"{channels}.png", [[tile(channels=channels)]], (1.0, 1.0, 1.0))
+        path = contact_sheet(tmp_path / f"{channels}.png", [[tile(channels=channels)]], Legend((1.0, 1.0, 1.0)))
         heights.append(pixels(path).shape[0])
     assert heights[1] > 2 * heights[0]
 
 
 def test_channels_are_drawn_each_for_itself(tmp_path: Path) -> None:
     one = Tile("case", np.stack([np.full(SHAPE, grey, np.float32) for grey in (-0.6, 0.6)]))
-    picture = pixels(contact_sheet(tmp_path / "sheet.png", [[one]], (1.0, 1.0, 1.0)))
+    picture = pixels(contact_sheet(tmp_path / "sheet.png", [[one]], Legend((1.0, 1.0, 1.0))))
     assert share(picture, 0.2) > 0.1
     assert share(picture, 0.8) > 0.1
 
 
 def test_masks_are_outlined_in_the_colour_of_their_label(tmp_path: Path) -> None:
     plain, masked = (
-        pixels(contact_sheet(tmp_path / f"{masked}.png", [[tile(masked=masked)]], (1.0, 1.0, 1.0), focus=(2,)))
+        pixels(contact_sheet(tmp_path / f"{masked}.png", [[tile(masked=masked)]], Legend((1.0, 1.0, 1.0)), focus=(2,)))
         for masked in (False, True)
     )
     assert [hue_share(plain, colour) for colour in COLOURS[:2]] == [0, 0]
@@ -77,7 +77,7 @@ def test_masks_are_outlined_in_the_colour_of_their_label(tmp_path: Path) -> None
 
 def test_rows_may_differ_in_length_and_be_empty(tmp_path: Path) -> None:
     rows = [[tile(grey=0.5)] * 3, [], [tile(grey=-0.5, masked=True)]]
-    picture = pixels(contact_sheet(tmp_path / "sheet.png", rows, (1.0, 1.0, 3.0)))
+    picture = pixels(contact_sheet(tmp_path / "sheet.png", rows, Legend((1.0, 1.0, 3.0))))
     assert 2.3 < share(picture, 0.75) / share(picture, 0.25) < 3.7
 
 
@@ -87,7 +87,7 @@ def test_slices_go_through_the_focus(tmp_path: Path, focus: tuple[int, ...], sho
     mask, image = np.zeros((20, 20, 20), np.uint8), np.full((1, 20, 20, 20), -1, np.float32)
     mask[2:10, 2:10, 2:10], mask[14:17, 14:17, 14:17] = 1, 2
     image[0][mask == 1], image[0][mask == 2] = 0.0, 1.0
-    picture = pixels(contact_sheet(tmp_path / "s.png", [[Tile("", image, mask)]], (1.0, 1.0, 1.0), focus=focus))
+    picture = pixels(contact_sheet(tmp_path / "s.png", [[Tile("", image, mask)]], Legend((1.0, 1.0, 1.0)), focus=focus))
     assert share(picture, shown, 0.02) > 0.005
     assert share(picture, 1.5 - shown, 0.02) < 0.0005
 
@@ -98,7 +98,9 @@ def test_all_tiles_of_a_row_are_cut_at_one_place(tmp_path: Path) -> None:
     image = np.broadcast_to(ramp[:, None, None], (1, 10, 10, 10)).copy()
     mask = np.zeros((10, 10, 10), np.uint8)
     mask[8, 4:6, 4:6] = 1
-    picture = pixels(contact_sheet(tmp_path / "s.png", [[Tile("", image, mask), Tile("", image)]], (1.0, 1.0, 1.0)))
+    picture = pixels(
+        contact_sheet(tmp_path / "s.png", [[Tile("", image, mask), Tile("", image)]], Legend((1.0, 1.0, 1.0)))
+    )
     half = picture.shape[1] // 2
     sagittal = (ramp[8] + 1) / 2
     assert share(picture[:, half:], sagittal) > 0.1
@@ -108,7 +110,7 @@ def test_all_tiles_of_a_row_are_cut_at_one_place(tmp_path: Path) -> None:
 def test_anisotropic_voxels_are_stretched(tmp_path: Path) -> None:
     """Voxels four times as tall make the coronal view four times as tall as wide."""
     cube = Tile("", np.full((1, 10, 10, 10), 0.5, np.float32))
-    picture = pixels(contact_sheet(tmp_path / "s.png", [[cube]], (1.0, 1.0, 4.0)))
+    picture = pixels(contact_sheet(tmp_path / "s.png", [[cube]], Legend((1.0, 1.0, 4.0))))
     grey = (np.abs(picture - 0.75) < 0.01).all(axis=-1)
     left = np.argwhere(grey.any(axis=0))[0, 0]
     width = int(np.argmin(grey.any(axis=0)[left:]))  # the sagittal view
@@ -119,5 +121,5 @@ def test_anisotropic_voxels_are_stretched(tmp_path: Path) -> None:
 @pytest.mark.parametrize("rows", [[], [[]], [[], []]])
 def test_an_empty_sheet_is_refused(tmp_path: Path, rows: list[list[Tile]]) -> None:
     with pytest.raises(ValueError, match="without a tile"):
-        contact_sheet(tmp_path / "sheet.png", rows, (1.0, 1.0, 1.0))
+        contact_sheet(tmp_path / "sheet.png", rows, Legend((1.0, 1.0, 1.0)))
     assert not list(tmp_path.iterdir())

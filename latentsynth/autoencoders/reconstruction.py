@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentsynth.autoencoders.base import Autoencoder
 from latentsynth.data.cache.volumes import Volume
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.metrics.band_power import detail_slope
 from latentsynth.metrics.reconstruction import contrast_kept, lesion_contrast, lesion_error, psnr, ssim
 from latentsynth.types import Domain
@@ -100,7 +100,7 @@ def reconstruction_sheet(
         text = f"reconstruction: {s.psnr:.1f} dB, SSIM {s.ssim:.3f}"
         rows.append([Tile(name, volume.image, volume.mask), Tile(name, volume.image), Tile(text, image.numpy(), None)])
     return contact_sheet(
-        path, rows, domain.grid.spacing_mm, "original with mask, original, reconstruction", domain.lesion_indices
+        path, rows, Legend.of(domain), "original with mask, original, reconstruction", domain.lesion_indices
     )
 
 

@@ -17,7 +17,7 @@ from latentsynth.documents import read_csv, read_fields
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.features import comparison_space
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.files import make_folder, write_json, write_text
 from latentsynth.progress import bar
 from latentsynth.results import Estimate, Result, Table, TableCell, close_results, open_results
@@ -84,13 +84,14 @@ def write_reading(
     recipe = Recipe(grid, framing, real.manifest.labels, AugmentConfig(), 0)
     cases = [(_REAL, real.cases[n]) for n in patients[:least]] + [(_SYNTHETIC, made.cases[n]) for n in chosen[:least]]
     order = rng.permutation(len(cases))
+    legend = Legend(grid.spacing_mm, real.manifest.channels, real.manifest.labels.names)
     folder, shown = make_folder(out), []
     with bar("drawing", len(cases), "volumes") as progress:
         for place, n in enumerate(order, 1):
             volume = recipe.read(cases[n][1])
             picture = folder / ".volume.png"
             tile = Tile("", volume.image, volume.mask, outlined)
-            contact_sheet(picture, [[tile]], grid.spacing_mm, f"volume {place}", shared_cut=False)
+            contact_sheet(picture, [[tile]], legend, f"volume {place}", shared_cut=False)
             shown.append((place, base64.b64encode(picture.read_bytes()).decode()))
             picture.unlink()
             progress.advance()

@@ -17,6 +17,7 @@ from latentsynth import __version__
 from latentsynth.data.exchange.samples import KIND as VOLUMES
 from latentsynth.documents import read_fields, read_json, read_json_lines
 from latentsynth.errors import DataError
+from latentsynth.evaluation.overview import MEASURED_BY, answers
 from latentsynth.invocation import command_line
 from latentsynth.outputs import Record, claim_file, write_marked
 from latentsynth.plots import curves
@@ -91,9 +92,10 @@ def write_report(source: Path, out: Path) -> Path:
         if _holds(file, source)
     ]
     found.sort(key=lambda pair: (_ORDER.index(pair[1].kind) if pair[1].kind in _ORDER else len(_ORDER), str(pair[0])))
-    sections = [_result(result, file, source) for file, result in found]  # conclusions first, then what led to them
-    sections += [_cohort(folder, source) for folder in folders if _kind_of(folder) == VOLUMES]
-    sections += [_run(folder, source) for folder in folders if _inside(folder / "metrics.jsonl", source)]
+    results = [_result(result, file, source) for file, result in found]
+    cohorts = [_cohort(folder, source) for folder in folders if _kind_of(folder) == VOLUMES]
+    runs = [_run(folder, source) for folder in folders if _inside(folder / "metrics.jsonl", source)]
+    sections = [*results, *cohorts, *runs]  # conclusions first, then what led to them
     if not sections:
         raise DataError(
             f"{source} holds no run (metrics.jsonl), no synthetic cohort (from `latentsynth sample`) and no result of "
@@ -110,6 +112,10 @@ def write_report(source: Path, out: Path) -> Path:
         version=__version__,
         written=time.strftime("%Y-%m-%d"),
         sections=sections,
+        made=[cohort.where for cohort in cohorts],
+        answers=answers([one for _, result in found for one in result.conclusions]),
+        measured_by=MEASURED_BY,
+        commands=list(dict.fromkeys(one.command for one in (*runs, *cohorts, *results) if one.command)),
     )
     write_marked(out, page, KIND)
     return out

@@ -9,7 +9,7 @@ import numpy as np
 
 from latentsynth.data.cache.volumes import Volume
 from latentsynth.evaluation.cohorts import Cohort
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.types import Case, Domain
 
 _SHOWN = 4
@@ -40,4 +40,4 @@ def same_masks(path: Path, cohorts: Sequence[Cohort], read: Callable[[Case], Vol
             volume = read(cohort.cases[cohort.patients.index(everyone[n])])
             tiles.append(Tile(cohort.name, volume.image, volume.mask))
         rows.append(tiles)
-    return contact_sheet(path, rows, domain.grid.spacing_mm, "volumes for the same masks", domain.lesion_indices)
+    return contact_sheet(path, rows, Legend.of(domain), "volumes for the same masks", domain.lesion_indices)

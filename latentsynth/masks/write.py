@@ -20,7 +20,7 @@ from latentsynth.data.identity import volume_hash
 from latentsynth.data.manifest import Manifest
 from latentsynth.documents import finite_number, read_csv, read_fields
 from latentsynth.errors import DataError
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.files import clear_partial, write_json
 from latentsynth.masks.base import MaskMaker, Rejected, Wanted
 from latentsynth.masks.label_map import LabelMap
@@ -104,7 +104,14 @@ def sheet(path: Path, manifest: Manifest, lesions: tuple[int, ...]) -> None:
     tiles = [tile(f"{made.name}, {made.volume_ml(lesions):.3g} ml", made, manifest.labels, grid) for made in maps]
     rows = [tiles[n : n + _SHOWN_EACH] for n in range(0, len(tiles), _SHOWN_EACH)]
     focus = [n for n, value in enumerate(manifest.labels.values) if value in lesions]
-    contact_sheet(path, rows, grid.spacing_mm, f"{manifest.name}: masks", focus, shared_cut=False)
+    contact_sheet(
+        path,
+        rows,
+        Legend(grid.spacing_mm, (), manifest.labels.names),
+        f"{manifest.name}: masks",
+        focus,
+        shared_cut=False,
+    )
 
 
 def sheet_grid(maps: Sequence[LabelMap]) -> Grid:

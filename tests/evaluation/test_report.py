@@ -19,7 +19,7 @@ from latentsynth.data.exchange.requests import Request
 from latentsynth.errors import DataError
 from latentsynth.evaluation.report import write_report
 from latentsynth.plots import strips
-from latentsynth.results import Estimate, Picture, Result, Table, text
+from latentsynth.results import Conclusion, Estimate, Picture, Question, Result, Table, text
 from latentsynth.synthesis import synthesize
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -107,6 +107,26 @@ def test_everything_of_a_result_is_on_the_page(tmp_path: Path) -> None:
     for words in (made.title, "their note", "0123456789abcdef", "0.777 [0.666, 0.888]"):
         assert words in body
     assert "gone" not in body  # a caption without its picture
+
+
+def test_the_page_begins_with_an_answer_to_every_question(tmp_path: Path) -> None:
+    """A set looks right where everything says so, and not where anything says no; what nobody measured is said too."""
+    look, free = Question.LOOK, Question.FREE
+    said = [
+        Conclusion(look, "good", "yes", "reason a"), Conclusion(look, "good", "yes", "reason b"),
+        Conclusion(look, "bad", "yes", "reason c"), Conclusion(look, "bad", "no", "reason d"),
+        Conclusion(look, "dim", "yes", "reason e"), Conclusion(look, "dim", "undecided", "reason f"),
+        Conclusion(free, "good", "yes", "reason g"),
+    ]  # fmt: skip
+    write(tmp_path, result(conclusions=tuple(said[::2])))
+    write(tmp_path, result("fidelity", conclusions=tuple(said[1::2])))
+    body = normal(page(tmp_path).texts["body"][0])
+    summary = body[: body.index("How is obedience?")]
+    assert "good: yes. reason a. reason b." in summary
+    assert "bad: no. reason d." in summary
+    assert "dim: undecided. reason f." in summary
+    assert "Are they free of copies? good: yes. reason g." in summary
+    assert "Does training on them help? Not measured. Answered by latentsynth experiment utility." in summary
 
 
 def test_pictures_are_inside(tmp_path: Path) -> None:

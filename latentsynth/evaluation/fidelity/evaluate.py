@@ -17,20 +17,41 @@ from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, check_names, generator_saw, other_spacing, rng
 from latentsynth.evaluation.features import extract
-from latentsynth.evaluation.fidelity.comparison import compare, csv_columns, csv_row, principal, spread
+from latentsynth.evaluation.fidelity.comparison import (
+    FLOOR,
+    Difference,
+    compare,
+    csv_columns,
+    csv_row,
+    principal,
+    spread,
+)
 from latentsynth.evaluation.fidelity.radiomics import UNIT, regions
-from latentsynth.evaluation.fidelity.sharpness import CONTROL, Cell, sharpness, sharpness_table
+from latentsynth.evaluation.fidelity.sharpness import CONTROL, Cell, Sharpness, sharpness, sharpness_table
 from latentsynth.extractors.networks import Extractor
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.metrics.diversity import mean_similarity, ms_ssim_scales, random_pairs
 from latentsynth.plots import scatters
 from latentsynth.progress import bar
-from latentsynth.results import Picture, Result, Table, TableCell, close_results, open_results, write_csv
+from latentsynth.results import (
+    Conclusion,
+    Estimate,
+    Picture,
+    Question,
+    Result,
+    Table,
+    TableCell,
+    close_results,
+    open_results,
+    text,
+    write_csv,
+)
 from latentsynth.types import Framing, Grid
 
 _LEAST = 8  # real patients; their halves hold the neighbourhoods of precision and recall
 _PAIRS = 60  # pairs of volumes whose similarity is averaged
 _SHOWN = 4
+CLOSE = 0.1  # Frechet distance beyond that of real patients up to which a set is said to be as close: a tenth of their variance
 _UNIT = "Features are centred and scaled by the real ones: a Frechet distance of 1 is all the variance of the real set."
 
 
@@ -68,12 +89,14 @@ def evaluate_fidelity(
         cohort.name: extract(extractors, cohort, caches[cohort.name], accelerator) for cohort in (real, *samples)
     }
     tables: list[Table] = []
+    concluded: list[Conclusion] = []
     rows: list[tuple[TableCell, ...]] = []
     for one in extractors:
         of = {name: features[name][one.name] for name in names}
         scores = compare(of[real.name], {cohort.name: of[cohort.name] for cohort in samples})
         tables += [scores.table(one.name, one.fingerprint, _UNIT), scores.comparisons(one.name), scores.bias(one.name)]
         rows += [(one.name, *csv_row(row)) for row in scores.rows]
+        concluded += [_close(one.name, pair) for pair in scores.differences if pair.other == FLOOR]
     textures = regions(caches[real.name].recipe.grid, caches[real.name].recipe.framing)
     for texture in textures:
         of = {cohort.name: texture.of(cohort, caches[cohort.name], accelerator) for cohort in (real, *samples)}
@@ -87,6 +110,7 @@ def evaluate_fidelity(
     tables.append(_diversity((real, *samples), caches, accelerator))
     sharp = sharpness((real, *samples), caches[real.name].recipe, cell, accelerator)
     tables += [sharpness_table(cohort.name, sharp[cohort.name], sharp[CONTROL]) for cohort in samples]
+    concluded += [_sharp(cohort.name, sharp[cohort.name]) for cohort in samples]
     for cohort in samples:
         notes += [*_related(real, cohort), *generator_saw(real.cases, cohort), *other_spacing(real.cases, cohort)]
     recipe = caches[real.name].recipe
@@ -106,6 +130,7 @@ def evaluate_fidelity(
         ),
         (*notes, preprocessing(recipe.grid, recipe.framing)),
         splits=real.splits,
+        conclusions=tuple(concluded),
     )  # fmt: skip
     if accelerator.is_main_process:
         result.save(out)  # first: a picture that fails must not cost the numbers
@@ -116,6 +141,29 @@ def evaluate_fidelity(
         close_results(out, result)
     accelerator.wait_for_everyone()
     return result
+
+
+def _close(extractor: str, pair: Difference) -> Conclusion:
+    """Whether a set is about as far from real patients as other real patients are."""
+    beyond = Estimate(-pair.frechet.value, -pair.frechet.high, -pair.frechet.low)
+    reason = f"Frechet distance by {extractor} {text(pair.frechet)} beyond that of real patients; {CLOSE} or less is asked for"
+    return Conclusion.at_least(Question.LOOK, pair.name, beyond, -CLOSE, reason)
+
+
+def _sharp(name: str, found: Sharpness) -> Conclusion:
+    """Whether detail is as in real patients."""
+    outside = [
+        f"{one.measure.channel} {one.measure.name}: {text(one.value.value)} times"
+        for one in found.shares
+        if not one.inside
+    ]
+    more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
+    reason = (
+        f"detail as a share of real patients': {'; '.join(outside[:3])}{more}"
+        if outside
+        else "detail as in real patients"
+    )
+    return Conclusion(Question.LOOK, name, "yes" if found.as_real else "no", reason)
 
 
 def check_cohorts(real: Cohort, samples: Sequence[Cohort]) -> None:
@@ -204,4 +252,5 @@ def _sheet(path: Path, cohorts: Sequence[Cohort], caches: dict[str, VolumeCache]
     for cohort in cohorts:
         chosen = spread(cohort.patients, _SHOWN, rng())
         rows.append([Tile(cohort.name, caches[cohort.name].volume(n).image) for n in chosen])
-    contact_sheet(path, rows, caches[cohorts[0].name].recipe.grid.spacing_mm)
+    first = cohorts[0]
+    contact_sheet(path, rows, Legend(caches[first.name].recipe.grid.spacing_mm, first.manifest.channels))

@@ -14,7 +14,7 @@ from latentsynth.evaluation.features import Features
 from latentsynth.evaluation.fidelity.comparison import FidelityScores, compare
 from latentsynth.evaluation.memorization.controls import text
 from latentsynth.evaluation.memorization.reference import Measured
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.masks.label_map import LabelMap
 from latentsynth.masks.write import sheet_grid, tile
 from latentsynth.metrics.shapes import cells_of, mask_of
@@ -226,7 +226,7 @@ def _sheet(path: Path, rows: Sequence[Sequence[tuple[str, Cohort, int]]], lesion
     ]  # fmt: skip
     grid = sheet_grid([made for row in maps for made in row])
     tiles: list[list[Tile]] = [[tile(made.name, made, Labels((0, 1)), grid) for made in row] for row in maps]
-    return contact_sheet(path, tiles, grid.spacing_mm, title, (1,), shared_cut=False)
+    return contact_sheet(path, tiles, Legend(grid.spacing_mm), title, (1,), shared_cut=False)
 
 
 def _read(cohort: Cohort, n: int, lesions: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:

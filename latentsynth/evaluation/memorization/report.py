@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from latentsynth.evaluation.memorization.joint import JOINT
 from latentsynth.evaluation.memorization.measures import CONTROL, CopySearch, PatientGroups
 from latentsynth.evaluation.memorization.reference import Measured
 from latentsynth.evaluation.memorization.spaces import SAME_MASK
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.files import make_folder
 from latentsynth.metrics.copying import copy_rate as share_flagged
 from latentsynth.metrics.membership import Membership
 from latentsynth.plots import strips
 from latentsynth.provenance import file_fingerprint, fingerprint
-from latentsynth.results import Note, Picture, Result, write_csv
+from latentsynth.results import Conclusion, Note, Picture, Question, Result, write_csv
 
 KIND = "memorization"
 _WORST = 5  # pairs per picture
@@ -94,6 +95,7 @@ def write_memorization(
         tuple(table for table in found if table is not None),
         tuple(pictures),
         tuple(note.text for note in said),
+        conclusions=tuple(conclusion(searches, cohort, level) for cohort in samples),
     )
     if accelerator.is_main_process:
         result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
@@ -166,6 +168,39 @@ def conclusions(
         *origins,
         *map(Note, blind),
     ]
+
+
+def conclusion(searches: Sequence[CopySearch], cohort: Cohort, level: float) -> Conclusion:
+    """Whether a set is free of copies: by the joint space where it is valid, and by near-exact volumes of the others."""
+    name = cohort.name
+    valid = [one for one in searches if one.controls.valid]
+    deciding = [one for one in valid if one.space.name == JOINT] or valid
+    near = {n for one in valid for n in np.flatnonzero(one.sets[name].near_exact)}
+    copied = [one for one in deciding if one.sets[name].copied]
+    heard = [one for one in deciding if not one.sets[name].mute]
+    nearer = [one for one in deciding if one.nearer(name)]
+    say = partial(Conclusion, Question.FREE, name)
+    if near:
+        return say("no", f"{len(near)} of {len(cohort.cases)} volumes are all but training scans")
+    if copied:
+        return say(
+            "no",
+            f"{copied[0].sets[name].rate.value:.0%} lie nearer to a training patient than {1 - level:.0%} of strangers do",
+        )
+    if not heard:
+        return say(
+            "undecided",
+            "no near-exact copies; too few patients or no valid search to tell more"
+            if valid
+            else "no search is valid here",
+        )
+    hidden = max(0.0, (min(one.sets[name].rate.high for one in heard) - level) / (1 - level))
+    if nearer:
+        return say(
+            "undecided",
+            f"no copies, but nearer to training patients than to held-out ones (p = {nearer[0].measures[name].nearer:.2g})",
+        )
+    return say("yes", f"no more copies than among unseen patients; up to {hidden:.0%} could be all the same")
 
 
 def _near_exact(found: Sequence[tables.NearExact], samples: Sequence[Cohort]) -> list[Note]:
@@ -359,6 +394,8 @@ def _pairs(
     rows = [row(found, int(n), caches[cohort.name], by_id) for n in worst]
     of_control = {case.case_id: n for n, case in enumerate(groups.control.cases)}
     rows.append(row(checked, int(checked.distances[:, 0].argmin()), caches[groups.control.name], of_control))
-    contact_sheet(
-        path, rows, caches[cohort.name].recipe.grid.spacing_mm, f"{cohort.name}: worst pairs by {one.space.name}"
-    )
+    contact_sheet(path, rows, _legend(caches[cohort.name], cohort), f"{cohort.name}: worst pairs by {one.space.name}")
+
+
+def _legend(cache: VolumeCache, cohort: Cohort) -> Legend:
+    return Legend(cache.recipe.grid.spacing_mm, cohort.manifest.channels, cohort.manifest.labels.names)

@@ -28,17 +28,30 @@ from latentsynth.evaluation.obedience.intensities import Intensities, contrasts,
 from latentsynth.evaluation.segmentation.predictions import Predictions, open_segmenter
 from latentsynth.evaluation.segmentation.strata import DIAMETERS, SizeBins, recall_by_diameter
 from latentsynth.evaluation.sheets import same_masks, shared_patients
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.metrics.bootstrap import SHARE, mean_interval, ratio_interval
 from latentsynth.metrics.lesions import LesionScores, lesion_scores
 from latentsynth.metrics.surfaces import dice, mean_dice
 from latentsynth.parallel import over_cases
 from latentsynth.plots import strips
-from latentsynth.results import Estimate, Picture, Result, Table, TableCell, close_results, open_results, write_csv
+from latentsynth.results import (
+    Conclusion,
+    Estimate,
+    Picture,
+    Question,
+    Result,
+    Table,
+    TableCell,
+    close_results,
+    open_results,
+    text,
+    write_csv,
+)
 from latentsynth.segmentation import Segmenter
 
 _SHIFTS = 5  # other masks that each case is compared with
 _SHOWN = 5
+AS_REAL = 0.95  # share of the Dice in real scans from which volumes are said to show their masks as these do
 
 
 @dataclass(frozen=True)
@@ -173,6 +186,7 @@ def _result(
     own = {name: [answer.dice for answer in of] for name, of in answers.items()}
     reference = cohorts[0] if references else None
     rows: list[tuple[TableCell, ...]] = []
+    concluded = []
     for cohort in cohorts:
         share = (
             Estimate(
@@ -181,6 +195,8 @@ def _result(
             if reference is not None and cohort is not reference
             else None
         )
+        if share and cohort in cohorts[references:]:
+            concluded.append(_conclusion(cohort.name, share))
         rows.append(
             (
                 cohort.name, len(cohort.cases), len(set(cohort.patients)), cohort.mean(own[cohort.name], SHARE), share,
@@ -227,7 +243,14 @@ def _result(
         pictures.insert(0, Picture("obedience_masks.png", "volumes of all cohorts for the same masks"))
     if reference is not None:
         pictures.append(Picture("obedience_intensities.png", "intensities inside and around the lesions"))
-    return Result("obedience", "Do volumes show the masks they were made for?", facts, tuple(tables), tuple(pictures), tuple(notes), splits=reference.splits if reference else ())  # fmt: skip
+    return Result("obedience", "Do volumes show the masks they were made for?", facts, tuple(tables), tuple(pictures), tuple(notes), splits=reference.splits if reference else (), conclusions=tuple(concluded))  # fmt: skip
+
+
+def _conclusion(name: str, share: Estimate) -> Conclusion:
+    reason = (
+        f"a segmenter finds their masks in them {text(share)} times as well as in real scans; {AS_REAL} is asked for"
+    )
+    return Conclusion.at_least(Question.LOOK, name, share, AS_REAL, reason)
 
 
 def _by_label(model: Segmenter | Predictions, cohorts: Sequence[Cohort], answers: dict[str, list[Answer]]) -> Table:
@@ -335,4 +358,4 @@ def _write(
             )  # fmt: skip
     same_masks(out / "obedience_masks.png", cohorts, model.recipe.read, model.domain)
     title = "left the mask asked for, right what the segmenter found"
-    contact_sheet(out / "obedience_cases.png", sheet, model.domain.grid.spacing_mm, title, model.domain.lesion_indices)
+    contact_sheet(out / "obedience_cases.png", sheet, Legend.of(model.domain), title, model.domain.lesion_indices)

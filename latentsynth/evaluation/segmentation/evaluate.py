@@ -17,7 +17,7 @@ from latentsynth.evaluation.cohorts import Cohort, check_new, chosen_on, rng
 from latentsynth.evaluation.segmentation.predictions import Predictions, open_segmenter
 from latentsynth.evaluation.segmentation.scores import UNION, SegmentationScores, plain, score_case
 from latentsynth.evaluation.segmentation.strata import DIAMETERS, SizeBins, recall_by_diameter
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.metrics.bootstrap import SHARE, Bounds, mean_interval
 from latentsynth.parallel import over_cases
 from latentsynth.results import Estimate, Picture, Result, Table, TableCell, close_results, open_results, write_csv
@@ -221,7 +221,7 @@ def _sheet(
     contact_sheet(
         path,
         tiles,
-        model.domain.grid.spacing_mm,
+        Legend.of(model.domain),
         "left the annotation, right what the segmenter found",
         model.domain.lesion_indices,
     )

@@ -10,7 +10,7 @@ from latentsynth.config import ArmConfig, UtilityStudy
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.evaluation.cohorts import Cohort, rng
 from latentsynth.experiments.utility.jobs import Job, PatientScores
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.metrics.bootstrap import mean_interval
 from latentsynth.plots import Line
 from latentsynth.segmentation import Segmenter
@@ -133,4 +133,5 @@ def examples(
             tiles.append(Tile(f"{arm}, Dice {dice:.2f}", volume.image, model.on_grid(volume.image)))
         rows.append(tiles)
     title = f"{first.segmenter}, {first.size} patients, seed {first.seed}"
-    contact_sheet(path, rows, cache.recipe.grid.spacing_mm, title)
+    legend = Legend(cache.recipe.grid.spacing_mm, chosen.manifest.channels, chosen.manifest.labels.names)
+    contact_sheet(path, rows, legend, title)

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from accelerate import Accelerator
@@ -26,7 +27,7 @@ from latentsynth.experiments.utility.jobs import KEPT, FinishedStudy, Job, Patie
 from latentsynth.metrics.bootstrap import mean_interval, ratio_interval
 from latentsynth.metrics.significance import FEWEST_SEEDS, Paired, Verdict, holm, paired, verdict
 from latentsynth.plots import panels
-from latentsynth.results import Estimate, Picture, Result, Table, TableCell, write_csv
+from latentsynth.results import Conclusion, Estimate, Picture, Question, Result, Table, TableCell, write_csv
 from latentsynth.sharing.filter import read_report
 
 KIND = "utility"
@@ -98,6 +99,7 @@ def summarise(config: UtilityStudy, finished: FinishedStudy, accelerator: Accele
         (*(Picture(file, caption) for file, caption, *_ in drawn),
          Picture("utility_examples.png", "the test patients that the baseline segments worst, middling and best, and what each arm finds in them")),
         (*sentences(config, found), *finished.short_of),
+        conclusions=tuple(_conclusion(one) for one in found if _tells(config, one)),
     )  # fmt: skip
     shown = figures.shown(config, jobs, scores, cohort)
     cache = volumes(shown, config.grid, config.framing, labels, config.cache, accelerator, masks=True)
@@ -115,6 +117,29 @@ def summarise(config: UtilityStudy, finished: FinishedStudy, accelerator: Accele
         write_report(folder, folder / "report.html")
     accelerator.wait_for_everyone()
     return result
+
+
+def _tells(config: UtilityStudy, found: Comparison) -> bool:
+    """Whether a comparison says if synthetic patients help: one with them against the baseline without, by Dice."""
+    return (
+        found.measure == MEASURES[0]
+        and found.reference == config.baseline
+        and config.arms[found.arm].model is not None
+        and config.arms[config.baseline].model is None
+    )
+
+
+def _conclusion(found: Comparison) -> Conclusion:
+    """Whether one arm gains over the baseline."""
+    decided = found.verdict not in (Verdict.MIXED, Verdict.NO_EVIDENCE)
+    answer: Literal["yes", "no", "undecided"] = (
+        "yes" if found.verdict is Verdict.GAIN else "no" if decided else "undecided"
+    )
+    reason = (
+        f"{found.segmenter}, {found.size} patients: Dice of real test patients {found.found.difference:+.3f} [{found.found.low:+.3f}, "
+        f"{found.found.high:+.3f}] against {found.reference}: {found.verdict}"
+    )
+    return Conclusion(Question.HELP, found.arm, answer, reason)
 
 
 def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> SeedScores:

@@ -15,7 +15,7 @@ from latentsynth.data.cache.volumes import Recipe, VolumeCache
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.extractors.contrastive import ContrastiveEncoder, contrastive_loss, views
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.parallel import fill
 from latentsynth.provenance import Ledger
 from latentsynth.randomness import VALIDATION, Draws, Stream, seed_weights
@@ -99,7 +99,7 @@ def train_extractor(config: ExtractorRun) -> dict[str, float]:
                 ]
                 name = validation.entries[n][0].case_id
                 rows.append([Tile(name, image[0].numpy()), Tile("one view", pair[0]), Tile("another", pair[1])])
-            contact_sheet(path, rows, data.grid.spacing_mm, "what counts as the same scan")
+            contact_sheet(path, rows, Legend.of(domain), "what counts as the same scan")
 
     def export(modules: Modules, last: dict[str, float]) -> None:
         if accelerator.is_main_process:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from latentsynth.data.cache.volumes import VolumeCache
-from latentsynth.figures import contact_sheet
+from latentsynth.figures import Legend, contact_sheet
 from latentsynth.masks.base import Rejected, Wanted
 from latentsynth.masks.trained import TrainedMaker
 from latentsynth.masks.write import tile
@@ -37,4 +37,6 @@ def mask_sheet(path: Path, maker: TrainedMaker, validation: VolumeCache, seed: i
     ]
     rows = [tiles[n : n + _PER_ROW] for n in range(0, len(tiles), _PER_ROW)]
     focus = maker.domain.lesion_indices
-    return contact_sheet(path, rows, grid.spacing_mm, "masks: real, and sampled", focus, shared_cut=False)
+    return contact_sheet(
+        path, rows, Legend(grid.spacing_mm, (), maker.labels.names), "masks: real, and sampled", focus, shared_cut=False
+    )

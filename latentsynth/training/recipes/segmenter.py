@@ -20,7 +20,7 @@ from latentsynth.data.cache.volumes import Recipe, VolumeCache
 from latentsynth.data.manifest import Manifest
 from latentsynth.data.windows import median
 from latentsynth.errors import DataError
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.metrics.surfaces import dice, mean_dice
 from latentsynth.parallel import fill, mean_rows, share
 from latentsynth.provenance import LEDGER, Ledger
@@ -282,6 +282,4 @@ def segmentation_sheet(path: Path, model: Segmenter, cache: VolumeCache) -> Path
         volume, name = cache.volume(n), cache.entries[n][0].case_id
         found = model.on_grid(volume.image)
         rows.append([Tile(f"{name}, annotated", volume.image, volume.mask), Tile("found", volume.image, found)])
-    return contact_sheet(
-        path, rows, model.domain.grid.spacing_mm, "annotation, segmentation", model.domain.lesion_indices
-    )
+    return contact_sheet(path, rows, Legend.of(model.domain), "annotation, segmentation", model.domain.lesion_indices)

@@ -8,7 +8,7 @@ import torch
 
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.errors import DataError
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.synthesizers import Synthesizer
 from latentsynth.types import Condition
 
@@ -47,4 +47,4 @@ def sample_sheet(path: Path, model: Synthesizer, volumes: VolumeCache, seed: int
             tiles.append(Tile(f"sample, seed {seeds[place]}", made.image[place].numpy(), shown))
         rows.append(tiles)
     what = "real, and sampled with masks of its own" if model.makes_masks else "validation masks: real, and sampled"
-    return contact_sheet(path, rows, model.grid.spacing_mm, f"{what}{how}", model.domain.lesion_indices)
+    return contact_sheet(path, rows, Legend.of(model.domain), f"{what}{how}", model.domain.lesion_indices)
