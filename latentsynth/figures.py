@@ -99,10 +99,10 @@ def contact_sheet(
     )
     figure.suptitle(title, color="white", fontsize=9, y=1 - 0.06 / tall, va="top")
     for r, row in enumerate(rows):
-        cut = _cut(next((tile.mask for tile in row if tile.mask is not None), None), row[0].image.shape[1:], focus)
+        cut = focus_cut(next((tile.mask for tile in row if tile.mask is not None), None), row[0].image.shape[1:], focus)
         for c, tile in enumerate(row):
             if not shared_cut:
-                cut = _cut(tile.mask, tile.image.shape[1:], focus)
+                cut = focus_cut(tile.mask, tile.image.shape[1:], focus)
             inner = outer[r, c].subgridspec(channels, 3, wspace=0.02, hspace=0.02, width_ratios=widths)
             for channel in range(channels):
                 for view in range(3):
@@ -127,8 +127,8 @@ def _panel_sizes(shape: Sequence[int], spacing_mm: Sequence[float]) -> tuple[lis
     return [j, i, i], max(k, j)
 
 
-def _cut(mask: np.ndarray | None, shape: Sequence[int], focus: Sequence[int]) -> list[int]:
-    """Along each axis, the middle one of the slices with the largest area of the focus labels, or the middle slice."""
+def focus_cut(mask: np.ndarray | None, shape: Sequence[int], focus: Sequence[int]) -> list[int]:
+    """Where to cut a volume along each axis: the middle one of the slices with the largest area of the focus labels, or the middle slice."""
     inside = None if mask is None else (np.isin(mask, list(focus)) if focus else mask > 0)
     if inside is None or not inside.any():
         return [n // 2 for n in shape]

@@ -116,6 +116,29 @@ def test_a_file_and_a_folder_of_files_are_shown_as_they_are(cohort: list[Path]) 
     assert [entry.name for entry in entries([loose])] == ["anna_0000"]
 
 
+def test_a_run_folder_shows_its_volumes_and_the_nearest_cases_of_its_report(cohort: list[Path], tmp_path: Path) -> None:
+    """Real and sampled volumes stand in it one or two folders below; masks alone, and manifests of others, are passed over."""
+    run, (real, made) = tmp_path / "run", (Manifest.load(path) for path in cohort)
+    real.save(run / "manifest.json")
+    made.save(run / "samples" / "new" / "manifest.json")
+    masks = replace(made, channels=(), cases=tuple(replace(case, images=()) for case in made.cases))
+    masks.save(run / "masks" / "manifest.json")
+    (run / "web").mkdir()
+    (run / "web" / "manifest.json").write_text('{"name": "a page"}')
+    assert [entry.name for entry in entries([run])] == ["anna", "anna-s0000"]
+    told = {"flagged": [], "mask_copy": False, "voxels": "", "files": case_files(made.cases[0])}
+    facts: dict[str, object] = {name: [] for name in FACTS}
+    sets = {"new": {"anna-s0000": {**told, "nearest": {"voxels": "anna"}}}}
+    Result(KIND, "a report", {**facts, "sets": sets}, (), (), ()).save(run / "evaluation" / "copies")
+    assert entries([run])[1].why == "the nearest training case, by voxels"
+
+
+def test_a_training_run_says_how_it_gets_volumes(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(DataError, match="is a training run, which holds no volumes: make some, `latentsynth sample"):
+        entries([tmp_path])
+
+
 def test_what_is_no_volume_is_refused(tmp_path: Path, cohort: list[Path]) -> None:
     (tmp_path / "notes.txt").write_text("none")
     with pytest.raises(DataError, match=r"notes.txt is no NIfTI file, manifest or folder"):

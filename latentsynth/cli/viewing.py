@@ -31,6 +31,23 @@ def view(
 
 
 @app.command(rich_help_panel=LOOK_AROUND)
+def animate(
+    paths: Annotated[list[Path], typer.Argument(help="NIfTI files, manifests, folders of either, run folders")],
+    out: Annotated[Path, typer.Option(help="Picture to write, .gif or .webp")],
+    over: Annotated[
+        str, typer.Option(help="slices: a walk through volumes side by side; cases: one volume after another")
+    ] = "slices",
+    count: Annotated[int, typer.Option(help="Volumes, the first ones", min=1)] = 3,
+) -> None:
+    """Write a moving picture of volumes, with the outlines of their masks."""
+    from latentsynth.viewer.collection import entries
+    from latentsynth.viewer.moving import moving_picture
+
+    one_of("--over", over, ("slices", "cases"))
+    say(f"picture: {moving_picture(out, entries(paths)[:count], over)}")  # type: ignore[arg-type]
+
+
+@app.command(rich_help_panel=LOOK_AROUND)
 def studio(
     checkpoint: Annotated[Path, typer.Argument(help="Latent diffusion model: run, checkpoint, or one of the package")],
     out: Annotated[Path, typer.Option(help="Folder for masks and volumes; nothing is written outside")] = Path(

@@ -219,3 +219,12 @@ def _relative(file: Path, home: Path) -> str:
     if os.path.realpath(os.path.join(real, name)) != os.path.realpath(file):
         name = os.path.relpath(os.path.join(os.path.realpath(file.parent), file.name), real)
     return Path(name).as_posix()
+
+
+def is_manifest(path: Path) -> bool:
+    """Whether a file is a manifest, of whatever version; other programs call files so too."""
+    try:
+        value = read_json(path)
+    except DataError:
+        return False
+    return isinstance(value, dict) and str(value.get("format")).startswith(FORMAT.partition("/")[0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latentsynth.data import nifti
-from latentsynth.data.manifest import Manifest
+from latentsynth.data.manifest import Manifest, is_manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.memorization.joint import JOINT
 from latentsynth.evaluation.memorization.report import KIND
@@ -58,13 +58,15 @@ def entries(paths: Sequence[Path]) -> list[Entry]:
     """The cases at some paths.
 
     Args:
-        paths: NIfTI files, manifests, folders that hold ``manifest.json``, or folders of NIfTI files; and reports of
-            ``latentsynth memorization``, of which the nearest training case is shown beside each volume.
+        paths: NIfTI files, manifests, folders of NIfTI files, or folders with manifests of volumes in them or up to two folders
+            below, as ``latentsynth run`` and ``latentsynth demo`` write; and reports of ``latentsynth memorization``, given or in
+            such folders, of which the nearest training case is shown beside each volume.
 
     Raises:
         DataError: A path is none of these, or a file is missing.
     """
-    reports = [read_report(path) for path in paths if path.name == f"{KIND}.json"]
+    inside = [file for path in paths if path.is_dir() for file in _below(path, f"{KIND}.json")]
+    reports = [read_report(path) for path in (*paths, *inside) if path.name == f"{KIND}.json"]
     found = [entry for path in paths if path.name != f"{KIND}.json" for entry in _at(path)]
     if not found:
         raise DataError(
@@ -111,10 +113,15 @@ def _parent(entry: Entry, found: Sequence[Entry]) -> int | None:
 
 def _at(path: Path) -> list[Entry]:
     if path.is_dir():
-        inside = [path / "manifest.json", path / "samples" / "manifest.json", path / "volumes" / "manifest.json"]
-        known = next((file for file in inside if file.is_file()), None)
-        if known is not None:
-            return _of_manifest(known)
+        cases = [entry for file in _below(path, "manifest.json") if is_manifest(file) for entry in _of_manifest(file)]
+        if cases:
+            return [
+                entry for entry in cases if entry.images != (entry.mask,)
+            ] or cases  # masks alone, where there is no volume
+        if (path / "metrics.jsonl").is_file():
+            raise DataError(
+                f"{path} is a training run, which holds no volumes: make some, `latentsynth sample {path} --out FOLDER`, and view these"
+            )
         return [_of_file(file) for file in nifti.files(path)]
     if path.suffix == ".json":
         return _of_manifest(path)
@@ -123,6 +130,11 @@ def _at(path: Path) -> list[Entry]:
             f"{path} is no NIfTI file, manifest or folder: give one of these, for example what `latentsynth sample` wrote"
         )
     return [_of_file(path)]
+
+
+def _below(folder: Path, name: str) -> list[Path]:
+    """Files of a name in a folder and up to two folders below, of each level in the order of their names."""
+    return [file for level in ("", "*/", "*/*/") for file in sorted(folder.glob(f"{level}{name}"))]
 
 
 def _of_file(path: Path) -> Entry:

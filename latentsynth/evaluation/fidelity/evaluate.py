@@ -153,15 +153,11 @@ def _close(extractor: str, pair: Difference) -> Conclusion:
 def _sharp(name: str, found: Sharpness) -> Conclusion:
     """Whether detail is as in real patients."""
     outside = [
-        f"{one.measure.channel} {one.measure.name}: {text(one.value.value)} times"
-        for one in found.shares
-        if not one.inside
+        f"{one.measure.channel} {one.measure.name}: {text(one.value.value)}" for one in found.shares if not one.inside
     ]
     more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
     reason = (
-        f"detail as a share of real patients': {'; '.join(outside[:3])}{more}"
-        if outside
-        else "detail as in real patients"
+        f"as multiples of real patients': {'; '.join(outside[:3])}{more}" if outside else "detail as in real patients"
     )
     return Conclusion(Question.LOOK, name, "yes" if found.as_real else "no", reason)
 
