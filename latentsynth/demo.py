@@ -5,14 +5,24 @@ Everything by the functions that a user would call for scans of their own.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import ndimage
 
 from latentsynth import config as configuration
 from latentsynth import outputs
 from latentsynth.config import AutoencoderRun, LdmRun, SegmenterRun
 
+if TYPE_CHECKING:
+    from latentsynth.data.exchange.requests import Request
+    from latentsynth.synthesizers import Synthesizer
+
+GROWING = "growing.webp"
+_SIZES = (0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2)
 MASKS, VOLUMES = "hippocampus-masks", "hippocampus"  # in the package
 
 _GRID = {
@@ -92,8 +102,8 @@ def demo_configs(out: Path, seed: int) -> tuple[AutoencoderRun, LdmRun, Segmente
     )
 
 
-def run_demo(out: Path, volumes: int, seed: int) -> tuple[Path, Path]:
-    """New masks, and volumes for them, by the models in the package; run again, it goes on where it stopped.
+def run_demo(out: Path, volumes: int, seed: int) -> tuple[Path, ...]:
+    """New masks, volumes for them, and one mask growing, by the models in the package; run again, it goes on where it stopped.
 
     Args:
         out: Folder for everything.
@@ -101,7 +111,7 @@ def run_demo(out: Path, volumes: int, seed: int) -> tuple[Path, Path]:
         seed: Of the first mask and the first volume.
 
     Returns:
-        The contact sheet, and the report.
+        The contact sheet, a moving picture of one mask growing, and the report.
     """
     from latentsynth.data.exchange.requests import requests
     from latentsynth.evaluation.report import write_report
@@ -114,8 +124,40 @@ def run_demo(out: Path, volumes: int, seed: int) -> tuple[Path, Path]:
     outputs.claim(out, "demo")
     make_masks(load_mask_maker(MASKS), volumes, out / "masks", Wanted(), seed, volumes)
     asked = requests(out / "masks" / "manifest.json", "train")
-    synthesize(load_synthesizer(VOLUMES), asked, out / "volumes", start(), seed=seed)
-    return out / "volumes" / "contact_sheet.png", write_report(out, out / "report.html")
+    model, accelerator = load_synthesizer(VOLUMES), start()
+    synthesize(model, asked, out / "volumes", accelerator, seed=seed)
+    if accelerator.is_main_process and not (out / GROWING).is_file():
+        growing(out / GROWING, model, asked[0], seed)
+    return out / "volumes" / "contact_sheet.png", out / GROWING, write_report(out, out / "report.html")
+
+
+def growing(path: Path, model: Synthesizer, request: Request, seed: int) -> Path:
+    """Writes a moving picture of one mask that grows about its middle, painted from one seed: what the mask alone decides.
+
+    Args:
+        path: Where to write; ends in .gif or .webp.
+        model: Paints masks.
+        request: The mask at its own size.
+        seed: Of every volume.
+    """
+    from latentsynth.animations import sequence
+    from latentsynth.data.exchange.requests import place
+    from latentsynth.figures import Legend, Tile
+
+    placed = place(request, model.domain)
+    masks = [replace(placed, index=scaled(placed.index, size)) for size in _SIZES]
+    made = model.paint(masks, [seed] * len(masks), **model.settings()).image.numpy()
+    tiles = [
+        Tile(f"seed {seed}, mask at {size:.0%} of its size", image, mask.index)
+        for size, image, mask in zip(_SIZES, made, masks, strict=True)
+    ]
+    return sequence(path, tiles[::-1], Legend.of(model.domain))
+
+
+def scaled(index: np.ndarray, size: float) -> np.ndarray:
+    """A label map, larger or smaller about the middle of what it labels."""
+    middle = np.argwhere(index > 0).mean(0)
+    return ndimage.affine_transform(index, np.full(3, 1 / size), middle - middle / size, order=0)
 
 
 def run_training_demo(out: Path, cases: int, seed: int) -> tuple[Path, Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from reported_set import Reported, altered, reported  # noqa: F401 (fixture)
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from latentsynth import LatentDiffusion, checkpoint, models
 from latentsynth.data.exchange.requests import requests, requests_of
 from latentsynth.data.manifest import Manifest
-from latentsynth.demo import MASKS, VOLUMES, run_demo
+from latentsynth.demo import MASKS, VOLUMES, run_demo, scaled
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.masks import Wanted, make_masks
@@ -138,9 +139,9 @@ def test_the_model_of_the_package_paints_what_its_mask_says() -> None:
 
 
 def test_the_demo_makes_patients_a_picture_and_a_report(tmp_path: Path) -> None:
-    sheet, report = run_demo(tmp_path / "demo", 2, 0)
-    assert sheet.is_file()
-    assert report.is_file()
+    files = run_demo(tmp_path / "demo", 2, 0)
+    assert [file.name for file in files] == ["contact_sheet.png", "growing.webp", "report.html"]
+    assert all(file.is_file() for file in files)
     made = Manifest.load(tmp_path / "demo" / "volumes" / "manifest.json").cases
     assert len(made) == 2
     before = [case.content for case in made]
@@ -169,3 +170,15 @@ def test_a_mask_is_whose_annotation_it_is(source: str) -> None:
     own, drawn = (Case("a", "a", (), mask, source=source, parents=parents) for parents in ((), ("b",)))
     found = [request.parents for request in requests_of([own, drawn])]
     assert found == {"real": [("a",), ("a", "b")], "external": [("a",), ("b",)], "abc:0": [(), ("b",)]}[source]
+
+
+def test_a_growing_mask_is_one_mask_about_its_middle() -> None:
+    """At its own size nothing changes; larger, it holds the same place and as much more as the cube of the size."""
+    index = np.zeros((20, 24, 22), np.int16)
+    index[6:14, 8:16, 7:15], index[9:11, 11:13, 10:12] = 1, 2
+    assert np.array_equal(scaled(index, 1.0), index)
+    for size in (0.75, 1.25):
+        found = scaled(index, size)
+        assert set(np.unique(found)) == {0, 1, 2}
+        assert np.argwhere(found > 0).mean(0) == pytest.approx(np.argwhere(index > 0).mean(0), abs=0.5)
+        assert (found > 0).sum() == pytest.approx((index > 0).sum() * size**3, rel=0.2)

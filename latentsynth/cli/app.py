@@ -29,6 +29,8 @@ def demo(
 
     for file in run_training_demo(out, cases, seed) if train else run_demo(out, volumes, seed):
         typer.echo(file)
+    if not train:
+        typer.echo(f"look at the volumes: latentsynth view {out}")
 
 
 @app.command(rich_help_panel=LOOK_AROUND)
