@@ -22,6 +22,7 @@ from latentsynth.evaluation.memorization.report import FACTS, KIND, case_files
 from latentsynth.results import Result
 from latentsynth.types import Case, Labels
 from latentsynth.viewer.collection import entries
+from latentsynth.viewer.moving import moving_picture
 from latentsynth.viewer.server import Viewer
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -212,3 +213,17 @@ def test_a_browser_draws_the_volume_and_its_mask(viewer: Viewer, tmp_path: Path)
     left, right = coloured[1]
     assert left > 300
     assert 0.5 < left / right < 2  # the same mask on both sides
+
+
+def test_a_moving_picture_shows_cases_turned_alike(cohort: list[Path], tmp_path: Path) -> None:
+    """However the axes of a file run, the walk is the same; cases of two spacings are refused."""
+    shown = entries(cohort)
+    first = moving_picture(tmp_path / "a.webp", shown, "slices").read_bytes()
+    turned = np.diag([2.0, 2.0, 2.0, 1.0])[[2, 0, 1, 3]]
+    for file in shown[1].files:
+        voxels, _ = nifti.read(file)
+        nifti.write(file, voxels.transpose(1, 2, 0).astype(np.int16), turned)
+    assert moving_picture(tmp_path / "b.webp", entries(cohort), "slices").read_bytes() == first
+    nifti.write(shown[1].files[0], np.arange(8**3, dtype=np.int16).reshape(8, 8, 8), np.diag([1.0, 2.0, 2.0, 1.0]))
+    with pytest.raises(DataError, match="show cases of one spacing together"):
+        moving_picture(tmp_path / "c.webp", entries(cohort), "slices")

@@ -107,9 +107,16 @@ def _opened(path: Path) -> tuple[Any, tuple[int, int, int], np.ndarray]:
     return image, (shape[0], shape[1], shape[2]), affine
 
 
+def canonical(voxels: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, float, float]]:
+    """A volume's voxels in RAS+ order, and their sizes along its axes in mm."""
+    turn = nib.orientations.io_orientation(affine)
+    i, j, k = nib.affines.voxel_sizes(affine)[np.argsort(turn[:, 0])]
+    return nib.orientations.apply_orientation(voxels, turn), (float(i), float(j), float(k))
+
+
 def canonical_hash(voxels: np.ndarray, affine: np.ndarray) -> str:
     """Hash of a volume's voxels in RAS+ order: the same scan saved twice, in whatever orientation, has the same."""
-    return voxel_hash(nib.orientations.apply_orientation(voxels, nib.orientations.io_orientation(affine)))
+    return voxel_hash(canonical(voxels, affine)[0])
 
 
 def geometry(path: Path | str) -> tuple[tuple[int, int, int], np.ndarray]:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from nibabel.affines import voxel_sizes
-from nibabel.orientations import apply_orientation, io_orientation
 
 from latentsynth.animations import sequence, walk
 from latentsynth.data import nifti
@@ -48,18 +46,11 @@ def _read(entry: Entry) -> tuple[np.ndarray, np.ndarray | None, tuple[float, ...
     values, affine = nifti.read(entry.images[0])
     low, high = np.percentile(values, _WINDOW)
     image = np.clip((values - low) / max(high - low, 1e-6) * 2 - 1, -1, 1)
-    turned, spacing = _canonical(image.astype(np.float32), affine)
+    turned, spacing = nifti.canonical(image.astype(np.float32), affine)
     if entry.mask is None:
         return turned, None, spacing
-    found, _ = _canonical(*nifti.read_labels(entry.mask))
+    found, _ = nifti.canonical(*nifti.read_labels(entry.mask))
     return turned, np.searchsorted([value for value, _ in entry.labels], found).astype(np.uint8), spacing
-
-
-def _canonical(values: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, tuple[float, ...]]:
-    """Axes turned to the right, anterior and superior, and their voxel sizes in mm."""
-    turn = io_orientation(affine)
-    order = np.argsort(turn[:, 0])
-    return apply_orientation(values, turn), tuple(float(edge) for edge in voxel_sizes(affine)[order])
 
 
 def _padded(values: np.ndarray, shape: np.ndarray, fill: float) -> np.ndarray:
