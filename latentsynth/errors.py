@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 
 class LatentsynthError(Exception):
-    """Base of every error raised for a user's input. The command prints its text as one line and exits with 1."""
+    """Base of every error raised for a user's input. The command prints its text as one line and exits with its code."""
+
+    exit_code = 1
 
 
 class ConfigError(LatentsynthError, ValueError):
@@ -41,6 +43,12 @@ class CheckpointError(LatentsynthError, ValueError):
 
 class TrainingError(LatentsynthError, RuntimeError):
     """Training cannot start or go on."""
+
+
+class PreemptedError(LatentsynthError):
+    """The machine is taken away: a training was told so, saved its state and ended; the same command goes on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
 
 
 class UnknownNameError(ConfigError):

@@ -15,8 +15,8 @@ from latentsynth.cli.stopping import stoppable
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command; what ends it becomes one line and an exit code (``--debug`` shows where it came from).
 
-    Exit codes: 1 for what a user can mend, 2 for a wrong command line, 130 and 143 for Ctrl-C and SIGTERM, 70 for a fault
-    of this program.
+    Exit codes: 1 for what a user can mend, 2 for a wrong command line, 75 for a training that saved its state after SIGUSR1,
+    130 and 143 for Ctrl-C and SIGTERM, 70 for a fault of this program.
 
     Args:
         arguments: Command line without the program's name; None takes the process's own.

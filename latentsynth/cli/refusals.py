@@ -43,7 +43,7 @@ def explain(error: Exception) -> tuple[str, int]:
     What nobody foresaw is a fault of this program: the line names a file with the traceback.
     """
     if isinstance(error, LatentsynthError):
-        return str(error), 1
+        return str(error), error.exit_code
     place = _place()
     if _disk_full(error, place):  # libraries that write report it by errors of their own
         return f"{_named(error, place)}: {_KINDS[errno.ENOSPC]}", 1

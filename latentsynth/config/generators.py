@@ -129,10 +129,12 @@ class SPADEConfig(_Pyramid, Painter):
 class LatentGANConfig(DenoiserConfig, Painter):
     """One step from noise and mask to a latent of a frozen autoencoder, by a network of the diffusion model's kind."""
 
+    # Huang et al. 2024: relativistic pairs, R1 and R2. No L1, which gives one answer per mask; rates chosen on validation patients
+    # of `hippocampus` (docs/results.md).
     published: ClassVar[Published] = {
         "discriminator": {"kind": "residual", "lr": 2e-3, "channels": 32, "max_channels": 64},
-        "game": {"loss": "non_saturating", "r1": 0.1, "r1_every": 8, "l1": 5.0},
-        "train": {**_TRAIN, "lr": 2e-4, "betas": [0.0, 0.99]},
+        "game": {"loss": "relativistic", "r1": 1.0, "r2": 1.0, "r1_every": 8},
+        "train": {**_TRAIN, "lr": 1e-4, "betas": [0.0, 0.99]},
     }
     space = "latents"
     dims = (3,)

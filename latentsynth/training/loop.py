@@ -19,12 +19,13 @@ from torch import Tensor, nn
 
 from latentsynth.config import TrainConfig
 from latentsynth.data.cache.loading import Positions, Slices, batches
-from latentsynth.errors import CheckpointError, TrainingError
+from latentsynth.errors import CheckpointError, PreemptedError, TrainingError
 from latentsynth.parallel import start
 from latentsynth.progress import bar
 from latentsynth.strict import Strict, build
 from latentsynth.tensors import check_tensors
 from latentsynth.training.optim import Average, lr_factor
+from latentsynth.training.preemption import Notice
 from latentsynth.training.run import RunFolder
 from latentsynth.training.state import random_state, restore_random_state
 
@@ -204,6 +205,7 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
 
     Raises:
         TrainingError: The batch does not divide over the processes, or a gradient is not finite.
+        PreemptedError: SIGUSR1 came; the state is saved.
     """
     accelerator = run.accelerator
     own: dict[str, dict[str, nn.Module]] = {}
@@ -253,7 +255,10 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
     running: dict[str, list[Tensor]] = {}
     gradients = _Gradients(run)
     scores: dict[str, float] = {}
-    with bar(f"training {run.path.name}", total, "images", accelerator.is_main_process, seen) as shown:
+    with (
+        Notice() as notice,
+        bar(f"training {run.path.name}", total, "images", accelerator.is_main_process, seen) as shown,
+    ):
         for batch in loader:
             batch = {**_to_device(batch, accelerator.device), "seen": seen}
             with accelerator.accumulate(*wrapped_modules):
@@ -268,6 +273,7 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
             for name, model in averages.items():
                 model.update(accelerator.unwrap_model(own[first.name][name]), seen)
             due = _due(config, seen, total)
+            ends = due["log"] and seen < total and notice.given(accelerator)
             if any(due.values()):
                 gradients.check()
             seconds, cpu_seconds = time.monotonic() - began, time.process_time() - began_cpu
@@ -292,9 +298,14 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
                 hooks.export(shared(), scores)
             if due["sample"]:
                 hooks.sketch(shared(), run.path / "samples" / f"{seen:010d}.png")
-            if due["save"]:
+            if due["save"] or ends:
                 training.counters = _Counters(images_seen=seen, seconds=seconds, cpu_seconds=cpu_seconds)
                 run.save_state(seen, training.sections())
+            if ends:
+                run.close()
+                raise PreemptedError(
+                    f"told to end (SIGUSR1): {run.path} saved its state at {seen} images; the same command goes on"
+                )
     if not scores:  # resumed at the very end: the work was done, its scores are on disk
         scores = hooks.validate(shared())
         hooks.export(shared(), scores)
