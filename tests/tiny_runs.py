@@ -87,6 +87,7 @@ GANS: dict[str, dict[str, Any]] = {
             "kind": "latent_gan", "channels": [8, 16], "attention": [False, False], "head_channels": 8, "norm_groups": 4,
         },
         "discriminator": {"channels": 8, "max_channels": 16},
+        "game": {"loss": "non_saturating", "r1": 0.1, "r2": 0.0, "l1": 5.0},  # so that seconds of training teach something
     },
     "stylegan2": {
         "generator": {"kind": "stylegan2", **_STYLES},

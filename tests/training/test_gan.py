@@ -27,7 +27,7 @@ from latentsynth.types import Condition
 # Images after which each family has learnt something.
 LENGTH = {
     "pix2pix": 160, "spade": 200, "cyclegan": 120, "stylegan2": 120, "stylegan2_joint": 120, "latent_gan": 320,
-    "progressive_gan": 640, "stylegan1": 640, "stylegan3": 320,
+    "progressive_gan": 960, "stylegan1": 640, "stylegan3": 320,
 }  # fmt: skip
 
 
@@ -132,12 +132,12 @@ def test_a_latent_gan_learns_the_latents_of_the_mask(
 def test_unpaired_items_never_hold_a_patient_with_its_own_mask(cohort: VolumeCache) -> None:
     lonely = [n for n in range(len(cohort)) if cohort.entries[n][0].patient_id == cohort.entries[0][0].patient_id]
     with pytest.raises(DataError, match="at least two training patients"):
-        unpaired(cohort, lonely)(0)
+        unpaired(cohort, lonely)(0, 0)
     item = unpaired(cohort, list(range(len(cohort))))
     masks = stacked(cohort, "mask")
     used = []
     for n in range(len(cohort)):
-        given = item(n)
+        given = item(n, 0)
         assert torch.equal(given["image"], cohort.item(n)["image"])
         owner = next(m for m in range(len(masks)) if torch.equal(masks[m], given["mask"]))
         assert cohort.entries[owner][0].patient_id != cohort.entries[n][0].patient_id
@@ -226,3 +226,13 @@ def test_published_settings_hold_where_the_user_is_silent() -> None:
     other = build(GanRun, {**VOXEL, "generator": {"kind": "spade"}, "discriminator": {"kind": "residual"}})
     assert other.discriminator.lr == 2e-3  # another judge: its own default
     assert build(GanRun, config.model_dump()) == config  # and a resolved configuration stays as it is
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_slice_that_is_read_alone_is_that_of_the_volume(cohort: VolumeCache, axis: int) -> None:
+    whole = cohort.packed(1)
+    for at in (0, 7):
+        found = cohort.packed_slice(1, axis, at)
+        assert set(found) == set(whole)
+        for name, tensor in whole.items():
+            assert torch.equal(found[name], tensor.select(1 + axis, at))

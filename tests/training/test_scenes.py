@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import tiny_autoencoder
+from torch.utils.data import default_collate
 
 from latentsynth.conditioning import MaskConditioner
+from latentsynth.data.cache.loading import SlicePositions
 from latentsynth.gans import Annotation
 from latentsynth.gans.base import slice_places
 from latentsynth.parallel import start
 from latentsynth.training.recipes.pool import from_pool
-from latentsynth.training.recipes.scenes import LatentScenes, VoxelScenes, cut
+from latentsynth.training.recipes.scenes import LatentScenes, VoxelScenes
 
 SHAPE = (6, 8, 10)
 
@@ -28,39 +30,37 @@ def batch(rows: int = 64) -> dict[str, torch.Tensor]:
     return {"image": image, "mask": mask, "position": torch.arange(rows), "seen": torch.tensor(0)}
 
 
-def scenes(form: str = "image_given_mask", axis: int | None = None, coding: str = "one_hot") -> VoxelScenes:
-    return VoxelScenes(0, [2], 1, form, Annotation((0, 1, 4), coding), axis)  # type: ignore[arg-type]
+def scenes(form: str = "image_given_mask", slices: int | None = None, coding: str = "one_hot") -> VoxelScenes:
+    return VoxelScenes([2], 1, form, Annotation((0, 1, 4), coding), slices)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_slices_lie_where_they_are_said_to_lie(axis: int) -> None:
-    given = batch()
-    scene = scenes(axis=axis)(given)
+    whole, count = batch(), SHAPE[axis]
+
+    def item(index: int, at: int) -> dict[str, torch.Tensor]:
+        return {name: whole[name][index].select(1 + axis, at) for name in ("image", "mask")}
+
+    def drawn(seed: int) -> dict[str, torch.Tensor]:
+        positions = SlicePositions(item, count, 64, seed)
+        return default_collate([positions[n] for n in range(64)])
+
+    given = drawn(0)
+    scene = scenes(slices=count)(given)
     assert scene.place is not None
-    assert scene.mask is not None
     digit = [100, 10, 1][axis]
     index = (scene.real.amin(dim=(1, 2, 3)) // digit).long()  # the other two axes start at 0
-    torch.testing.assert_close(scene.place, slice_places(SHAPE[axis], torch.device("cpu"))[index])
-    assert set(index.tolist()) == set(range(SHAPE[axis]))  # all of them are drawn
-    for row, n in enumerate(index.tolist()):
-        assert torch.equal(scene.mask[row], given["mask"][row].select(1 + axis, n))
-    again = scenes(axis=axis)(given)
-    assert torch.equal(again.real, scene.real)
-    other = VoxelScenes(1, [2], 1, "image_given_mask", Annotation((0, 1, 4)), axis)(given)
-    assert not torch.equal(other.real, scene.real)
+    torch.testing.assert_close(scene.place, slice_places(count, torch.device("cpu"))[index])
+    assert set(index.tolist()) == set(range(count))  # all of them are drawn
+    assert torch.equal(index, given["slice"])
+    assert torch.equal(drawn(0)["slice"], given["slice"])
+    assert not torch.equal(drawn(1)["slice"], given["slice"])
 
 
 def test_places_are_symmetric_and_evenly_spaced() -> None:
     places = slice_places(8, torch.device("cpu"))
     torch.testing.assert_close(places, -places.flip(0))
     torch.testing.assert_close(places.diff(), torch.full((7,), 0.25))
-
-
-def test_cut_takes_each_case_its_own_slice() -> None:
-    volume = torch.rand(3, 2, *SHAPE)
-    index = torch.tensor([0, 5, 3])
-    for row, n in enumerate(index):
-        assert torch.equal(cut(volume, index, 0)[row], volume[row, :, n])
 
 
 @pytest.mark.parametrize("coding", ["one_hot", "cuts"])

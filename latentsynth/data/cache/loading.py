@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from latentsynth.errors import TrainingError
-from latentsynth.randomness import Stream, generator
+from latentsynth.randomness import Stream, generator, keyed_uniform
 
 
 class Positions(Dataset[dict[str, Any]]):
@@ -70,6 +70,25 @@ class Crops(Positions):
         start = self.start(position, np.subtract(item["image"].shape[1:], self.shape))
         part = (..., *(slice(a, a + n) for a, n in zip(start, self.shape, strict=True)))
         return {**item, "image": item["image"][part], "mask": item["mask"][part]}
+
+
+class SlicePositions(Positions):
+    """Training items of which one slice is read, any of them with the same chance; its number stands beside it as ``slice``.
+
+    Args:
+        item: A slice of an item, by index and number of the slice.
+        slices: How many slices an item has.
+        count: How many items.
+        seed: Key of order and slices.
+    """
+
+    def __init__(self, item: Callable[[int, int], dict[str, Any]], slices: int, count: int, seed: int):
+        super().__init__(lambda index: item(index, 0), count, seed)
+        self.part, self.slices = item, slices
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        at = int(keyed_uniform(self.seed, torch.tensor([position]), Stream.SLICE) * self.slices)
+        return {**self.part(self.index(position), at), "position": position, "slice": at}
 
 
 class Patches(Positions):

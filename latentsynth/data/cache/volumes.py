@@ -357,10 +357,17 @@ class VolumeCache:
 
     def packed(self, entry: int) -> dict[str, Tensor]:
         """One item as it travels to the device that trains: the image in half precision, the mask in booleans."""
-        tensors, _ = _read(self.path(entry), self.name(entry))
-        labels, mask = len(self.recipe.labels), tensors.get("mask")
-        absent = torch.zeros(labels, *self.recipe.grid.shape, dtype=torch.bool)
-        return {"image": tensors["image"], "mask": absent if mask is None else one_hot_flags(mask, labels)}
+        return self._packed(_read(self.path(entry), self.name(entry))[0])
+
+    def packed_slice(self, entry: int, axis: int, at: int) -> dict[str, Tensor]:
+        """As :meth:`packed`, but one slice along a spatial axis, ``(C, *two axes)`` and ``(L, *two axes)``; no more is read."""
+        found = self._packed(_read(self.path(entry), self.name(entry), (axis, at))[0])
+        return {name: tensor.squeeze(1 + axis) for name, tensor in found.items()}
+
+    def _packed(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        image, labels, mask = tensors["image"], len(self.recipe.labels), tensors.get("mask")
+        absent = torch.zeros(labels, *image.shape[1:], dtype=torch.bool)
+        return {"image": image, "mask": absent if mask is None else one_hot_flags(mask, labels)}
 
     def median_limits(self) -> tuple[windows.Limits, ...]:
         """Per channel, the median window over the unaugmented cases."""
@@ -391,16 +398,29 @@ def _load(path: Path, name: str) -> Volume:
     return Volume(tensors["image"].float().numpy(), mask, between, float(json.loads(facts["zoom"])))
 
 
-def _read(path: Path, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Image in half precision, mask where there is one, and the facts beside them."""
+def _read(path: Path, name: str, part: tuple[int, int] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Image in half precision, mask where there is one, and the facts beside them; of one slice (axis, number) alone if asked."""
     if not path.is_file():
         raise DataError(
             f"the cached volume of {name} ({path}) is missing: run the same command again to rebuild the cache"
         )
     try:
         with safe_open(path, framework="pt") as stream:
-            return {name: stream.get_tensor(name) for name in stream.keys()}, stream.metadata()  # noqa: SIM118 (no __iter__)
+            found = {key: _part_of(stream, key, part) for key in stream.keys()}  # noqa: SIM118 (no __iter__)
+            return found, stream.metadata()
     except SafetensorError as error:
         raise DataError(
             f"the cached volume of {name} ({path}) is damaged ({error}): delete it and run again"
         ) from error
+
+
+def _part_of(stream: Any, key: str, part: tuple[int, int] | None) -> Tensor:
+    """A tensor of an open file, or one slice of it; the spatial axes are the last three."""
+    if part is None:
+        whole: Tensor = stream.get_tensor(key)
+        return whole
+    stored, (axis, at) = stream.get_slice(key), part
+    index = [slice(None)] * len(stored.get_shape())
+    index[axis - 3] = slice(at, at + 1)
+    thin: Tensor = stored[tuple(index)]
+    return thin

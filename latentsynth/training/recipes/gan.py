@@ -14,7 +14,7 @@ from latentsynth import checkpoint
 from latentsynth.autoencoders import Autoencoder
 from latentsynth.config import DenoiserConfig, GanRun
 from latentsynth.data.cache.held import hold
-from latentsynth.data.cache.loading import Positions
+from latentsynth.data.cache.loading import Positions, SlicePositions
 from latentsynth.data.cache.volumes import VolumeCache
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import CheckpointError, ConfigError, DataError
@@ -118,7 +118,8 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
     domain = Domain(recipe.grid, recipe.framing, recipe.labels, manifest.channels, training.median_limits())
     axis = config.slice_axis if config.spatial_dims == 2 else None
     annotation = Annotation(domain.labels.values, config.generator.coding)
-    scenes = VoxelScenes(config.seed, domain.lesion_indices, domain.grid.channels, config.form, annotation, axis)
+    slices = None if axis is None else domain.grid.shape[axis]
+    scenes = VoxelScenes(domain.lesion_indices, domain.grid.channels, config.form, annotation, slices)
     shape = tuple(n for at, n in enumerate(domain.grid.shape) if at != axis)
     labels = len(domain.labels) if config.form == "image_given_mask" else 0
     channels = scenes.intensity_channels + (0 if labels else annotation.channels)
@@ -128,14 +129,14 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
     if config.generator.recipe == "cycle":
         game = CycleGame(config, scenes)
         players = game.players(shape, channels, labels)
-        items = Positions(unpaired(training, masked), len(training), config.seed)
+        items = _positions(unpaired(training, masked, axis), len(training), config.seed, slices)
     else:
         placed = axis is not None
         generator, seen = initial(config, build_generator(config.generator, shape, channels, labels, placed))
         ledger = ledger | seen
         game = Game(config, scenes)
         players = game.players(generator, build_discriminator(config.discriminator, shape, channels, labels, placed))
-        items = Positions(lambda n: training.packed(masked[n]), len(masked), config.seed)
+        items = _positions(lambda n, at: _part(training, masked[n], axis, at), len(masked), config.seed, slices)
 
     def synthesizer(modules: Modules) -> GAN:
         return GAN(domain, game.generator(modules), config.form, annotation, axis, config.sampling, ledger=ledger)
@@ -153,6 +154,16 @@ def _on_voxels(config: GanRun, accelerator: Accelerator) -> _Setting:
         )
 
     return _Setting(validation, items, players, game.state, synthesizer, ledger, masks if facts else None)
+
+
+def _positions(item: Callable[[int, int], dict[str, Any]], count: int, seed: int, slices: int | None) -> Positions:
+    """Items by index and slice; whole ones where there are no slices."""
+    return Positions(lambda n: item(n, 0), count, seed) if slices is None else SlicePositions(item, slices, count, seed)
+
+
+def _part(volumes: VolumeCache, entry: int, axis: int | None, at: int) -> dict[str, Any]:
+    """A volume, or one slice of it along an axis."""
+    return volumes.packed(entry) if axis is None else volumes.packed_slice(entry, axis, at)
 
 
 def _on_latents(config: GanRun, accelerator: Accelerator) -> _Setting:
@@ -211,17 +222,17 @@ def initial(config: GanRun, generator: Generator) -> tuple[Generator, Ledger]:
     return generator, source.ledger
 
 
-def unpaired(training: VolumeCache, masked: list[int]) -> Callable[[int], dict[str, Any]]:
-    """Items of an image and the mask of another patient: half the cohort away, so no pair ever meets."""
+def unpaired(training: VolumeCache, masked: list[int], axis: int | None = None) -> Callable[[int, int], dict[str, Any]]:
+    """Items of an image and the mask of another patient: half the cohort away, so no pair ever meets; slices along an axis."""
 
-    def item(n: int) -> dict[str, Any]:
+    def item(n: int, at: int) -> dict[str, Any]:
         own = training.entries[n][0].patient_id
         start = (n + len(training) // 2) % len(masked)
         others = masked[start:] + masked[:start]
         other = next((m for m in others if training.entries[m][0].patient_id != own), None)
         if other is None:
             raise DataError(f"CycleGAN needs masks of at least two training patients, there is only {own}")
-        return {"image": training.packed(n)["image"], "mask": training.packed(other)["mask"]}
+        return {"image": _part(training, n, axis, at)["image"], "mask": _part(training, other, axis, at)["mask"]}
 
     return item
 

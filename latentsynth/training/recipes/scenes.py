@@ -12,7 +12,7 @@ from latentsynth.autoencoders import Autoencoder, Moments
 from latentsynth.conditioning import MaskConditioner
 from latentsynth.gans.annotation import Annotation
 from latentsynth.gans.base import slice_places
-from latentsynth.randomness import Stream, keyed_noise, keyed_uniform
+from latentsynth.randomness import Stream, keyed_noise
 from latentsynth.tensors import summed
 from latentsynth.training.loop import Batch
 from latentsynth.types import Condition
@@ -51,20 +51,18 @@ class VoxelScenes:
     """Voxels, whole volumes or one slice of each.
 
     Attributes:
-        seed: Key of the choice of slices.
         lesions: One-hot indices of lesion labels.
         channels: Image channels.
         form: ``image_given_mask``, ``joint`` or ``mask_only``.
         annotation: How labels stand in channels where the generator makes them.
-        slice_axis: Axis of the volume along which slices are cut; None keeps volumes.
+        slices: How many slices a volume has, where one of each is shown; None for volumes.
     """
 
-    seed: int
     lesions: list[int]
     channels: int
     form: str
     annotation: Annotation
-    slice_axis: int | None
+    slices: int | None
 
     @property
     def intensity_channels(self) -> int:
@@ -72,13 +70,10 @@ class VoxelScenes:
         return 0 if self.form == "mask_only" else self.channels
 
     def __call__(self, batch: Batch) -> Scene:
-        """Images and one-hot masks ``(B, C or L, I, J, K)`` to targets."""
+        """Images and one-hot masks ``(B, C or L, *shape)`` to targets."""
         image, mask, place = batch["image"], batch["mask"], None
-        if self.slice_axis is not None:
-            count = image.shape[2 + self.slice_axis]
-            index = (keyed_uniform(self.seed, batch["position"], Stream.SLICE) * count).long()
-            image, mask = (cut(x, index.to(x.device), self.slice_axis) for x in (image, mask))
-            place = slice_places(count, index.device)[index].to(image)
+        if self.slices is not None:
+            place = slice_places(self.slices, image.device)[batch["slice"]].to(image)
         parts = [] if self.form == "mask_only" else [image]
         if self.form != "image_given_mask":
             parts.append(self.annotation.encode(mask))
@@ -108,8 +103,3 @@ class LatentScenes:
         lesion = summed(self.conditioner.cell_fractions(given), self.lesions)
         real = self.autoencoder.whiten(Moments(mean, batch["deviation"]).sample(noise))
         return Scene(real, given.spatial, None, lesion)
-
-
-def cut(volume: Tensor, index: Tensor, axis: int) -> Tensor:
-    """One slice per case: ``(B, C, I, J, K)`` and indices ``(B,)`` along spatial ``axis`` to ``(B, C, *two axes)``."""
-    return volume.movedim(2 + axis, 1)[torch.arange(len(volume), device=volume.device), index]
