@@ -6,6 +6,7 @@ html_theme = "furo"
 html_title = "latentsynth"
 html_copy_source = False
 html_show_sphinx = False
+smartquotes = False
 exclude_patterns = ["images"]
 
 myst_heading_anchors = 4
