@@ -18,6 +18,8 @@ import pytest
 from latentsynth.cli import main
 from latentsynth.data import nifti
 
+pytestmark = pytest.mark.timeout(1200)  # a minute of work, which a busy machine stretches
+
 DOCS = Path(__file__).parents[1] / "docs"
 TINY = "images=16 batch=4 lr_warmup_images=4 validate_every_images=16 sample_every_images=16"
 CUT = {  # what is added to commands of the tutorial, so that they take seconds
