@@ -4,17 +4,21 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo demo-train test lint clean
+.PHONY: demo demo-train test lint docs tour clean
 
 $(READY): pyproject.toml constraints.txt
+	@echo "1 of 3: an environment in $(VENV), once; minutes, most of them for torch"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,tensorboard]'
-	touch $@
+	@echo "2 of 3: torch"
+	$(INSTALL) torch
+	@echo "3 of 3: latentsynth and the other packages"
+	$(INSTALL) --editable '.[dev,docs,tensorboard]'
+	@touch $@
 
 demo: $(READY)
 	$(BIN)/latentsynth demo --out demo
@@ -32,6 +36,15 @@ test: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The site, in site/: needs no network; a link that leads nowhere is an error.
+docs: $(READY)
+	$(BIN)/python docs/generate.py
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env docs site
+
+# The notebook of the tour, from docs/tour.py: five minutes.
+tour: $(READY)
+	$(BIN)/python docs/notebook.py
 
 -include results.mk
 

@@ -79,10 +79,9 @@ def contact_sheet(
         shared_cut: False cuts every tile through its own mask, for tiles that have nothing in common.
     """
     import matplotlib
+    from matplotlib.figure import Figure  # not pyplot, whose windows are the caller's
 
-    matplotlib.use("Agg")
     matplotlib.rcParams["text.parse_math"] = False  # names of cases may hold dollars
-    from matplotlib.figure import Figure
 
     rows = [row for row in rows if row]
     if not rows:

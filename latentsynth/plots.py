@@ -201,10 +201,9 @@ def critical_differences(path: Path, ranks: Mapping[str, float], critical_differ
 
 def _figure(size: tuple[float, float], title: str) -> Any:
     import matplotlib
+    from matplotlib.figure import Figure  # not pyplot, whose windows are the caller's
 
-    matplotlib.use("Agg")
     matplotlib.rcParams["text.parse_math"] = False  # names of cases may hold dollars
-    from matplotlib.figure import Figure
 
     figure = Figure(figsize=size, layout="constrained")
     if title:

@@ -59,7 +59,9 @@ def read_yaml(path: Path | str, overrides: Sequence[str] = ()) -> dict[str, Any]
     """
     path = Path(path)
     if not path.exists():
-        raise ConfigError(f"config {path} does not exist: check the path, or start from a file in configs/")
+        raise ConfigError(
+            f"config {path} does not exist: check the path, or start from a file that `latentsynth configs` writes"
+        )
     try:
         values = documents.read_yaml(path)
     except DataError as error:

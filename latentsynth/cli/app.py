@@ -34,6 +34,14 @@ def demo(
 
 
 @app.command(rich_help_panel=LOOK_AROUND)
+def configs(out: Annotated[Path, typer.Option(help="New folder for them")] = Path("configs")) -> None:
+    """Write the ready configurations of the package, which the documentation names by configs/, into a folder."""
+    from latentsynth.config.ready import write_ready
+
+    typer.echo(write_ready(out))
+
+
+@app.command(rich_help_panel=LOOK_AROUND)
 def doctor() -> None:
     """Print versions, devices, memory, and which attention and precision will be used; say what is missing."""
     from rich.console import Console

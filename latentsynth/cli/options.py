@@ -24,6 +24,7 @@ _ROAD = (
         "demo",
         "run",
         "doctor",
+        "configs",
         "phantom",
         "prepare",
         "plan",
@@ -80,7 +81,6 @@ app = Tree(
     help="Synthetic annotated 3D scans from a few dozen real ones. Add --debug to any command for tracebacks.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
 train_app = Tree(help="Train a model. The same command again resumes it.", no_args_is_help=True)
 evaluate_app = Tree(help="Measure a model, or synthetic volumes of any origin.", no_args_is_help=True)
@@ -110,7 +110,9 @@ app.add_typer(experiment_app, name="experiment", rich_help_panel=STUDY)
 
 SPLITS = ("train", "val", "test")
 ConfigT = TypeVar("ConfigT", bound=configuration.Strict)
-ConfigFile = Annotated[Path, typer.Argument(help="YAML file; configs/ has ready ones", show_default=False)]
+ConfigFile = Annotated[
+    Path, typer.Argument(help="YAML file; `latentsynth configs` writes ready ones", show_default=False)
+]
 Overrides = Annotated[
     Optional[list[str]],  # noqa: UP045 (typer reads the annotation at run time)
     typer.Argument(help="key=value changes, for example train.images=1000", show_default=False),

@@ -18,6 +18,7 @@ from latentsynth.data import nifti
 from latentsynth.errors import DataError
 from latentsynth.files import clear_partial, write_json
 from latentsynth.phantom.anatomy import LABELS, Array, body, ct, lesions, many_lesions, mr
+from latentsynth.progress import bar
 
 NAME = "phantom"
 CHANNELS = ("CT", "MR")
@@ -71,11 +72,13 @@ def write_cohort(
         path.unlink()
     affine = np.diag([*spacing_mm, 1.0])
     affine[:3, 3] = [-(n - 1) * mm / 2 for n, mm in zip(shape, spacing_mm, strict=True)]  # world 0 is the centre
-    for case in range(cases):
-        image, labels = phantom(seed, case, shape, spacing_mm, channels, many)
-        for index, channel in enumerate(np.rint(image).astype(np.int16)):
-            nifti.write(folders[0] / f"{NAME}_{case:03d}_{index:04d}.nii.gz", channel, affine)
-        nifti.write(folders[1] / f"{NAME}_{case:03d}.nii.gz", labels, affine)
+    with bar("drawing phantoms", cases, "patients") as shown:
+        for case in range(cases):
+            image, labels = phantom(seed, case, shape, spacing_mm, channels, many)
+            for index, channel in enumerate(np.rint(image).astype(np.int16)):
+                nifti.write(folders[0] / f"{NAME}_{case:03d}_{index:04d}.nii.gz", channel, affine)
+            nifti.write(folders[1] / f"{NAME}_{case:03d}.nii.gz", labels, affine)
+            shown.advance()
     description = {
         "name": NAME,
         "channel_names": {str(index): name for index, name in enumerate(CHANNELS[:channels])},
