@@ -9,7 +9,7 @@ INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --constraint
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo demo-train test lint docs tour clean
+.PHONY: demo demo-train test lint docs bench tour clean
 
 $(READY): pyproject.toml constraints.txt
 	@echo "1 of 3: an environment in $(VENV), once; minutes, most of them for torch"
@@ -41,6 +41,10 @@ lint: $(READY)
 docs: $(READY)
 	$(BIN)/python docs/generate.py
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --fresh-env docs site
+
+# Comparisons side by side on this machine: minutes.
+bench: $(READY)
+	$(BIN)/python -m benchmarks compare --out benchmarks.json
 
 # The notebook of the tour, from docs/tour.py: five minutes.
 tour: $(READY)
