@@ -56,6 +56,8 @@ class Case:
         mask_hash: The same of the mask, or "".
         limits: Per channel, the scanner units that a synthetic case was written with for -1 and 1; empty where nobody
             knows them. Percentiles of a crop would be others than those of the scan it stands for.
+        filled: Channels, by position, that nobody scanned: their files hold one value, and every loader takes them for
+            empty, -1 throughout. Never the first.
     """
 
     case_id: str
@@ -69,6 +71,7 @@ class Case:
     image_hashes: tuple[str, ...] = ()
     mask_hash: str = ""
     limits: tuple[tuple[float, float], ...] = ()
+    filled: tuple[int, ...] = ()
 
     @property
     def content(self) -> str:

@@ -38,7 +38,7 @@ def open_cohort(
         return Cohort(name, manifest, manifest.cases)
     whole = Manifest.load(source)
     has = any(case.split in splits for case in whole.cases)
-    cohort = Cohort.load(name, source, splits if has else SPLITS)
+    cohort = Cohort.load(name, source, splits if has else SPLITS, filled=True)
     if real and not cohort.real:
         raise DataError(f"{source} holds synthetic cases, and {name} must be patients: give a manifest of real scans")
     if not real and any(case.source == "real" for case in cohort.cases):

@@ -1,9 +1,10 @@
-"""Scans that are no 3D NIfTI files, as copies that are: MetaImage, NRRD, and channels along a fourth axis."""
+"""What a cohort lacks, in copies beside it: scans that are no 3D NIfTI files, channels on another grid or missing, empty masks."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,29 @@ KIND = "converted scans"
 _PART = "volumes"
 
 
-def converted(cases: Sequence[Case], channels: int, folder: Path, align: bool) -> tuple[list[Case], list[str]]:
+@dataclass(frozen=True)
+class Wanted:
+    """What is made good, because somebody asked for it by name.
+
+    Attributes:
+        resample: Resample channels that lie on another grid than the first channel onto it.
+        fill: Channels, by position, of which missing or constant images are filled with zeros.
+        healthy: Found in the ids of cases whose missing mask is an empty one; None where there are none.
+    """
+
+    resample: bool = False
+    fill: tuple[int, ...] = ()
+    healthy: re.Pattern[str] | None = None
+
+
+def converted(cases: Sequence[Case], channels: int, folder: Path, wanted: Wanted) -> tuple[list[Case], list[str]]:
     """The cases with 3D NIfTI copies of whatever files are something else; all others stay where they are.
 
     Args:
         cases: The cohort, of files that may be missing or damaged, which the checks report.
         channels: How many the cohort has.
         folder: Where copies go; made only if there are any.
-        align: Also resample channels that lie on another grid than the first channel onto it.
+        wanted: What else is made good.
 
     Returns:
         The cases, and what the user should hear.
@@ -38,7 +54,7 @@ def converted(cases: Sequence[Case], channels: int, folder: Path, align: bool) -
         DataError: The folder holds something else.
     """
     work = _Copies(folder)
-    out = [_convert(case, channels, work, align) for case in cases]
+    out = [_convert(case, channels, work, wanted) for case in cases]
     if work.made:
         finish(folder, work.made)
     notes = [f"{len(files)} files {what}, in copies under {folder}" for what, files in work.reasons.items()]
@@ -64,14 +80,45 @@ class _Copies:
         return path
 
 
-def _convert(case: Case, channels: int, work: _Copies, align: bool) -> Case:
+def _convert(case: Case, channels: int, work: _Copies, wanted: Wanted) -> Case:
     images: list[Path] = []
     if len(case.images) == 1 and channels > 1:
         images = _along_fourth_axis(case, channels, work)
     images = images or [_as_nifti(path, f"{case.case_id}_{n:04d}", work) for n, path in enumerate(case.images)]
     mask = None if case.mask is None else _as_nifti(case.mask, f"{case.case_id}_mask", work)
     case = replace(case, images=tuple(images), mask=mask)
-    return _aligned(case, work) if align else case
+    case = _aligned(case, work) if wanted.resample else case
+    case = _filled(case, wanted.fill, work)
+    unmarked = case.mask is None and wanted.healthy is not None and wanted.healthy.search(case.case_id)
+    return _declared_healthy(case, work) if unmarked else case
+
+
+def _filled(case: Case, channels: Sequence[int], work: _Copies) -> Case:
+    """Zeros on the grid of the first channel where a channel is missing; one that holds one value throughout is taken as it is."""
+    images, filled = list(case.images), []
+    for n in (n for n in channels if n < len(images)):
+        try:
+            if images[n].is_file():
+                voxels = nifti.read(images[n])[0]
+                filled += [n] if voxels.min() == voxels.max() else []
+                continue
+            shape, affine = nifti.geometry(images[0])
+        except DataError:  # the checks say what is wrong with it
+            continue
+        zeros = np.zeros(shape, np.uint8)
+        images[n] = work.write(f"{case.case_id}_{n:04d}", zeros, affine, "were missing and are zeros", images[n])
+        filled.append(n)
+    return replace(case, images=tuple(images), filled=tuple(filled))
+
+
+def _declared_healthy(case: Case, work: _Copies) -> Case:
+    try:
+        shape, affine = nifti.geometry(case.images[0])
+    except (DataError, IndexError):  # the checks say what is wrong with it
+        return case
+    name = f"{case.case_id}_mask"
+    empty = work.write(name, np.zeros(shape, np.uint8), affine, "are empty masks of cases declared healthy", Path(name))
+    return replace(case, mask=empty)
 
 
 def _as_nifti(path: Path, name: str, work: _Copies) -> Path:

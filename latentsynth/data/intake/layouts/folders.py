@@ -44,13 +44,15 @@ _DEEP = 3  # folders below the source in which cases are looked for
 
 
 def case_folders(source: Path) -> dict[Path, dict[str, Path]]:
-    """Folders that hold the scans of one case each, and these by the last word of their names: an image at least, and a mask."""
+    """Folders that hold the scans of one case each, and these by the last word of their names; none unless one has a mask."""
     found: dict[Path, dict[str, Path]] = {}
     level = [source]
     for _ in range(_DEEP):
         level = [one for folder in level for one in sorted(folder.iterdir()) if one.is_dir() and one.name[0] != "."]
         found |= {folder: parts for folder in level if (parts := _parts(folder))}
-    return found
+    # A case may have no mask, but folders without any are no cohort.
+    masked = [set(parts) - set(MASKS) for parts in found.values() if set(parts) & set(MASKS)]
+    return {folder: parts for folder, parts in found.items() if any(set(parts) & kinds for kinds in masked)}
 
 
 def brats(source: Path) -> RawCohort:
@@ -87,7 +89,7 @@ def brats(source: Path) -> RawCohort:
 
 
 def _parts(folder: Path) -> dict[str, Path]:
-    """The files of a case folder by the last word of their names; nothing unless they are images and one mask of one case."""
+    """The files of a case folder by the last word of their names; nothing unless they are images of one case, and one mask at most."""
     files = listing(folder, [])
     named: dict[str, Path] = {}
     for name, path in files.items():
@@ -99,7 +101,7 @@ def _parts(folder: Path) -> dict[str, Path]:
         named[word] = path
     masks = [name for name in named if name in MASKS]
     images = [name for name in named if name not in MASKS]
-    return named if len(masks) == 1 and images else {}
+    return named if len(masks) <= 1 and images else {}
 
 
 def _order(name: str) -> tuple[int, str]:
