@@ -30,6 +30,9 @@ SPACING_MM = (0.05, 20.0)  # finer is a wrong unit (metres), coarser a wrong hea
 CORNER_MM = 0.01  # two grids agree if no corner of the volume is farther apart than this ...
 CORNER_VOXELS = 0.01  # ... or than this share of the smallest voxel edge, whichever is larger
 
+_AXES = "split it into one 3D file per channel or time point and list them in a table or as nnU-Net raw"
+_AXES_OF_A_MASK = "give --several-masks union or labels if its channels are masks, or choose one"
+
 _VoxelGrid = tuple[tuple[int, ...], np.ndarray]  # shape and affine
 
 
@@ -227,7 +230,7 @@ def _read(
     except VolumeError as error:
         cure = error.cure
         if isinstance(error, AxesError):
-            cure = "split it into one 3D file per channel or time point and list them in a table or as nnU-Net raw"
+            cure = _AXES_OF_A_MASK if "label map" in expected else _AXES
         problems.append(Problem(case_id, str(path), error.found, expected, cure))
         return None
 

@@ -17,6 +17,7 @@ from latentsynth.data.identity import files_of
 from latentsynth.data.intake.checks import CaseFacts, Problem, check_cohort, twins
 from latentsynth.data.intake.conversion import Wanted, converted
 from latentsynth.data.intake.headers import CURES
+from latentsynth.data.intake.joining import as_join
 from latentsynth.data.intake.layouts import LAYOUTS, RawCohort, compiled, few, read_cohort, recognise
 from latentsynth.data.intake.respacing import write_respaced
 from latentsynth.data.intake.splits import FRACTIONS, declared_splits, require_fractions, split_cohort
@@ -72,6 +73,7 @@ def prepare(
     resample: bool = False,
     fill_missing: Sequence[str] = (),
     healthy: str | None = None,
+    several_masks: str | None = None,
     progress: bool = True,
 ) -> PrepareReport:
     """Reads a cohort, checks every file and writes the manifest if all is well.
@@ -94,6 +96,8 @@ def prepare(
         resample: Resample channels that lie on another grid than the first onto it, into copies.
         fill_missing: Names of channels that are zeros where a case lacks them; such cases train and are never measured.
         healthy: Regular expression, searched in the ids of cases without a mask: those that match have no lesion.
+        several_masks: What is made of several masks of one scan, files or channels: ``"union"``, one label; ``"labels"``, one
+            each, of which the smaller structure lies on top; None refuses them.
         progress: Show progress on standard error: a bar on a terminal, a line now and then in a log.
 
     Raises:
@@ -108,9 +112,10 @@ def prepare(
     cohort = read_cohort(source, layout, patient)
     notes = list(cohort.notes)
     copies = out.with_name(f"{out.stem}_converted")
-    wanted = Wanted(resample, _to_fill(cohort, fill_missing), None if healthy is None else compiled("healthy", healthy))
-    cases_, said = converted(cohort.cases, len(cohort.channels), copies, wanted)
-    cohort, notes = replace(cohort, cases=tuple(cases_)), notes + said
+    declared_healthy = None if healthy is None else compiled("healthy", healthy)
+    wanted = Wanted(resample, _to_fill(cohort, fill_missing), declared_healthy, as_join(several_masks))
+    cohort, said = converted(cohort, copies, wanted)
+    notes += said
     declared = declared_splits(cohort, Path(split_file) if split_file else None, notes)
 
     problems, facts = check_cohort(cohort, allow_unlabelled=allow_unlabelled, progress=progress)
@@ -342,7 +347,7 @@ def explain(source: Path | str, layout: str | None = None, patient: str | None =
     named = layout or recognise(source)
     cohort = read_cohort(source, named, patient)
     patients = {case.patient_id for case in cohort.cases}
-    masks = sum(case.mask is not None for case in cohort.cases)
+    masks = sum(case.mask is not None or case.case_id in cohort.several for case in cohort.cases)
     missing = [path for case in cohort.cases for path in files_of(case) if not path.is_file()]
     labels = cohort.labels or Labels((0,))
     known = ", ".join(f"{v} = {n}" for v, n in zip(labels.values, labels.names, strict=True) if cohort.labels)
@@ -355,6 +360,12 @@ def explain(source: Path | str, layout: str | None = None, patient: str | None =
         ("patients", f"{len(patients)}" if cohort.patients_declared else f"{len(patients)}, one per case: --patient REGEX says otherwise"),
         ("splits", "those of the source" if cohort.splits_declared else "by patient, at random"),
     ]  # fmt: skip
+    if cohort.several:
+        first = next(iter(cohort.several.values()))
+        held = few([path.name for path in first.values()])
+        rows.append(
+            ("several masks", f"{len(cohort.several)} cases, such as {held}: --several-masks says what they are")
+        )
     if missing:
         rows.append(("missing", f"{len(missing)} files: {few([str(path) for path in missing], 3)}"))
     rows += [("note", note) for note in cohort.notes]
@@ -362,7 +373,8 @@ def explain(source: Path | str, layout: str | None = None, patient: str | None =
         files = ", ".join(
             str(path.relative_to(source)) if path.is_relative_to(source) else str(path) for path in case.images
         )
-        mask = case.mask.name if case.mask else "no mask"
+        found = [case.mask] if case.mask else cohort.several.get(case.case_id, {}).values()
+        mask = ", ".join(path.name for path in found) or "no mask"
         rows.append((case.case_id, f"patient {case.patient_id}: {files}; {mask}"))
     if len(cohort.cases) > _EXPLAINED:
         rows.append(("...", f"{len(cohort.cases) - _EXPLAINED} more"))

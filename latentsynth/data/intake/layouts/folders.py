@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from latentsynth.data.intake.layouts.cohort import EXPECTED, RawCohort, few, held_by_most, listing
+from latentsynth.data.intake.layouts.cohort import EXPECTED, RawCohort, few, held_by_most, listing, mask_word
 from latentsynth.errors import DataError
 from latentsynth.types import Case
 
@@ -51,7 +52,7 @@ def case_folders(source: Path) -> dict[Path, dict[str, Path]]:
         level = [one for folder in level for one in sorted(folder.iterdir()) if one.is_dir() and one.name[0] != "."]
         found |= {folder: parts for folder in level if (parts := _parts(folder))}
     # A case may have no mask, but folders without any are no cohort.
-    masked = [set(parts) - set(MASKS) for parts in found.values() if set(parts) & set(MASKS)]
+    masked = [{name for name in parts if not _is_mask(name)} for parts in found.values() if any(map(_is_mask, parts))]
     return {folder: parts for folder, parts in found.items() if any(set(parts) & kinds for kinds in masked)}
 
 
@@ -67,7 +68,7 @@ def brats(source: Path) -> RawCohort:
     parts = case_folders(source)
     if not parts:
         raise DataError(f"{source} has no folder that holds images and a mask of one case; {EXPECTED}")
-    images_of = [[name for name in files if name not in MASKS] for files in parts.values()]
+    images_of = [[name for name in files if not _is_mask(name)] for files in parts.values()]
     common, rare = held_by_most(images_of)
     if not common:
         raise DataError(f"the folders of {source} have no channel in common ({few(rare)}): name their files alike")
@@ -75,9 +76,12 @@ def brats(source: Path) -> RawCohort:
     notes = []
     if rare:
         notes.append(f"channels that fewer than half of the cases have are not read: {few(rare)}")
-    cases = []
+    cases, several = [], {}
     for folder, files in parts.items():
-        mask = next((files[name] for name in MASKS if name in files), None)
+        masks = {name: path for name, path in files.items() if _is_mask(name)}
+        if len(masks) > 1:
+            several[folder.name] = masks
+        mask = next(iter(masks.values())) if len(masks) == 1 else None
         images = tuple(files.get(name, folder / f"{folder.name}_{name}.nii.gz") for name in channels)
         cases.append(Case(folder.name, _patient(folder.name), images, mask))
     sessions = len({case.patient_id for case in cases}) < len(cases)
@@ -85,23 +89,27 @@ def brats(source: Path) -> RawCohort:
         notes.append("sessions of one patient, named CASE-NNN, are kept together")
     known = set(channels) <= set(_BRATS)
     names = {} if not known else _BRATS_LABELS_2023 if {"t1n", "t1c", "t2w", "t2f"} & set(channels) else _BRATS_LABELS
-    return RawCohort(source.resolve().name, channels, None, tuple(cases), sessions, False, tuple(notes), names=names)
+    return RawCohort(
+        source.resolve().name, channels, None, tuple(cases), sessions, False, tuple(notes), names=names, several=several
+    )
 
 
 def _parts(folder: Path) -> dict[str, Path]:
-    """The files of a case folder by the last word of their names; nothing unless they are images of one case, and one mask at most."""
+    """The files of a case folder by the last word of their names; nothing unless there are images, all of one case."""
     files = listing(folder, [])
     named: dict[str, Path] = {}
     for name, path in files.items():
         rest = name[len(folder.name) :] if name.startswith(folder.name) else name
         words = [word for word in re.split(r"[_\-. ]+", rest.lower()) if word]
-        word = words[-1] if words else "image"
+        word = mask_word(words, MASKS) or (words[-1] if words else "image")
         if word in named:
             return {}  # two scans of one kind: several cases lie here
         named[word] = path
-    masks = [name for name in named if name in MASKS]
-    images = [name for name in named if name not in MASKS]
-    return named if len(masks) <= 1 and images else {}
+    return {} if all(map(_is_mask, named)) else named
+
+
+def _is_mask(word: str) -> bool:
+    return bool(mask_word([word], MASKS))
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -128,31 +136,44 @@ def pairs(source: Path) -> RawCohort:
     alone = sorted(set(masks) - set(images))
     if alone:
         notes.append(f"{len(alone)} masks have no image and are not read: {few(alone)}")
-    cases = tuple(Case(name, name, (path,), masks.get(name)) for name, path in images.items())
-    return RawCohort(source.resolve().name, ("image",), None, cases, False, False, tuple(notes))
+    several = {name: of for name, of in masks.items() if len(of) > 1 and name in images}
+    single = {name: next(iter(of.values())) for name, of in masks.items() if len(of) == 1}
+    cases = tuple(Case(name, name, (path,), single.get(name)) for name, path in images.items())
+    return RawCohort(source.resolve().name, ("image",), None, cases, False, False, tuple(notes), several=several)
 
 
-def paired(source: Path, notes: list[str]) -> tuple[dict[str, Path], dict[str, Path]] | None:
-    """Images and masks by case; None where there are none, or not one mask belongs to an image."""
+def paired(source: Path, notes: list[str]) -> tuple[dict[str, Path], dict[str, dict[str, Path]]] | None:
+    """Images by case, and masks by case and what their names say; None where not one mask belongs to an image."""
     inside = {folder.name.lower(): folder for folder in source.iterdir() if folder.is_dir()}
     first, second = _one_of(inside, _IMAGE_FOLDERS), _one_of(inside, _MASK_FOLDERS)
     if first and second:
         images = {re.sub(r"_0000$", "", name): path for name, path in listing(first, notes).items()}
-        masks = {_bare(name): path for name, path in listing(second, notes).items()}
+        found = {name: path for name, path in listing(second, notes).items()}
+        named = {name: _case_and_word(name, images) for name in found}
     else:
-        files = listing(source, notes)
-        masks = {_bare(name): path for name, path in files.items() if _bare(name) != name}
-        images = {_bare_image(name): path for name, path in files.items() if _bare(name) == name}
-    return (images, masks) if set(images) & set(masks) else None
+        found = listing(source, notes)
+        scans = {_bare_image(name) for name in found if not _case_and_word(name)[1]}
+        named = {name: of for name in found if (of := _case_and_word(name, scans))[1]}
+        images = {_bare_image(name): path for name, path in found.items() if name not in named}
+    masks: dict[str, dict[str, Path]] = defaultdict(dict)
+    for name, (case, word) in named.items():
+        masks[case][word or "mask"] = found[name]
+    return (images, dict(masks)) if set(images) & set(masks) else None
 
 
 def _one_of(folders: dict[str, Path], names: Sequence[str]) -> Path | None:
     return next((folders[name] for name in names if name in folders), None)
 
 
-def _bare(name: str) -> str:
-    """A case's name without the word that says mask."""
-    return re.sub(rf"[_\-. ]({'|'.join(MASKS)})$", "", name, flags=re.IGNORECASE)
+def _case_and_word(name: str, images: Collection[str] = ()) -> tuple[str, str]:
+    """The case of a mask and the word that says mask, or the name and ""; a numbered word says so beside an image of the case.
+
+    Otherwise the image ``brain_lesion_007`` would be a mask of ``brain``.
+    """
+    found = re.fullmatch(rf"(.+?)[_\-. ]({'|'.join(MASKS)})(?:[_\-. ]?(\d+))?", name, flags=re.IGNORECASE)
+    if found is None or (found[3] and found[1] not in images):
+        return name, ""
+    return found[1], f"{found[2].lower()}{found[3] or ''}"
 
 
 def _bare_image(name: str) -> str:

@@ -42,7 +42,7 @@ def table(source: Path) -> RawCohort:
     extra = sorted({key for _, row in rows for key in row if key not in tables.KEYS})
     notes = (f"columns that are not used: {', '.join(extra)}",) if extra else ()
     names = ("image",) if channels == ["image_0"] else tuple(channels)
-    return RawCohort(path.stem, names, None, tuple(cases), patients, splits, notes, spacings)
+    return RawCohort(path.stem, names, None, tuple(cases), patients, splits, notes, spacings=spacings)
 
 
 def masks(source: Path) -> RawCohort:
