@@ -264,11 +264,6 @@ class Labels:
         if repeated:
             raise ConfigError(f"label names {', '.join(repeated)} appear more than once: give every label its own name")
 
-    @property
-    def consecutive(self) -> Labels:
-        """The same names with values 0, 1, 2, ..., as nnU-Net asks."""
-        return Labels(tuple(range(len(self))), self.names)
-
     def __len__(self) -> int:
         return len(self.values)
 
