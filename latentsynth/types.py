@@ -58,6 +58,7 @@ class Case:
             knows them. Percentiles of a crop would be others than those of the scan it stands for.
         filled: Channels, by position, that nobody scanned: their files hold one value, and every loader takes them for
             empty, -1 throughout. Never the first.
+        healthy: Its mask is empty, because there is nothing to mark.
     """
 
     case_id: str
@@ -72,6 +73,12 @@ class Case:
     mask_hash: str = ""
     limits: tuple[tuple[float, float], ...] = ()
     filled: tuple[int, ...] = ()
+    healthy: bool = False
+
+    @property
+    def marked(self) -> bool:
+        """Whether it has a mask that marks something."""
+        return self.mask is not None and not self.healthy
 
     @property
     def content(self) -> str:

@@ -78,6 +78,7 @@ class Manifest:
                 c.mask_hash,
                 *([c.limits] if c.limits else []),
                 *(["filled", c.filled] if c.filled else []),
+                *(["healthy"] if c.healthy else []),
             ]
             for c in self.cases
         ]
@@ -184,14 +185,12 @@ class Manifest:
         return cls(value["name"], tuple(value["channels"]), labels, cases)
 
     def masks_alone(self) -> Manifest:
-        """The annotated cases without their images, for models of masks."""
+        """The annotated cases that are not healthy, without their images, for models of masks."""
         cases = tuple(
-            replace(case, images=(), image_hashes=(), limits=(), filled=())
-            for case in self.cases
-            if case.mask is not None
+            replace(case, images=(), image_hashes=(), limits=(), filled=()) for case in self.cases if case.marked
         )
         if not cases:
-            raise DataError(f"no case of manifest {self.name} has a mask: give annotated cases")
+            raise DataError(f"no case of manifest {self.name} has a mask that marks something: give annotated cases")
         return replace(self, channels=(), cases=cases)
 
     def with_splits(self, split_of: dict[str, Split]) -> Manifest:

@@ -135,7 +135,14 @@ def prepare(
     synthetic = synthetic or _says_synthetic(source)
     origin = EXTERNAL if synthetic else "real"
     cases = [
-        replace(case, voxels=fact.voxels, image_hashes=fact.image_hashes, mask_hash=fact.mask_hash, source=origin)
+        replace(
+            case,
+            voxels=fact.voxels,
+            image_hashes=fact.image_hashes,
+            mask_hash=fact.mask_hash,
+            source=origin,
+            healthy=set(fact.label_voxels) == {0},
+        )
         for case, fact in kept
     ]
     if synthetic:
@@ -196,14 +203,14 @@ def _remarks(cohort: RawCohort, cases: Sequence[Case], facts: Sequence[CaseFacts
             f"without a mask: {len(unlabelled)} cases ({few(unlabelled)}); they train autoencoders, and diffusion models as if their mask was dropped"
         )
     notes += _filled(cohort.channels, cases)
-    healthy = [c.case_id for c, f in zip(cases, facts, strict=True) if set(f.label_voxels) == {0}]
+    healthy = [case.case_id for case in cases if case.healthy]
     if healthy and len(healthy) == sum(bool(fact.label_voxels) for fact in facts):
         raise DataError(
             f"every mask is empty ({few(healthy)}): give cases with lesions, or scans alone with --allow-unlabelled"
         )
     if healthy:
         notes.append(
-            f"without a lesion: {len(healthy)} cases ({few(healthy)}): their masks are empty, and they count as healthy"
+            f"without a lesion: {len(healthy)} cases ({few(healthy)}): their masks are empty: they train and are measured as healthy, and nothing is painted for them"
         )
     for group in twins(cases, facts):
         if len({case.patient_id for case, _ in group}) == 1:
