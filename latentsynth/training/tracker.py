@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ def start_tracker(name: str, config: Run, accelerator: Accelerator) -> None:
         "wandb": {"dir": str(run), "name": run.name},
         "mlflow": {"logging_dir": str(run.resolve() / "mlruns"), "run_name": run.name},
     }
+    if name == "mlflow":  # else a database in whatever folder the command was typed in
+        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{run.resolve() / 'mlflow.db'}")
     # TensorBoard's project is the folder of its files.
     accelerator.init_trackers(
         name if name == "tensorboard" else _PROJECT,
