@@ -352,3 +352,25 @@ def test_a_case_folder_without_a_mask_is_a_case(tmp_path: Path) -> None:
     name = f"BraTS-GLI-{CASES[0]}"
     (tmp_path / "source" / "TrainingData" / name / f"{name}-seg.nii.gz").unlink()
     assert [p.found for p in prepare(tmp_path / "source", tmp_path / "m.json", progress=False).problems] == ["no mask"]
+
+
+@pytest.mark.parametrize("place", ["P{0}/ses-{1}/T1", "all/P{0}/{1}/P{0}_{1}_T1", "P{0}/P{0}_{1}/T1"])
+def test_sessions_in_folders_of_a_patient_stay_together_under_names_of_their_own(tmp_path: Path, place: str) -> None:
+    for patient in range(4):
+        for visit in ("pre", "post"):
+            file = tmp_path / "source" / f"{place.format(patient, visit)}.nii.gz"
+            put(file, scan(f"{patient}{len(visit)}", 0))
+            put(file.with_name(file.name.replace("T1", "seg")), marked(BALL))
+    (tmp_path / "source" / "again").symlink_to(tmp_path / "source")  # leads back to where it lies
+    manifest = prepare(tmp_path / "source", tmp_path / "m.json", progress=False).manifest
+    assert manifest is not None
+    assert len({case.case_id for case in manifest.cases}) == 8
+    assert {case.patient_id for case in manifest.cases} == {"P0", "P1", "P2", "P3"}
+    assert manifest.labels.names == ("background", "label 1")  # T1 alone is no BraTS
+
+
+def test_dicom_is_refused_with_the_tool_that_converts_it(tmp_path: Path) -> None:
+    (tmp_path / "P1" / "series").mkdir(parents=True)
+    (tmp_path / "P1" / "series" / "IM1.dcm").write_bytes(b"DICM")
+    with pytest.raises(DataError, match=r"DICOM series .*dcm2niix"):
+        recognise(tmp_path)

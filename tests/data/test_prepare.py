@@ -189,6 +189,18 @@ def test_planted_fault_is_caught(source: Path, fault: str) -> None:
     assert not report.path.exists()
 
 
+def test_label_values_that_were_rounded_are_the_whole_numbers_they_stand_for(source: Path) -> None:
+    edit(mask_of(source, NAME), lambda v: v.astype(np.float32) * np.float32(0.9999))
+    edit(mask_of(source, "P02_b"), one(0.99))  # a soft mask is none
+    report = run(source, skip_invalid=True)
+    assert [problem.case_id for problem in report.problems] == ["P02_b"]
+    assert report.facts[NAME].label_voxels == {0: 693, 1: 26, 2: 1}
+    assert report.manifest
+    case = next(case for case in report.manifest.cases if case.case_id == NAME)
+    assert case.mask is not None
+    check_files(case, mask=nifti.read_labels(case.mask))
+
+
 def test_affines_may_differ_in_the_last_digits(source: Path) -> None:
     edit(mask_of(source, NAME), affine=moved(0.005) + 1e-7)
     assert not run(source).problems

@@ -251,7 +251,7 @@ def _check_mask(
     read = _read(path, "a readable 3D NIfTI label map", case.case_id, problems, spacing_mm)
     if read is None:
         return _MaskFacts()
-    voxels, affine = read
+    voxels, affine = nifti.whole(read[0]), read[1]
     if grid is not None:
         apart = disagreement(*grid, voxels.shape, affine)
         if apart:

@@ -59,6 +59,10 @@ def _undeclared(source: Path) -> str:
         return "brats"
     if folders.paired(source, []):
         return "pairs"
+    if series := next((path for path in source.glob("**/*.dcm")), None):
+        raise DataError(
+            f"{source} holds DICOM series ({series.name}), which are not read: convert them to NIfTI with dcm2niix"
+        )
     tabled.table_file(source)  # says what is there, and what was expected
     return "table"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from latentsynth.data.intake.layouts.cohort import EXPECTED, RawCohort, few, held_by_most, listing, mask_word
@@ -47,9 +48,11 @@ _DEEP = 3  # folders below the source in which cases are looked for
 def case_folders(source: Path) -> dict[Path, dict[str, Path]]:
     """Folders that hold the scans of one case each, and these by the last word of their names; none unless one has a mask."""
     found: dict[Path, dict[str, Path]] = {}
-    level = [source]
+    level, seen = [source], {source.resolve()}
     for _ in range(_DEEP):
-        level = [one for folder in level for one in sorted(folder.iterdir()) if one.is_dir() and one.name[0] != "."]
+        inside = [one for folder in level for one in sorted(folder.iterdir()) if one.is_dir() and one.name[0] != "."]
+        places = {one.resolve(): one for one in inside if one.resolve() not in seen}  # links may lead back
+        level, seen = list(places.values()), seen | set(places)
         found |= {folder: parts for folder in level if (parts := _parts(folder))}
     # A case may have no mask, but folders without any are no cohort.
     masked = [{name for name in parts if not _is_mask(name)} for parts in found.values() if any(map(_is_mask, parts))]
@@ -76,18 +79,22 @@ def brats(source: Path) -> RawCohort:
     notes = []
     if rare:
         notes.append(f"channels that fewer than half of the cases have are not read: {few(rare)}")
-    cases, several = [], {}
+    cases, several, named = [], {}, _names(source, list(parts))
     for folder, files in parts.items():
         masks = {name: path for name, path in files.items() if _is_mask(name)}
+        name, patient = named[folder]
         if len(masks) > 1:
-            several[folder.name] = masks
+            several[name] = masks
         mask = next(iter(masks.values())) if len(masks) == 1 else None
-        images = tuple(files.get(name, folder / f"{folder.name}_{name}.nii.gz") for name in channels)
-        cases.append(Case(folder.name, _patient(folder.name), images, mask))
+        images = tuple(files.get(channel, folder / f"{folder.name}_{channel}.nii.gz") for channel in channels)
+        cases.append(Case(name, patient, images, mask))
     sessions = len({case.patient_id for case in cases}) < len(cases)
     if sessions:
-        notes.append("sessions of one patient, named CASE-NNN, are kept together")
-    known = set(channels) <= set(_BRATS)
+        notes.append("sessions of one patient (CASE-NNN, or folders inside that of the patient) are kept together")
+    # A cohort of T1 alone has labels of its own.
+    known = set(channels) <= set(_BRATS) and (
+        len(channels) == 4 or all(f.name.lower().startswith("brats") for f in parts)
+    )
     names = {} if not known else _BRATS_LABELS_2023 if {"t1n", "t1c", "t2w", "t2f"} & set(channels) else _BRATS_LABELS
     return RawCohort(
         source.resolve().name, channels, None, tuple(cases), sessions, False, tuple(notes), names=names, several=several
@@ -116,10 +123,22 @@ def _order(name: str) -> tuple[int, str]:
     return (_BRATS.index(name) if name in _BRATS else len(_BRATS), name)
 
 
-def _patient(case: str) -> str:
-    """BraTS since 2023 numbers the visits of a patient at the end of a name."""
-    match = re.fullmatch(r"(BraTS-\w+-\d{5})-\d{3}", case)
-    return match[1] if match else case
+def _names(source: Path, folders: Sequence[Path]) -> dict[Path, tuple[str, str]]:
+    """Case and patient of each folder: its name, or where sessions of patients have the same names, theirs before it."""
+    if len({folder.name for folder in folders}) == len(folders):
+        return {folder: (folder.name, _patient(folder)) for folder in folders}
+    places = [folder.relative_to(source).parts for folder in folders]
+    shared = sum(
+        1 for _ in takewhile(lambda found: len(set(found)) == 1, zip(*places, strict=False))
+    )  # such as TrainingData
+    return {f: ("_".join(p[shared:]), p[min(shared, len(p) - 1)]) for f, p in zip(folders, places, strict=True)}
+
+
+def _patient(folder: Path) -> str:
+    """BraTS since 2023 numbers the visits of a patient at the end of a name; others put them into the patient's folder."""
+    match = re.fullmatch(r"(BraTS-\w+-\d{5})-\d{3}", folder.name)
+    own = re.match(rf"{re.escape(folder.parent.name)}[_\-. ]", folder.name)
+    return match[1] if match else folder.parent.name if own else folder.name
 
 
 def pairs(source: Path) -> RawCohort:
