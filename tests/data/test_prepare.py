@@ -21,6 +21,7 @@ from rich.console import Console
 from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti
 from latentsynth.data.cache.volumes import Recipe, VolumeCache
+from latentsynth.data.exchange.requests import requests_of
 from latentsynth.data.identity import check_files, turned_hash
 from latentsynth.data.intake.checks import check_case, disagreement
 from latentsynth.data.intake.prepare import PrepareReport, prepare, write_report
@@ -540,6 +541,9 @@ def test_healthy_cases_are_counted_and_every_split_keeps_lesions(source: Path) -
         assert True in held
         assert False in held
     assert any(note.startswith("without a lesion: 6 cases") for note in report.notes)
+    assert {case.case_id for case in report.manifest.cases if case.healthy} == set(NAMES[:6])
+    assert {request.name for request in requests_of(report.manifest.cases)} == set(NAMES[6:])
+    assert {case.case_id for case in report.manifest.masks_alone().cases} == set(NAMES[6:])
     made = next(case for case in report.manifest.cases if case.case_id == NAMES[4])
     assert made.mask is not None
     assert nifti.read_labels(made.mask)[0].shape == SHAPE
