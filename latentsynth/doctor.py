@@ -15,7 +15,9 @@ from rich.table import Table
 
 _NEEDED = ("torch", "monai", "diffusers", "accelerate", "torchio", "nibabel", "einops", "vector-quantize-pytorch")
 _OPTIONAL = {
-    "tensorboard": "train.tensorboard=true; pip install 'latentsynth[tensorboard]'",
+    "tensorboard": "train.tracker=tensorboard; pip install 'latentsynth[tensorboard]'",
+    "wandb": "train.tracker=wandb; pip install wandb",
+    "mlflow": "train.tracker=mlflow; pip install mlflow",
     "xformers": "nothing here needs it; torch's own attention is used",
 }
 

@@ -191,6 +191,8 @@ def read_style(case: Case, domain: Domain) -> Tensor:
             f"style {case.case_id} has {len(case.images)} channels, the model makes {domain.grid.channels}: give one "
             "file per channel"
         )
+    if case.filled:
+        raise DataError(f"style {case.case_id} was never scanned in all channels: give a scan of all of them")
     recipe = Recipe(domain.grid, Framing(), domain.labels, AugmentConfig(), 0)
     return torch.from_numpy(recipe.read(replace(case, mask=None)).image)
 

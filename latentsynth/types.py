@@ -56,6 +56,9 @@ class Case:
         mask_hash: The same of the mask, or "".
         limits: Per channel, the scanner units that a synthetic case was written with for -1 and 1; empty where nobody
             knows them. Percentiles of a crop would be others than those of the scan it stands for.
+        filled: Channels, by position, that nobody scanned: their files hold one value, and every loader takes them for
+            empty, -1 throughout. Never the first.
+        healthy: Its mask is empty, because there is nothing to mark.
     """
 
     case_id: str
@@ -69,6 +72,13 @@ class Case:
     image_hashes: tuple[str, ...] = ()
     mask_hash: str = ""
     limits: tuple[tuple[float, float], ...] = ()
+    filled: tuple[int, ...] = ()
+    healthy: bool = False
+
+    @property
+    def marked(self) -> bool:
+        """Whether it has a mask that marks something."""
+        return self.mask is not None and not self.healthy
 
     @property
     def content(self) -> str:
@@ -260,11 +270,6 @@ class Labels:
         repeated = sorted({name for name in self.names if self.names.count(name) > 1})
         if repeated:
             raise ConfigError(f"label names {', '.join(repeated)} appear more than once: give every label its own name")
-
-    @property
-    def consecutive(self) -> Labels:
-        """The same names with values 0, 1, 2, ..., as nnU-Net asks."""
-        return Labels(tuple(range(len(self))), self.names)
 
     def __len__(self) -> int:
         return len(self.values)

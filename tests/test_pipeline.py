@@ -139,10 +139,10 @@ def test_the_denoiser_takes_the_time_that_is_left(typed: Typed, tmp_path: Path) 
 def test_a_cohort_that_supports_nothing_is_refused_before_training(typed: Typed, tmp_path: Path) -> None:
     check(cohort("enough", 5, 2, 2))
     for counts in ((3, 0, 0), (4, 2, 2), (9, 2, 1)):
-        with pytest.raises(DataError, match=r"too few annotated patients .* give more patients"):
+        with pytest.raises(DataError, match=r"too few patients with lesions .* give more patients"):
             check(cohort("few", *counts))
     cohort("three", 2, 1, 1).save(tmp_path / "three.json")
-    with pytest.raises(DataError, match="too few annotated patients"):
+    with pytest.raises(DataError, match="too few patients with lesions"):
         run(tmp_path / "three.json", tmp_path / "road", 4)
     assert typed.commands == []  # a manifest is taken as it is
 

@@ -67,12 +67,33 @@ def prepare(
     resample: Annotated[
         bool, typer.Option("--resample", help="Resample channels that lie on another grid than the first onto it")
     ] = False,
+    fill_missing: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            help="Channel that is empty where a case lacks it; repeatable. Such cases train, and nothing is measured on them"
+        ),
+    ] = None,
+    healthy: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression, searched in the ids of cases without a mask: those that match have no lesion"
+        ),
+    ] = None,
+    several_masks: Annotated[
+        str | None,
+        typer.Option(
+            help="What several masks of one scan (files, or channels) are: union (one label) or labels (one each)"
+        ),
+    ] = None,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say how the source is understood, read no scan and write nothing")
     ] = False,
 ) -> None:
     """Check a cohort and write its manifest, split by patient. Problems come as one table, and nothing is written."""
     expression("--patient", patient)
+    expression("--healthy", healthy)
+    if several_masks is not None:
+        one_of("--several-masks", several_masks, ("union", "labels"))
     if explain:
         _explain(source, layout, patient)
         return
@@ -86,6 +107,7 @@ def prepare(
     report = check_and_write(
         source, out, layout=layout, patient=patient, split_file=split_file, fractions=fractions, seed=seed,
         skip_invalid=skip_invalid, allow_unlabelled=allow_unlabelled, synthetic=synthetic, resample=resample,
+        fill_missing=fill_missing or (), healthy=healthy, several_masks=several_masks,
     )  # fmt: skip
     write_report(report, Console())
     if report.manifest is None:

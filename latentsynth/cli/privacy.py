@@ -132,10 +132,11 @@ def export(
     plain_text("--without-privacy-report", without_privacy_report)
     from latentsynth.evaluation.inputs import synthetic_set
     from latentsynth.sharing.export import export_set
+    from latentsynth.sharing.raw import renumbered
 
     card = export_set(samples, out, licence, report, mask_copies, without_privacy_report, result or [], faces)
-    values = synthetic_set(samples).labels.values
-    if values != tuple(range(len(values))):
+    labels = synthetic_set(samples).labels
+    if renumbered(labels)[1] != labels.values:
         say("labels were renumbered to be consecutive, as nnU-Net asks: the card says which")
     say(str(card))
 

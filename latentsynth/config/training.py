@@ -32,7 +32,9 @@ class TrainConfig(Strict):
     save_every_images: Positive = 4_000
     validate_every_images: Positive = 4_000
     sample_every_images: Positive = 4_000
-    tensorboard: bool = False
+    tracker: Literal["tensorboard", "wandb", "mlflow"] | None = Field(
+        None, description="where metrics go beside metrics.jsonl, if its package is installed"
+    )
     workers: int = Field(0, ge=0, description="data loader processes per training process")
 
 

@@ -52,6 +52,11 @@ class Manifest:
                     f"case {case.case_id} has {len(case.images)} images, expected {len(self.channels)} "
                     f"({', '.join(self.channels)}): complete or remove it"
                 )
+            if case.filled and (case.split != "train" or not set(case.filled) <= set(range(1, len(self.channels)))):
+                raise DataError(
+                    f"case {case.case_id} (split {case.split}) has channels {case.filled} filled, expected a case of split train "
+                    "whose first channel was scanned: move its patient to train, or leave the case out"
+                )
             if home.setdefault(case.patient_id, case.split) != case.split:
                 raise DataError(
                     f"patient {case.patient_id} is in both {home[case.patient_id]} and {case.split}: "
@@ -72,6 +77,8 @@ class Manifest:
                 c.image_hashes,
                 c.mask_hash,
                 *([c.limits] if c.limits else []),
+                *(["filled", c.filled] if c.filled else []),
+                *(["healthy"] if c.healthy else []),
             ]
             for c in self.cases
         ]
@@ -106,6 +113,7 @@ class Manifest:
                 "mask": _relative(case.mask, path.parent) if case.mask else None,
                 "parents": list(case.parents),
                 "image_hashes": list(case.image_hashes),
+                "filled": list(case.filled),
             }
             for case in self.cases
         ]
@@ -167,6 +175,7 @@ class Manifest:
                     "parents": tuple(case["parents"]),
                     "image_hashes": tuple(case["image_hashes"]),
                     "limits": tuple((float(low), float(high)) for low, high in case.get("limits", ())),
+                    "filled": tuple(case.get("filled", ())),
                 }
             )
             for case in value["cases"]
@@ -176,12 +185,12 @@ class Manifest:
         return cls(value["name"], tuple(value["channels"]), labels, cases)
 
     def masks_alone(self) -> Manifest:
-        """The annotated cases without their images, for models of masks."""
+        """The annotated cases that are not healthy, without their images, for models of masks."""
         cases = tuple(
-            replace(case, images=(), image_hashes=(), limits=()) for case in self.cases if case.mask is not None
+            replace(case, images=(), image_hashes=(), limits=(), filled=()) for case in self.cases if case.marked
         )
         if not cases:
-            raise DataError(f"no case of manifest {self.name} has a mask: give annotated cases")
+            raise DataError(f"no case of manifest {self.name} has a mask that marks something: give annotated cases")
         return replace(self, channels=(), cases=cases)
 
     def with_splits(self, split_of: dict[str, Split]) -> Manifest:

@@ -18,6 +18,7 @@ from latentsynth.types import MAX_VOXELS
 SUFFIXES = (".nii.gz", ".nii")
 MAX_LABEL = int(np.iinfo(np.int16).max)  # label maps are read as int16
 _LARGEST = float(np.finfo(np.float32).max)
+_ROUNDING = 1e-3  # a label value may be so far from a whole number
 _REST_BYTES = 1 << 26  # more behind the voxels is no note of a scanner
 _QFORM_MM = 1e-4  # how exactly a qform must hold an affine
 
@@ -134,6 +135,9 @@ def geometry(path: Path | str) -> tuple[tuple[int, int, int], np.ndarray]:
 def _unreadable(path: Path, error: Exception) -> VolumeError:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     found, cure = f"is not a readable NIfTI file ({reason})", "copy or convert it again"
+    ending = path.name[-len("".join(s for s in SUFFIXES if path.name.lower().endswith(s)) or ".nii") :]
+    if ending not in (ending.lower(), ending.upper()):  # nibabel looks for small letters or capitals
+        cure = f"rename it to end in {ending.lower()}"
     return VolumeError(f"{path} {found}: {cure}", found=found, cure=cure)
 
 
@@ -146,8 +150,19 @@ def _too_large(path: Path, shape: tuple[int, ...], limit: str) -> VolumeError:
     return _unfit(path, f"{math.prod(shape):,} voxels ({size}), more than {limit}", "crop it or resample it coarser")
 
 
+def whole(voxels: np.ndarray) -> np.ndarray:
+    """Label values that were stored as fractions, such as 0.9999 of a scaled or resampled file, as the whole numbers they stand for.
+
+    Others, such as the probabilities of a soft mask, come back as they are.
+    """
+    if voxels.dtype.kind != "f":
+        return voxels
+    rounded = np.rint(voxels)
+    return rounded if np.abs(voxels - rounded).max(initial=0) <= _ROUNDING else voxels
+
+
 def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
-    """Reads a label map; float files are accepted if every value is a whole number.
+    """Reads a label map; float files are accepted if every value is a whole number, but for rounding.
 
     Returns:
         Labels, int16, shape ``(I, J, K)``, and the affine ``(4, 4)``.
@@ -156,6 +171,7 @@ def read_labels(path: Path | str) -> tuple[np.ndarray, np.ndarray]:
         DataError: As :func:`read`, or a voxel is not a whole number from 0 to :data:`MAX_LABEL`.
     """
     voxels, affine = read(path)
+    voxels = whole(voxels)
     if voxels.dtype.kind == "f" and not np.array_equal(np.rint(voxels), voxels):
         raise DataError(f"{path} is not a label map: it holds values that are not whole numbers; threshold it first")
     low, high = voxels.min(), voxels.max()

@@ -41,7 +41,9 @@ class Cohort:
     ledger: Ledger = Ledger()  # noqa: RUF009 (frozen)
 
     @classmethod
-    def load(cls, name: str, path: Path, splits: Sequence[Split] = SPLITS, annotated: bool = False) -> Cohort:
+    def load(
+        cls, name: str, path: Path, splits: Sequence[Split] = SPLITS, annotated: bool = False, filled: bool = False
+    ) -> Cohort:
         """Cases of some splits of a manifest.
 
         Args:
@@ -49,12 +51,19 @@ class Cohort:
             path: The manifest.
             splits: Which splits.
             annotated: Leave out cases without a mask.
+            filled: Keep cases with a channel that nobody scanned, to look for copies of them; nothing else can be measured
+                on an empty channel. They stand in the training split alone.
 
         Raises:
             DataError: No manifest, or no such case.
         """
         manifest = Manifest.load(path)
-        cases = tuple(case for case in manifest.select(*splits) if case.mask is not None or not annotated)
+        whole = [case for case in manifest.select(*splits) if filled or not case.filled]
+        cases = tuple(case for case in whole if case.mask is not None or not annotated)
+        if not whole:
+            raise DataError(
+                f"every case of {path} in split {', '.join(splits)} has a filled channel: give cases of all channels"
+            )
         if not cases:
             raise DataError(f"no case of {path} in split {', '.join(splits)} has a mask: give annotated cases")
         return cls(name, manifest, cases, Ledger.beside(path))

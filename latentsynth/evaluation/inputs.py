@@ -9,7 +9,7 @@ from pathlib import Path
 from latentsynth.data import nifti
 from latentsynth.data.identity import volume_hash
 from latentsynth.data.intake.scans import scans
-from latentsynth.data.intake.splits import split_patients
+from latentsynth.data.intake.splits import split_cohort
 from latentsynth.data.manifest import SPLITS, Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort
@@ -38,7 +38,7 @@ def open_cohort(
         return Cohort(name, manifest, manifest.cases)
     whole = Manifest.load(source)
     has = any(case.split in splits for case in whole.cases)
-    cohort = Cohort.load(name, source, splits if has else SPLITS)
+    cohort = Cohort.load(name, source, splits if has else SPLITS, filled=True)
     if real and not cohort.real:
         raise DataError(f"{source} holds synthetic cases, and {name} must be patients: give a manifest of real scans")
     if not real and any(case.source == "real" for case in cohort.cases):
@@ -67,7 +67,7 @@ def halves(heldout: Cohort) -> tuple[Cohort, Cohort]:
     Raises:
         DataError: Fewer than two patients.
     """
-    side = split_patients([case.patient_id for case in heldout.cases], (0.5, 0.5, 0.0))
+    side = split_cohort(heldout.cases, [case.case_id for case in heldout.cases if case.marked], (0.5, 0.5, 0.0))
     if len(side) < 2:
         raise DataError(
             f"{len(side)} held-out patients cannot be split: give at least 38, 19 to calibrate and 19 to check"

@@ -45,6 +45,8 @@ _SKIPPED = (
     "masks_given",
     "sidecars",
     "tensorboard",
+    "wandb",
+    "mlruns",
 )  # large, and nothing to show
 
 

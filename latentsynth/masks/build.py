@@ -18,12 +18,12 @@ from latentsynth.types import Case, Framing, Labels
 
 
 def annotated(cases: Sequence[Case], labels: Labels) -> list[LabelMap]:
-    """The label maps of cases that have one.
+    """The label maps of cases that have one; empty ones are left out.
 
     Raises:
         DataError: None has, or one is unreadable.
     """
-    maps = [LabelMap.read(case, labels) for case in cases if case.mask is not None]
+    maps = [LabelMap.read(case, labels) for case in cases if case.marked]
     if not maps:
         raise DataError("none of the cases has a mask: give annotated ones")
     return maps

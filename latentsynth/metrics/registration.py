@@ -19,6 +19,7 @@ _MARGIN = 8  # an eighth of each axis on either side is not compared: it may hav
 _COARSE, _FINE = 10, 20  # steps of the search
 _KEPT = 4  # pairs per query that are registered finely
 _CHUNK = 1 << 22  # voxels that are moved at a time
+_FLAT = 1e-4  # a channel of less range holds nothing
 _SMALLEST = 6  # voxels per axis of the coarse level
 
 
@@ -54,7 +55,8 @@ def nearest_by_registration(
         mirror: Axes along which volumes may be mirrored, each by itself: 0 left and right, 1 back and front.
 
     Returns:
-        ``sqrt(2 (1 - |r|))`` with Pearson's r over the inner voxels, averaged over channels, ascending, and rows of the
+        ``sqrt(2 (1 - |r|))`` with Pearson's r over the inner voxels, averaged over the channels that the reference volume was
+        scanned in (an empty one has no correlation, so that copies of it would look strange), ascending, and rows of the
         reference, both ``(N, k)``. Neighbours behind the first few are registered coarsely alone.
 
     Raises:
@@ -102,10 +104,12 @@ def _ascend(goal: Tensor, part: Tensor, inner: tuple[slice, ...], start: Tensor,
     move = start.clone().requires_grad_(True)
     optimiser = torch.optim.Adam([move], lr=0.15)
     best, at = torch.full((len(part),), -2.0), start.clone()
+    varying = (part.flatten(2).amax(2) - part.flatten(2).amin(2) > _FLAT).to(part)
+    share = varying / varying.sum(1, keepdim=True).clamp(min=1)  # of each channel in the mean
     for step in range(steps + 1):
         with torch.enable_grad():
             moved = _moved(part, move)[(slice(None), *inner)]
-            value = (goal * _standardised(moved.flatten(2))).sum(2).abs().mean(1)
+            value = ((goal * _standardised(moved.flatten(2))).sum(2).abs() * share).sum(1)
         found = value.detach()
         better = found > best
         best, at = torch.where(better, found, best), torch.where(better[:, None], move.detach(), at)

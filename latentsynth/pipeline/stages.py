@@ -100,14 +100,14 @@ def check(cohort: Manifest) -> None:
         DataError: Too few annotated patients in a split.
     """
     found = {
-        split: len({case.patient_id for case in cohort.cases if case.split == split and case.mask is not None})
+        split: len({case.patient_id for case in cohort.cases if case.split == split and case.marked})
         for split in _TRAINING
     }
     if any(found[split] < least for split, least in _TRAINING.items()):
         had = ", ".join(f"{count} {split}" for split, count in found.items())
         wanted = ", ".join(f"{least} {split}" for split, least in _TRAINING.items())
         raise DataError(
-            f"{cohort.name} has too few annotated patients to train on and to measure with ({had}; expected at least {wanted}): "
+            f"{cohort.name} has too few patients with lesions to train on and to measure with ({had}; expected at least {wanted}): "
             "give more patients, or other shares (`latentsynth prepare --fractions`) and the manifest in place of the scans"
         )
 
@@ -151,7 +151,7 @@ def _of_test(work: Work) -> list[str]:
 
 def _masks(work: Work) -> list[str]:
     """As many as there is time to paint."""
-    tested = sum(case.split == "test" and case.mask is not None for case in work.cohort.cases) * _PER_MASK
+    tested = sum(case.split == "test" and case.marked for case in work.cohort.cases) * _PER_MASK
     each = work.seconds.get("test volumes", 1.0) / max(tested, 1)
     count = int(_share("new volumes") * work.hours * 3600 / max(each, 1e-3))
     count = min(max(count, _FEWEST), _MOST)

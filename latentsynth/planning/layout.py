@@ -130,8 +130,9 @@ def detail_kept(cases: Sequence[Case], grid: Grid, framing: Framing, labels: Lab
         native = [nifti.read(path) for path in case.images]
         marked = None if case.mask is None else read_mask(case.mask, labels)[0]
         frame, _ = recipe.frame(native[0][1], native[0][0].shape, marked, case.case_id)
-        limits = channel_limits(native, grid.windows, case.images, case.limits)
-        for (voxels, affine), ends in zip(native, limits, strict=True):
+        limits = channel_limits(native, grid.windows, case)
+        scanned = [n for n in range(len(native)) if n not in case.filled]
+        for (voxels, affine), ends in ((native[n], limits[n]) for n in scanned):
             before, after = windows.normalise(voxels, ends), grid_and_back(voxels, affine, frame, ends)
             found.append(detail_slope(before[None], after[None], np.linalg.norm(affine[:3, :3], axis=0).tolist()))
     return float(np.nanmean(found))

@@ -102,8 +102,8 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
     if not manifest.channels:
         raise DataError(f"{manifest_path} lists masks without images: plan runs for a cohort of scans")
     machine = this_machine()
-    training = manifest.select("train")
-    scans = survey(training[:_READ_CASES], len(manifest.channels), manifest.labels)
+    training = sorted(manifest.select("train"), key=lambda case: len(case.filled))  # cases of all channels first
+    scans = survey(tuple(training[:_READ_CASES]), len(manifest.channels), manifest.labels)
     choices = tuple(propose_window(name, seen) for name, seen in zip(manifest.channels, scans.intensities, strict=True))
     rate = _cells_per_second(machine, len(manifest.labels))
     affordable = hours * 3600 * _SHARES[1] * rate

@@ -141,7 +141,7 @@ class Segmenter:
             DataError: A file is unreadable, a channel is constant, or channels lie on different grids.
         """
         native = [nifti.read(path) for path in case.images]
-        return window_channels(native, self.domain.grid.windows, frame, case.images, case.limits)[0]
+        return window_channels(native, self.domain.grid.windows, frame, case)[0]
 
     def look(self, case: Case, whole: bool) -> tuple[np.ndarray, Frame, np.ndarray]:
         """A scan as the segmenter sees it, in [-1, 1], where that lies, and the label indices that it finds there."""

@@ -106,7 +106,7 @@ def plan(
     """
     if by not in BY:
         raise ConfigError(f"by {by!r}: choose one of {', '.join(BY)}")
-    cases = [case for case in manifest.select(split) if case.mask is not None]
+    cases = [case for case in manifest.select(split) if case.marked]
     found = [(case, LabelMap.read(case, manifest.labels)) for case in cases]
     found = [(case, made) for case, made in found if made.of(lesions).any()]
     if len(found) < 2:

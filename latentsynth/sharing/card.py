@@ -11,6 +11,7 @@ from latentsynth.evaluation.memorization.report import KIND
 from latentsynth.evaluation.memorization.tables import verdicts as verdicts_table
 from latentsynth.results import Result, markdown
 from latentsynth.sharing.filter import Verdicts
+from latentsynth.sharing.raw import renumbered
 
 _NOT = "not measured"
 # By criterion of the scorecard for synthetic medical data (Zamzmi et al. 2025, https://arxiv.org/abs/2406.11143), what it asks and the
@@ -52,7 +53,9 @@ def card_of(
     makers = sorted({case.source.partition(":")[0] for case in manifest.cases})
     labels = ", ".join(
         f"{n} = {name}" + (f" ({value} before: values are consecutive here, as nnU-Net asks)" if value != n else "")
-        for n, (value, name) in enumerate(zip(manifest.labels.values, manifest.labels.names, strict=True))
+        for n, value, name in zip(
+            renumbered(manifest.labels)[1], manifest.labels.values, manifest.labels.names, strict=True
+        )
     )
     faces = {None: "not stated", True: "yes: not removed", False: "no: removed, or out of view"}[declared.faces]
     kinds = {result.kind for result in results} | ({KIND} if report else set())

@@ -6,10 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from latentsynth.data import nifti
-from latentsynth.data.cache.volumes import check_labels, to_index
 from latentsynth.data.exchange.samples import describe
-from latentsynth.data.identity import check_files
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.inputs import synthetic_set
@@ -20,6 +17,7 @@ from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.results import Result
 from latentsynth.sharing.card import Declared, card_of, sets_of
 from latentsynth.sharing.filter import Verdicts, read_report, require_valid, verdicts_on
+from latentsynth.sharing.raw import renumbered, write_case
 
 SET = "exported_set"  # in dataset.json: fingerprint of the manifest
 
@@ -77,7 +75,7 @@ def export_set(
         _check(manifest, samples, result, report, verdicts, publish_mask_copies)
     with atomic_path(out) as temporary:
         _copy(manifest, temporary, verdicts)
-        packed = replace(manifest, labels=manifest.labels.consecutive)
+        packed = replace(manifest, labels=renumbered(manifest.labels)[0])
         # The fingerprint names nobody; `latentsynth ledger` finds the export by it.
         describe(temporary, f"{out.name} (synthetic)", packed, licence=licence, **{SET: manifest.fingerprint})
         write_text(
@@ -142,8 +140,6 @@ def _check_training_set(manifest: Manifest, samples: Path, result: Result, repor
 
 
 def _copy(manifest: Manifest, folder: Path, measured: Collection[str]) -> None:
-    labels = manifest.labels
-    moved = labels.consecutive != labels
     with bar("exporting", len(manifest.cases), "volumes") as shown:
         for sub in ("imagesTr", "labelsTr"):
             (folder / sub).mkdir(parents=True)
@@ -154,13 +150,6 @@ def _copy(manifest: Manifest, folder: Path, measured: Collection[str]) -> None:
                     f"case {case.case_id} has no hash of its files, so nothing says that they are what was made: run "
                     "`latentsynth prepare --synthetic` on the set"
                 )
-            images, mask = [nifti.read(image) for image in case.images], nifti.read(case.mask) if case.mask else None
-            check_files(case, images, mask)
-            # The same voxels and geometry under a header of ours: the file's own has room for names and comments.
-            for channel, image in enumerate(images):
-                nifti.write(folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz", *image)
-            if mask:
-                check_labels(mask[0], labels, str(case.mask))
-                values = to_index(mask[0], labels) if moved else mask[0]
-                nifti.write(folder / "labelsTr" / f"{name}.nii.gz", values, mask[1])
+            # Under a header of ours: the file's own has room for names and comments.
+            write_case(case, name, folder, "Tr", manifest.labels)
             shown.advance()

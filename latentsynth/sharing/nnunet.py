@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from latentsynth.data import nifti
-from latentsynth.data.cache.volumes import check_files, check_labels, to_index
 from latentsynth.data.exchange.samples import describe
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
@@ -16,7 +14,8 @@ from latentsynth.files import atomic_path, write_json
 from latentsynth.outputs import check_free
 from latentsynth.progress import bar
 from latentsynth.provenance import Ledger
-from latentsynth.types import Case, Labels
+from latentsynth.sharing.raw import renumbered, write_case
+from latentsynth.types import Case
 
 SPLITS = "splits_final.json"
 
@@ -55,11 +54,11 @@ def write_dataset(real: Path, samples: Sequence[Path], out: Path) -> Path:
     with atomic_path(out) as temporary, bar("writing", len(train + made + validation + test), "cases") as shown:
         for part, cases in (("Tr", [*train, *validation, *made]), ("Ts", test)):
             for name, case in cases:
-                _copy(case, name, temporary, part, patients.labels)
+                write_case(case, name, temporary, part, patients.labels)
                 shown.advance()
         everyone = replace(
             patients,
-            labels=patients.labels.consecutive,
+            labels=renumbered(patients.labels)[0],
             cases=tuple(replace(case, case_id=name) for name, case in [*train, *validation, *made]),
         )
         # Marked as synthetic as a whole: `prepare` must never take any of them for patients.
@@ -89,14 +88,3 @@ def _check(patients: Manifest, real: Path, sets: Sequence[tuple[Path, Manifest]]
                 f"the generator of {path}, or the masks it painted, come from {len(seen)} validation or test patients "
                 f"({seen[0].case_id}): make a set from training patients alone"
             )
-
-
-def _copy(case: Case, name: str, folder: Path, part: str, labels: Labels) -> None:
-    """The case's voxels under headers of ours, with consecutive labels, which nnU-Net asks for."""
-    assert case.mask is not None
-    images, mask = [nifti.read(image) for image in case.images], nifti.read_labels(case.mask)
-    check_files(case, images, mask)
-    check_labels(mask[0], labels, str(case.mask))
-    for channel, image in enumerate(images):
-        nifti.write(folder / f"images{part}" / f"{name}_{channel:04d}.nii.gz", *image)
-    nifti.write(folder / f"labels{part}" / f"{name}.nii.gz", to_index(mask[0], labels), mask[1])

@@ -25,6 +25,7 @@ from latentsynth.files import clear_partial, write_json, write_text
 from latentsynth.outputs import claim
 from latentsynth.strict import read_yaml
 from latentsynth.training import state
+from latentsynth.training.tracker import start_tracker
 
 _KEPT_STATES = 2
 _PACKAGES = (
@@ -55,7 +56,6 @@ class RunFolder:
     def __init__(self, config: Run, accelerator: Accelerator):
         self.path = Path(config.run)
         self.accelerator = accelerator
-        self.tensorboard: Any = None
         self._lock = FileLock(self.path / "run.lock")
         if accelerator.is_main_process:
             claim(self.path, "run", alone=False)
@@ -64,8 +64,8 @@ class RunFolder:
             write_json(self.path / "environment.json", environment(accelerator))
             clear_partial(self.path)
             clear_partial(self._states)
-            if config.train.tensorboard:
-                self._start_tensorboard()
+            if config.train.tracker:
+                start_tracker(config.train.tracker, config, accelerator)
         accelerator.wait_for_everyone()
 
     def _lock_out_others(self) -> None:
@@ -78,7 +78,11 @@ class RunFolder:
             ) from None
 
     def close(self) -> None:
-        """Lets others train in the folder."""
+        """Lets others train in the folder, and closes the tracker."""
+        if self.accelerator.is_main_process:
+            for tracker in self.accelerator.trackers:
+                tracker.finish()
+            self.accelerator.trackers = []
         self._lock.release()
 
     def _claim(self, config: Run) -> None:
@@ -99,15 +103,6 @@ class RunFolder:
                     "give run=ANOTHER_FOLDER, or restore the settings to go on with this one"
                 )
         write_text(file, configuration.dump(config))
-
-    def _start_tensorboard(self) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise TrainingError(
-                "train.tensorboard needs tensorboard: pip install 'latentsynth[tensorboard]'"
-            ) from error
-        self.tensorboard = SummaryWriter(str(self.path / "tensorboard"))
 
     @property
     def _states(self) -> Path:
@@ -188,9 +183,7 @@ class RunFolder:
         finite = {k: (round(v, 8) if v == v and abs(v) != float("inf") else None) for k, v in values.items()}
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"images_seen": images_seen, **finite}) + "\n")
-        if self.tensorboard is not None:
-            for key, value in values.items():
-                self.tensorboard.add_scalar(key, value, images_seen)
+        self.accelerator.log(dict(values), step=images_seen)
 
 
 def _without(values: dict[str, Any], keys: Sequence[str]) -> dict[str, Any]:

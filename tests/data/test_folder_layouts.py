@@ -270,12 +270,107 @@ def test_explain_says_what_was_understood_and_writes_nothing(tmp_path: Path) -> 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_two_lesion_masks_of_one_scan_are_refused_by_name(tmp_path: Path) -> None:
-    bids(tmp_path)
-    stem = "sub-00005_ses-000"
-    put(
-        tmp_path / "derivatives" / "second" / "sub-00005" / "ses-000" / "anat" / f"{stem}_label-lesion_mask.nii.gz",
-        mask("a"),
-    )
-    with pytest.raises(DataError, match=r"sub-00005_ses-000 has several masks .*name one per case in a table"):
-        explain(tmp_path)
+BALL = (slice(2, 4),) * 3  # two lesions that overlap in one voxel
+BLOCK = (slice(3, 6), slice(3, 6), slice(3, 6))
+
+
+def marked(where: tuple[slice, ...]) -> np.ndarray:
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[where] = 1
+    return drawn
+
+
+SEVERAL = {  # where image and two masks of a case stand
+    "flat": ("{0}.nii.gz", "{0}_lesion1.nii.gz", "{0}_lesion_2.nii.gz"),
+    "two folders": ("images/{0}.nii.gz", "masks/{0}_lesion1.nii.gz", "masks/{0}_lesion2.nii.gz"),
+    "folder per case": ("{0}/{0}_t1.nii.gz", "{0}/{0}_seg-1.nii.gz", "{0}/{0}_seg-2.nii.gz"),
+    "bids": (
+        "sub-{0}/anat/sub-{0}_T1w.nii.gz",
+        "derivatives/a/sub-{0}/anat/sub-{0}_label-lesion1_mask.nii.gz",
+        "derivatives/a/sub-{0}/anat/sub-{0}_label-lesion2_mask.nii.gz",
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", SEVERAL)
+def test_several_masks_of_one_scan_are_joined_where_somebody_said_how(tmp_path: Path, layout: str) -> None:
+    for case in "abc":
+        for place, voxels in zip(SEVERAL[layout], (scan(str(ord(case)), 0), marked(BLOCK), marked(BALL)), strict=True):
+            put(tmp_path / "source" / place.format(case), voxels)
+    rows = dict(explain(tmp_path / "source"))
+    assert rows["cases"] == "3, 3 with a mask"
+    assert "--several-masks" in rows["several masks"]
+    with pytest.raises(DataError, match=r"3 cases have several masks .*--several-masks union .*--several-masks labels"):
+        prepare(tmp_path / "source", tmp_path / "m.json", progress=False)
+    either, ball = marked(BLOCK) | marked(BALL), marked(BALL) == 1
+    for how, expected in (("union", either), ("labels", np.where(ball, 2, either))):  # the ball is smaller: on top
+        manifest = prepare(tmp_path / "source", tmp_path / f"{how}.json", several_masks=how, progress=False).manifest
+        assert manifest is not None
+        assert len(manifest.labels) == (2 if how == "union" else 3)
+        assert all(case.mask is not None for case in manifest.cases)
+        for case in manifest.cases:
+            np.testing.assert_array_equal(nifti.read_labels(case.mask or "")[0], expected)
+
+
+@pytest.mark.parametrize("encoded", [False, True])
+def test_a_mask_with_a_channel_per_structure_is_joined(tmp_path: Path, encoded: bool) -> None:
+    channels = [marked(BLOCK), marked(BALL)]
+    if encoded:  # every voxel is marked once, and the first channel is the background
+        channels[0] &= ~(marked(BALL) == 1)
+        channels = [1 - channels[0] - channels[1], *channels]
+    for case in "abc":
+        put(tmp_path / "source" / f"{case}.nii.gz", scan(str(ord(case)), 0))
+        four = nib.Nifti1Image(np.stack(channels, axis=-1).astype(np.uint8), AFFINE)
+        nib.save(four, tmp_path / "source" / f"{case}_seg.nii.gz")
+    refused = prepare(tmp_path / "source", tmp_path / "m.json", progress=False)
+    assert all("--several-masks" in problem.cure for problem in refused.problems)
+    manifest = prepare(tmp_path / "source", tmp_path / "m.json", several_masks="labels", progress=False).manifest
+    assert manifest is not None
+    wanted = np.where(marked(BALL) == 1, 2, marked(BLOCK))
+    np.testing.assert_array_equal(nifti.read_labels(manifest.cases[0].mask or "")[0], wanted)
+
+
+def test_masks_of_two_grids_are_not_joined(tmp_path: Path) -> None:
+    for n, case in enumerate("abc"):
+        put(tmp_path / "source" / f"{case}.nii.gz", scan(str(n), 0))
+        put(tmp_path / "source" / f"{case}_lesion1.nii.gz", marked(BALL))
+        put(tmp_path / "source" / f"{case}_lesion2.nii.gz", marked(BALL)[:-1])
+    with pytest.raises(DataError, match=r"lesion2\.nii\.gz is on another grid"):
+        prepare(tmp_path / "source", tmp_path / "m.json", several_masks="union", progress=False)
+
+
+def test_a_number_at_the_end_of_a_scan_makes_no_mask_of_it(tmp_path: Path) -> None:
+    for case in ("brain_lesion_007", "brain_lesion_008", "brain_lesion_009"):
+        put(tmp_path / "source" / f"{case}.nii.gz", scan(case[-1], 0))
+        put(tmp_path / "source" / f"{case}_mask.nii.gz", marked(BALL))
+    rows = dict(explain(tmp_path / "source"))
+    assert rows["cases"] == "3, 3 with a mask"
+
+
+def test_a_case_folder_without_a_mask_is_a_case(tmp_path: Path) -> None:
+    brats_new(tmp_path / "source")
+    name = f"BraTS-GLI-{CASES[0]}"
+    (tmp_path / "source" / "TrainingData" / name / f"{name}-seg.nii.gz").unlink()
+    assert [p.found for p in prepare(tmp_path / "source", tmp_path / "m.json", progress=False).problems] == ["no mask"]
+
+
+@pytest.mark.parametrize("place", ["P{0}/ses-{1}/T1", "all/P{0}/{1}/P{0}_{1}_T1", "P{0}/P{0}_{1}/T1"])
+def test_sessions_in_folders_of_a_patient_stay_together_under_names_of_their_own(tmp_path: Path, place: str) -> None:
+    for patient in range(4):
+        for visit in ("pre", "post"):
+            file = tmp_path / "source" / f"{place.format(patient, visit)}.nii.gz"
+            put(file, scan(f"{patient}{len(visit)}", 0))
+            put(file.with_name(file.name.replace("T1", "seg")), marked(BALL))
+    (tmp_path / "source" / "again").symlink_to(tmp_path / "source")  # leads back to where it lies
+    manifest = prepare(tmp_path / "source", tmp_path / "m.json", progress=False).manifest
+    assert manifest is not None
+    assert len({case.case_id for case in manifest.cases}) == 8
+    assert {case.patient_id for case in manifest.cases} == {"P0", "P1", "P2", "P3"}
+    assert manifest.labels.names == ("background", "label 1")  # T1 alone is no BraTS
+
+
+def test_dicom_is_refused_with_the_tool_that_converts_it(tmp_path: Path) -> None:
+    (tmp_path / "P1" / "series").mkdir(parents=True)
+    (tmp_path / "P1" / "series" / "IM1.dcm").write_bytes(b"DICM")
+    with pytest.raises(DataError, match=r"DICOM series .*dcm2niix"):
+        recognise(tmp_path)

@@ -230,7 +230,7 @@ def test_sources_without_a_layout_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "empty", "the folder is empty", *three)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "scan.dcm").write_bytes(b"")
-    refused(tmp_path / "other", "scan.dcm", *three)
+    refused(tmp_path / "other", "scan.dcm", "dcm2niix")
     refused(tmp_path / "other" / "scan.dcm", "is no table", *three)
     refused(put_json(tmp_path / "keys", {"hello": 1}), "hello", *three)
     refused(put_json(tmp_path / "list", []), "expected an object")

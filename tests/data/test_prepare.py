@@ -18,14 +18,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
+from latentsynth.config import AugmentConfig
 from latentsynth.data import nifti
+from latentsynth.data.cache.volumes import Recipe, VolumeCache
+from latentsynth.data.exchange.requests import requests_of
 from latentsynth.data.identity import check_files, turned_hash
 from latentsynth.data.intake.checks import check_case, disagreement
 from latentsynth.data.intake.prepare import PrepareReport, prepare, write_report
 from latentsynth.data.intake.splits import read_split_file, split_patients
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
-from latentsynth.types import Case, Framing, Labels
+from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.types import Case, Framing, Grid, Labels, Window
 
 SHAPE = (8, 9, 10)
 AFFINE = np.array([[1.0, 0, 0, -4], [0, 1.5, 0, 7], [0, 0, 2, -30], [0, 0, 0, 1]])
@@ -144,7 +148,6 @@ FAULTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "fraction": (lambda f: edit(mask_of(f, NAME), one(0.5)), "fractions from 0 to 2"),
     "negative label": (lambda f: edit(mask_of(f, NAME), one(-1)), "values from -1 to 2"),
     "huge label": (lambda f: edit(mask_of(f, NAME), one(40000)), "values from 0 to 40000"),
-    "empty mask": (lambda f: edit(mask_of(f, NAME), lambda v: v * 0), "an empty mask"),
     "no mask": (lambda f: mask_of(f, NAME).unlink(), "no mask"),
     "fine spacing": (lambda f: respace(f, 0.001), "spacing 1 x 0.001 x 2 mm"),
     "coarse spacing": (lambda f: respace(f, 50), "spacing 1 x 50 x 2 mm"),
@@ -185,6 +188,18 @@ def test_planted_fault_is_caught(source: Path, fault: str) -> None:
     assert NAME in hits[0].file
     assert report.manifest is None
     assert not report.path.exists()
+
+
+def test_label_values_that_were_rounded_are_the_whole_numbers_they_stand_for(source: Path) -> None:
+    edit(mask_of(source, NAME), lambda v: v.astype(np.float32) * np.float32(0.9999))
+    edit(mask_of(source, "P02_b"), one(0.99))  # a soft mask is none
+    report = run(source, skip_invalid=True)
+    assert [problem.case_id for problem in report.problems] == ["P02_b"]
+    assert report.facts[NAME].label_voxels == {0: 693, 1: 26, 2: 1}
+    assert report.manifest
+    case = next(case for case in report.manifest.cases if case.case_id == NAME)
+    assert case.mask is not None
+    check_files(case, mask=nifti.read_labels(case.mask))
 
 
 def test_affines_may_differ_in_the_last_digits(source: Path) -> None:
@@ -402,7 +417,7 @@ def test_voxels_that_nobody_annotated_are_no_lesion_and_are_counted(source: Path
     assert not says or ("25 to 25 %" in said[0] and NAME in said[0])
     edit(mask_of(source, NAME), lambda v: np.where(v == 3, v, 0))
     empty = run(source).problems
-    assert [problem.found for problem in empty] == (["an empty mask"] if says else [])
+    assert [problem.found for problem in empty] == (["no lesion beside voxels that nobody annotated"] if says else [])
 
 
 def test_a_label_255_without_a_name_is_doubted_beside_small_ones(source: Path, tmp_path: Path) -> None:
@@ -447,6 +462,96 @@ def test_absent_channels_filled_with_zeros_are_refused_by_name_and_are_no_leak(s
     kept = run(source, skip_invalid=True)
     assert kept.manifest
     assert {c.case_id for c in kept.manifest.cases} == set(NAMES) - {"P01_a", "P02_a"}
+
+
+def test_a_missing_channel_is_filled_where_asked_and_its_patients_only_train(source: Path) -> None:
+    image_of(source, "P01_a", 1).unlink()
+    edit(image_of(source, "P02_a", 1), np.zeros_like)
+    asked = run(source).problems
+    assert all("--fill-missing PET" in problem.cure for problem in asked)
+    report = run(source, fill_missing=["PET"])
+    assert report.manifest
+    assert Manifest.load(report.path) == report.manifest
+    cases = {case.case_id: case for case in report.manifest.cases}
+    assert {name for name, case in cases.items() if case.filled} == {"P01_a", "P02_a"}
+    assert all(case.split == "train" for name, case in cases.items() if name[:3] in {"P01", "P02"})
+    assert cases["P02_a"].images[1] == image_of(source, "P02_a", 1)  # holds nothing already
+    zeros, affine = nifti.read(cases["P01_a"].images[1])
+    assert not zeros.any()
+    assert not disagreement(SHAPE, AFFINE, zeros.shape, affine)
+    assert any("PET was never scanned in 2 of 10 cases (P01_a, P02_a)" in note for note in report.notes)
+    image_of(source, "P01_a", 1).write_bytes(b"")
+    assert [p.case_id for p in run(source, fill_missing=["PET"]).problems] == ["P01_a"]  # damaged is not missing
+
+
+def test_a_filled_channel_is_empty_to_loaders_and_no_window_is_taken_from_it(source: Path, tmp_path: Path) -> None:
+    image_of(source, "P01_a", 1).unlink()
+    manifest = run(source, fill_missing=["PET"]).manifest
+    assert manifest
+    for window in (Window("percentile"), Window("fixed", -3, 3)):
+        recipe = Recipe(Grid((8, 8, 8), (1, 1.5, 2), (window, window)), Framing(), manifest.labels, AugmentConfig(), 0)
+        cache = VolumeCache(tmp_path / "cache", recipe, manifest.cases)
+        with pytest.warns(UserWarning, match="channel 1 of 1 of 10 cases was never scanned"):
+            cache.build()
+        images = {case.case_id: cache.volume(n).image for n, (case, _) in enumerate(cache.entries)}
+        assert (images["P01_a"][1] == -1).all()
+        assert images["P01_a"][0].std() > 0.1
+        others = VolumeCache(tmp_path / "cache", recipe, [case for case in manifest.cases if not case.filled])
+        assert cache.median_limits()[1] == others.median_limits()[1]
+
+
+@pytest.mark.parametrize(("name", "says"), [("CT", "first channel"), ("T2", "expected PET")])
+def test_what_cannot_be_filled_is_refused_in_words(source: Path, name: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        run(source, fill_missing=[name])
+
+
+def test_a_filled_channel_is_never_measured_on(source: Path, tmp_path: Path) -> None:
+    image_of(source, "P01_a", 1).unlink()
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps({"test": ["P01_a", "P01_b"], "train": [n for n in NAMES if n[:3] != "P01"]}))
+    report = run(source, fill_missing=["PET"], split_file=split)
+    assert [problem.found for problem in report.problems] == ["a filled channel in split test"]
+    manifest = run(source, fill_missing=["PET"]).manifest
+    assert manifest
+    with pytest.raises(DataError, match="move its patient to train"):
+        manifest.with_splits(dict.fromkeys(NAMES, "test"))
+    out = tmp_path / "m.json"
+    manifest.save(out)
+    assert "P01_a" not in {case.case_id for case in Cohort.load("real", out, ("train",)).cases}
+    assert "P01_a" in {case.case_id for case in Cohort.load("real", out, ("train",), filled=True).cases}
+    for name in NAMES:
+        image_of(source, name, 1).unlink(missing_ok=True)
+    with pytest.raises(DataError, match="no case has a scan of PET"):
+        run(source, fill_missing=["PET"])
+
+
+def test_healthy_cases_are_counted_and_every_split_keeps_lesions(source: Path) -> None:
+    for name in NAMES[:4]:
+        edit(mask_of(source, name), lambda v: v * 0)
+    for name in NAMES[4:6]:
+        mask_of(source, name).unlink()
+    assert len(run(source).problems) == 2
+    report = run(source, patient=None, healthy="^P0[0-2]", fractions=(0.5, 0.25, 0.25))
+    assert report.manifest
+    lesioned = {name: bool(report.facts[name].lesion_voxels) for name in NAMES}
+    assert [name for name in NAMES if not lesioned[name]] == NAMES[:6]
+    for split in ("train", "val", "test"):
+        held = [lesioned[case.case_id] for case in report.manifest.cases if case.split == split]
+        assert True in held
+        assert False in held
+    assert any(note.startswith("without a lesion: 6 cases") for note in report.notes)
+    assert {case.case_id for case in report.manifest.cases if case.healthy} == set(NAMES[:6])
+    assert {request.name for request in requests_of(report.manifest.cases)} == set(NAMES[6:])
+    assert {case.case_id for case in report.manifest.masks_alone().cases} == set(NAMES[6:])
+    made = next(case for case in report.manifest.cases if case.case_id == NAMES[4])
+    assert made.mask is not None
+    assert nifti.read_labels(made.mask)[0].shape == SHAPE
+    for name in NAMES:
+        if mask_of(source, name).is_file():
+            edit(mask_of(source, name), lambda v: v * 0)
+    with pytest.raises(DataError, match="every mask is empty"):
+        run(source, healthy="")
 
 
 def test_duplicated_ids_are_caught(source: Path, tmp_path: Path) -> None:
@@ -504,7 +609,7 @@ def test_undeclared_labels_are_the_union_of_the_masks(source: Path) -> None:
 
 def test_skip_invalid_writes_only_the_good(source: Path) -> None:
     truncate(image_of(source, NAME))
-    edit(mask_of(source, "P02_b"), lambda v: v * 0)
+    mask_of(source, "P02_b").unlink()
     report = run(source, skip_invalid=True)
     assert report.manifest
     assert {c.case_id for c in report.manifest.cases} == set(NAMES) - {NAME, "P02_b"}
@@ -737,7 +842,7 @@ def test_splits_of_a_table_are_used(source: Path, tmp_path: Path) -> None:
 
 def test_report_shows_every_problem_in_full(source: Path) -> None:
     truncate(image_of(source, NAME))
-    edit(mask_of(source, "P02_b"), lambda v: v * 0)
+    mask_of(source, "P02_b").unlink()
     report = run(source)
     text = text_of(report)
     for problem in report.problems:

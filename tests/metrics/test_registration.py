@@ -88,6 +88,16 @@ def test_a_volume_equals_itself_in_any_contrast() -> None:
         assert (np.diff(distances, axis=1) >= 0).all()
 
 
+def test_a_copy_of_a_patient_with_an_empty_channel_is_found() -> None:
+    """The channel that was never scanned has no correlation, which must not make strangers of equal volumes."""
+    first, second = volume(0, 2), volume(1, 2)
+    first[1] = -1
+    distance, found = search(rows(first), rows(second, first), channels=2)
+    assert found[0, 0] == 1
+    assert distance[0, 0] < 0.01
+    assert search(rows(second), rows(first), channels=2)[0][0, 0] > 0.5
+
+
 def test_roles_may_be_swapped() -> None:
     """Which of two is moved matters little, for copies and for strangers."""
     a, b = volume(0), volume(1)

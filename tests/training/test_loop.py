@@ -1,11 +1,15 @@
-"""The loop: two players, accumulation, lazy moves, frozen opponents, and a loss that breaks."""
+"""The loop: two players, accumulation, lazy moves, frozen opponents, a loss that breaks, and trackers."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate import tracking
+from accelerate.tracking import GeneralTracker
+from accelerate.utils import LoggerType
 from torch import Tensor, nn
 
 from latentsynth.config import Run
@@ -185,3 +189,66 @@ def test_the_average_halves_its_memory_every_half_life_and_keeps_buffers() -> No
     assert torch.allclose(kept.module.weight, torch.full((2,), 1.5), atol=1e-5)
     assert torch.allclose(kept.module.running_mean, torch.full((2,), 2.0), atol=1e-5)
     assert int(kept.module.num_batches_tracked) == 7
+
+
+class Stub(GeneralTracker):
+    """Keeps what it is told; stands in for Weights & Biases, with whose arguments it is made."""
+
+    name = "wandb"
+    requires_logging_directory = False
+    made: list[Stub]
+
+    def __init__(self, run_name: str, **settings: str) -> None:
+        super().__init__()
+        self.project, self.settings, self.told, self.finished = run_name, settings, [], 0
+        Stub.made.append(self)
+
+    @property
+    def tracker(self) -> Stub:
+        return self
+
+    def start(self) -> None:
+        pass
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.stored = values
+
+    def log(self, values: dict[str, float], step: int | None = None, **_: Any) -> None:
+        self.told.append((step or 0, values))
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+def test_metrics_arrive_with_their_image_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "wandb", Stub)
+    monkeypatch.setattr(tracking, "_available_trackers", [LoggerType.WANDB])
+    Stub.made = []
+    run = play(
+        tmp_path / "run",
+        [Player("a", {"a": linear()}, error("a"), 0.1)],
+        tracker="wandb",
+        images=16,
+        batch=4,
+        log_every_images=4,
+    )
+    (stub,) = Stub.made
+    lines = read_metrics(run.path)
+    assert [step for step, _ in stub.told] == [line["images_seen"] for line in lines]
+    assert {4, 8, 12, 16} <= {step for step, _ in stub.told}
+    for (_, values), line in zip(stub.told, lines, strict=True):
+        assert {key: pytest.approx(value, abs=1e-7) for key, value in values.items()} == {
+            key: value for key, value in line.items() if key != "images_seen"
+        }
+    assert stub.settings == {"dir": str(run.path), "name": "run"}
+    assert (stub.project, stub.stored["train.batch"], stub.stored["train.betas"]) == ("latentsynth", 4, "[0.9, 0.99]")
+    assert stub.finished == 1
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_a_tracker_that_is_not_installed_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(tracking, "_available_trackers", [])
+    with pytest.raises(TrainingError, match=f"train.tracker={name} needs the package {name}"):
+        play(tmp_path / "run", [Player("a", {"a": linear()}, error("a"), 0.1)], tracker=name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,7 +93,7 @@ class Recipe:
         rng = generator(self.seed, Stream.AUGMENT, copy, int(fingerprint(case.case_id), 16))
         if copy:
             frame = _move(frame, self.augment, rng)
-        image, between = window_channels(native, self.grid.windows, frame, case.images, case.limits)
+        image, between = window_channels(native, self.grid.windows, frame, case)
         mask = None if labels is None else to_index(resample_labels(labels, affine, frame), self.labels)
         if copy and self.augment.changes_voxels:
             from latentsynth.data.cache.transforms import distort  # TorchIO, which nothing else needs
@@ -104,8 +106,7 @@ def window_channels(
     native: Sequence[tuple[np.ndarray, np.ndarray]],
     between: Sequence[Window],
     frame: Frame,
-    names: Sequence[Path],
-    known: Sequence[windows.Limits] = (),
+    case: Case,
 ) -> tuple[np.ndarray, tuple[windows.Limits, ...]]:
     """The channels of a scan in a frame, in [-1, 1].
 
@@ -113,8 +114,8 @@ def window_channels(
         native: Voxels and affine per channel, as read.
         between: Intensity window per channel.
         frame: Where to look.
-        names: What to call the channels in an error.
-        known: Per channel, what a synthetic scan was written with; goes before percentiles of the scan itself.
+        case: Whose they are. The limits that a synthetic scan was written with go before percentiles of the scan itself, and
+            a filled channel is -1 throughout.
 
     Returns:
         The image, float32, ``(C, *frame.shape)``, and per channel the scanner units that map to -1 and 1.
@@ -122,8 +123,8 @@ def window_channels(
     Raises:
         DataError: A channel is constant, or lies on another grid than the first.
     """
-    check_grids(native, names)
-    limits = channel_limits(native, between, names, known)
+    check_grids(native, case.images)
+    limits = channel_limits(native, between, case)
     channels = [_window(voxels, affine, frame, ends) for (voxels, affine), ends in zip(native, limits, strict=True)]
     return np.stack(channels) if channels else np.zeros((0, *frame.shape), np.float32), limits
 
@@ -180,18 +181,22 @@ def check_grids(native: Sequence[tuple[np.ndarray, np.ndarray]], names: Sequence
 def channel_limits(
     native: Sequence[tuple[np.ndarray, np.ndarray]],
     between: Sequence[Window],
-    names: Sequence[Path],
-    known: Sequence[windows.Limits] = (),
+    case: Case,
 ) -> tuple[windows.Limits, ...]:
     """Per channel the scanner units that map to -1 and 1; arguments as :func:`window_channels`.
 
     Raises:
-        DataError: A channel is constant.
+        DataError: A channel is constant that is not filled.
     """
-    return tuple(
-        known[n] if known and window.kind == "percentile" else windows.limits(window, voxels, str(name))
-        for n, ((voxels, _), window, name) in enumerate(zip(native, between, names, strict=True))
-    )
+
+    def ends(n: int, voxels: np.ndarray, window: Window) -> windows.Limits:
+        if n in case.filled:  # nothing there, whatever the window: -1 throughout
+            return float(voxels.max()), float(voxels.max()) + 1
+        if case.limits and window.kind == "percentile":
+            return case.limits[n]
+        return windows.limits(window, voxels, str(case.images[n]))
+
+    return tuple(ends(n, voxels, window) for n, ((voxels, _), window) in enumerate(zip(native, between, strict=True)))
 
 
 def read_mask(path: Path, labels: Labels) -> tuple[np.ndarray, np.ndarray]:
@@ -298,6 +303,7 @@ class VolumeCache:
         if rank == 0:
             recipe = self.recipe
             write_json(self.folder / "recipe.json", {"grid": asdict(recipe.grid), "framing": asdict(recipe.framing)})
+            self._warn_of_filled()
         missing = []
         for entry in range(rank, len(self.entries), world):
             case, copy = self.entries[entry]
@@ -309,6 +315,16 @@ class VolumeCache:
             advance()
         for _ in spread(self._make, missing):
             advance()
+
+    def _warn_of_filled(self) -> None:
+        """What is learnt from an empty channel is that it may be empty, which nobody should learn without being told."""
+        cases = [case for case, copy in self.entries if copy == 0]
+        for channel, count in sorted(Counter(n for case in cases for n in case.filled).items()):
+            warnings.warn(
+                f"channel {channel} of {count} of {len(cases)} cases was never scanned and is empty here: a generator trained on "
+                "them leaves it empty as often; train on a manifest without them if it must not",
+                stacklevel=3,
+            )
 
     def _make(self, entry: int) -> None:
         """Makes one entry."""
@@ -370,9 +386,12 @@ class VolumeCache:
         return {"image": image, "mask": absent if mask is None else one_hot_flags(mask, labels)}
 
     def median_limits(self) -> tuple[windows.Limits, ...]:
-        """Per channel, the median window over the unaugmented cases."""
-        rows = [self.volume(e).limits for e, (_, copy) in enumerate(self.entries) if copy == 0]
-        return tuple(windows.median([row[c] for row in rows]) for c in range(self.recipe.grid.channels))
+        """Per channel, the median window over the unaugmented cases that were scanned in it."""
+        rows = [(case, self.volume(e).limits) for e, (case, copy) in enumerate(self.entries) if copy == 0]
+        return tuple(
+            windows.median([limits[c] for case, limits in rows if c not in case.filled])
+            for c in range(self.recipe.grid.channels)
+        )
 
 
 def _stats(case: Case) -> list[Any]:

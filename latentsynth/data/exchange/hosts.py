@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -66,10 +66,15 @@ class Host:
                 f"host {case.case_id} has {len(case.images)} channels, the model makes {domain.grid.channels} "
                 f"({', '.join(domain.channels)}): give one file per channel"
             )
+        if case.filled:
+            names = ", ".join(domain.channels[n] for n in case.filled)
+            raise DataError(
+                f"host {case.case_id} was never scanned in {names}: give a scan of all channels to paint into"
+            )
         native = tuple(nifti.read(path) for path in case.images)
         check_files(case, native)
         check_grids(native, case.images)
-        return cls(case, native, channel_limits(native, domain.grid.windows, case.images, case.limits), domain)
+        return cls(case, native, channel_limits(native, domain.grid.windows, case), domain)
 
     @property
     def scan_hash(self) -> str:
@@ -78,7 +83,8 @@ class Host:
 
     def context(self, frame: Frame) -> np.ndarray:
         """The scan in a frame, float32 in [-1, 1], ``(C, *frame.shape)``."""
-        return window_channels(self.native, self.domain.grid.windows, frame, self.case.images, self.limits)[0]
+        case = replace(self.case, limits=self.limits)  # known by now
+        return window_channels(self.native, self.domain.grid.windows, frame, case)[0]
 
     def check(self, placed: Placed, name: str, blend: Blend) -> None:
         """Refuses a mask on another grid, or one that calls lesions of the scan healthy.

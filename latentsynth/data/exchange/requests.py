@@ -73,14 +73,16 @@ class Placed:
 
 
 def requests_of(cases: Sequence[Case]) -> list[Request]:
-    """The masks of some cases, each with its patient and its scan.
+    """The masks of some cases, each with its patient and its scan; empty ones ask for nothing and are left out.
 
     Raises:
-        DataError: None of them has a mask.
+        DataError: None of them has a mask that marks something.
     """
-    found = [Request(case.case_id, case.mask, _owners(case), case.images) for case in cases if case.mask is not None]
+    found = [Request(case.case_id, case.mask, _owners(case), case.images) for case in cases if case.marked]
     if not found:
-        raise DataError(f"none of {len(cases)} scans has a mask: give a manifest of annotated ones")
+        raise DataError(
+            f"none of {len(cases)} scans has a mask that marks something: give a manifest of annotated ones"
+        )
     return found
 
 
@@ -150,9 +152,11 @@ def requests(source: Path, split: Split | None = None) -> list[Request]:
     elif source.name.lower().endswith(nifti.SUFFIXES):
         found = [Request(nifti.stem(source), source)]
     else:
-        cases = [case for case in Manifest.load(source).select(split or "val") if case.mask is not None]
+        cases = [case for case in Manifest.load(source).select(split or "val") if case.marked]
         if not cases:
-            raise DataError(f"no case of {source} in split {split or 'val'} has a mask: choose another --split")
+            raise DataError(
+                f"no case of {source} in split {split or 'val'} has a mask that marks something: choose another --split"
+            )
         beside = Ledger.beside(source)
         found = [replace(request, ledger=beside) for request in requests_of(cases)]
     names = [request.name for request in found]

@@ -30,6 +30,9 @@ SPACING_MM = (0.05, 20.0)  # finer is a wrong unit (metres), coarser a wrong hea
 CORNER_MM = 0.01  # two grids agree if no corner of the volume is farther apart than this ...
 CORNER_VOXELS = 0.01  # ... or than this share of the smallest voxel edge, whichever is larger
 
+_AXES = "split it into one 3D file per channel or time point and list them in a table or as nnU-Net raw"
+_AXES_OF_A_MASK = "give --several-masks union or labels if its channels are masks, or choose one"
+
 _VoxelGrid = tuple[tuple[int, ...], np.ndarray]  # shape and affine
 
 
@@ -119,7 +122,9 @@ def check_case(
     grid: _VoxelGrid | None = None
     for number, path in enumerate(case.images):
         name = channels[number] if number < len(channels) else f"undeclared channel {number}"
-        read = _read(path, f"a readable 3D NIfTI file for {name}", case.case_id, problems, spacing_mm)
+        read = _read(
+            path, f"a readable 3D NIfTI file for {name}", case.case_id, problems, spacing_mm, _absent(number, name)
+        )
         if read is None:
             hashes.append("")
             placed.append("")
@@ -141,9 +146,13 @@ def check_case(
         placed.append(volume_hash(voxels, affine, hashes[-1]))
         low, high = float(voxels.min()), float(voxels.max())
         turned.append(_turned(path, voxels) if low < high else ())
-        if low == high:
-            cure = "name the right file, or leave the case out; a missing channel cannot be filled in"
-            report(path, f"one value throughout ({low:g})", f"a scan for {name}", cure)
+        if low == high and number not in case.filled:
+            report(
+                path,
+                f"one value throughout ({low:g})",
+                f"a scan for {name}",
+                f"name the right file; {_absent(number, name)}",
+            )
     split_channels = any("axes" in problem.found for problem in problems)  # one 4D file: the count says nothing more
     if len(case.images) != len(channels) and not split_channels:
         file, expected = case.images[0] if case.images else case.case_id, f"{len(channels)} ({', '.join(channels)})"
@@ -180,6 +189,12 @@ def check_case(
     )
 
 
+def _absent(number: int, channel: str) -> str:
+    """The cure of a missing channel; the first says where a scan lies and whose it is, and is never filled."""
+    cure = "add the file, or leave the case out with --skip-invalid"
+    return f"{cure}, or give --fill-missing {channel}, which marks the channel as missing" if number else cure
+
+
 def _turned(path: Path, voxels: np.ndarray) -> tuple[str, ...]:
     stored: Any = nib.load(path).dataobj  # type: ignore[attr-defined]
     if stored.slope == 1:
@@ -198,12 +213,16 @@ class _MaskFacts:
 
 
 def _read(
-    path: Path, expected: str, case_id: str, problems: list[Problem], spacing_mm: Spacing | None
+    path: Path,
+    expected: str,
+    case_id: str,
+    problems: list[Problem],
+    spacing_mm: Spacing | None,
+    absent: str = "add the file, or leave the case out with --skip-invalid",
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Voxels and affine; None, and a problem, where they are not finite numbers on a usable grid."""
     if not path.is_file():
-        cure = "add the file, or remove the case with all its files"
-        problems.append(Problem(case_id, str(path), "does not exist", expected, cure))
+        problems.append(Problem(case_id, str(path), "does not exist", expected, absent))
         return None
     try:
         voxels, affine = nifti.read(path)
@@ -211,7 +230,7 @@ def _read(
     except VolumeError as error:
         cure = error.cure
         if isinstance(error, AxesError):
-            cure = "split it into one 3D file per channel or time point and list them in a table or as nnU-Net raw"
+            cure = _AXES_OF_A_MASK if "label map" in expected else _AXES
         problems.append(Problem(case_id, str(path), error.found, expected, cure))
         return None
 
@@ -232,7 +251,7 @@ def _check_mask(
     read = _read(path, "a readable 3D NIfTI label map", case.case_id, problems, spacing_mm)
     if read is None:
         return _MaskFacts()
-    voxels, affine = read
+    voxels, affine = nifti.whole(read[0]), read[1]
     if grid is not None:
         apart = disagreement(*grid, voxels.shape, affine)
         if apart:
@@ -245,8 +264,12 @@ def _check_mask(
         return _MaskFacts()
     counts = {int(v): int(n) for v, n in enumerate(np.bincount(voxels.ravel().astype(np.int64))) if n}
     nothing = (0, *(labels.ignored if labels else ()))
-    if set(counts) <= set(nothing):
-        report("an empty mask", "at least one annotated voxel", "annotate the case or remove its mask")
+    if {0} != set(counts) <= set(nothing):  # all 0 is a healthy case
+        report(
+            "no lesion beside voxels that nobody annotated",
+            "an annotated voxel",
+            "annotate the case or remove its mask",
+        )
     unknown = sorted(set(counts) - set(labels.values)) if labels else []
     if unknown:
         values = ", ".join(map(str, labels.values if labels else ()))

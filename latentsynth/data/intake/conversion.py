@@ -1,9 +1,10 @@
-"""Scans that are no 3D NIfTI files, as copies that are: MetaImage, NRRD, and channels along a fourth axis."""
+"""What a cohort lacks, in copies beside it: scans that are no 3D NIfTI files, channels on another grid or missing, empty masks."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import numpy as np
 
 from latentsynth.data import nifti
 from latentsynth.data.frames import Frame, resample
+from latentsynth.data.intake import joining
 from latentsynth.data.intake.checks import disagreement
-from latentsynth.data.intake.layouts.cohort import OTHER
+from latentsynth.data.intake.joining import Join
+from latentsynth.data.intake.layouts.cohort import OTHER, RawCohort, few
 from latentsynth.errors import DataError, VolumeError
 from latentsynth.outputs import claim, finish
 from latentsynth.types import Case
@@ -22,27 +25,55 @@ KIND = "converted scans"
 _PART = "volumes"
 
 
-def converted(cases: Sequence[Case], channels: int, folder: Path, align: bool) -> tuple[list[Case], list[str]]:
-    """The cases with 3D NIfTI copies of whatever files are something else; all others stay where they are.
+@dataclass(frozen=True)
+class Wanted:
+    """What is made good, because somebody asked for it by name.
+
+    Attributes:
+        resample: Resample channels that lie on another grid than the first channel onto it.
+        fill: Channels, by position, of which missing or constant images are filled with zeros.
+        healthy: Found in the ids of cases whose missing mask is an empty one; None where there are none.
+        join: What is made of several masks of one scan; None refuses them.
+    """
+
+    resample: bool = False
+    fill: tuple[int, ...] = ()
+    healthy: re.Pattern[str] | None = None
+    join: Join | None = None
+
+
+def converted(cohort: RawCohort, folder: Path, wanted: Wanted) -> tuple[RawCohort, list[str]]:
+    """The cohort with 3D NIfTI copies of whatever files are something else; all others stay where they are.
 
     Args:
-        cases: The cohort, of files that may be missing or damaged, which the checks report.
-        channels: How many the cohort has.
+        cohort: Of files that may be missing or damaged, which the checks report.
         folder: Where copies go; made only if there are any.
-        align: Also resample channels that lie on another grid than the first channel onto it.
+        wanted: What else is made good.
 
     Returns:
-        The cases, and what the user should hear.
+        The cohort, and what the user should hear.
 
     Raises:
-        DataError: The folder holds something else.
+        DataError: The folder holds something else, or scans have several masks and nobody said what to make of them.
     """
+    if cohort.several and wanted.join is None:
+        case, masks = next(iter(cohort.several.items()))
+        raise DataError(
+            f"{len(cohort.several)} cases have several masks (first {case}: {few([path.name for path in masks.values()])}): "
+            "give --several-masks union if all are one kind of lesion, --several-masks labels if each is a structure of its "
+            "own, or name one mask per case in a table"
+        )
     work = _Copies(folder)
-    out = [_convert(case, channels, work, align) for case in cases]
+    kinds = sorted({kind for masks in cohort.several.values() for kind in masks})
+    if wanted.join == "union":
+        cohort = replace(cohort, labels=None, names={1: "lesion"})
+    elif kinds:
+        cohort = replace(cohort, names=dict(enumerate(kinds, 1)))
+    out = [_convert(case, cohort, kinds, work, wanted) for case in cohort.cases]
     if work.made:
         finish(folder, work.made)
     notes = [f"{len(files)} files {what}, in copies under {folder}" for what, files in work.reasons.items()]
-    return out, notes
+    return replace(cohort, cases=tuple(out)), notes
 
 
 class _Copies:
@@ -64,14 +95,68 @@ class _Copies:
         return path
 
 
-def _convert(case: Case, channels: int, work: _Copies, align: bool) -> Case:
+def _convert(case: Case, cohort: RawCohort, kinds: Sequence[str], work: _Copies, wanted: Wanted) -> Case:
+    channels = len(cohort.channels)
     images: list[Path] = []
     if len(case.images) == 1 and channels > 1:
         images = _along_fourth_axis(case, channels, work)
     images = images or [_as_nifti(path, f"{case.case_id}_{n:04d}", work) for n, path in enumerate(case.images)]
     mask = None if case.mask is None else _as_nifti(case.mask, f"{case.case_id}_mask", work)
     case = replace(case, images=tuple(images), mask=mask)
-    return _aligned(case, work) if align else case
+    if wanted.join is not None:
+        case = _joined(case, cohort.several.get(case.case_id, {}), kinds, work, wanted.join)
+    case = _filled(case, wanted.fill, work)
+    case = _aligned(case, work) if wanted.resample else case
+    unmarked = case.mask is None and wanted.healthy is not None and wanted.healthy.search(case.case_id)
+    return _declared_healthy(case, work) if unmarked else case
+
+
+def _joined(case: Case, masks: Mapping[str, Path], kinds: Sequence[str], work: _Copies, how: Join) -> Case:
+    """One mask of several files, or of several channels of a file; values of 1 and more in the order of kinds, or of channels."""
+    name, why = f"{case.case_id}_mask", f"are masks that were joined ({how})"
+    if masks:
+        files = {kind: _as_nifti(path, f"{case.case_id}_{kind}", work) for kind, path in masks.items()}
+        try:
+            read, affine = joining.read_files(list(files.values()))
+        except VolumeError as error:
+            raise DataError(f"case {case.case_id}: {error}") from None
+        values = [1 + kinds.index(kind) for kind in files]
+    else:
+        channels = None if case.mask is None else joining.read_channels(case.mask)
+        if channels is None:
+            return case
+        read, affine = channels
+        values = list(range(1, len(read) + 1))
+    joined = joining.join(read, values, how)
+    return replace(case, mask=work.write(name, joined, affine, why, next(iter(masks.values()), Path(name))))
+
+
+def _filled(case: Case, channels: Sequence[int], work: _Copies) -> Case:
+    """Zeros on the grid of the first channel where a channel is missing; one that holds one value throughout is taken as it is."""
+    images, filled = list(case.images), []
+    for n in (n for n in channels if n < len(images)):
+        try:
+            if images[n].is_file():
+                voxels = nifti.read(images[n])[0]
+                filled += [n] if voxels.min() == voxels.max() else []
+                continue
+            shape, affine = nifti.geometry(images[0])
+        except DataError:  # the checks say what is wrong with it
+            continue
+        zeros = np.zeros(shape, np.uint8)
+        images[n] = work.write(f"{case.case_id}_{n:04d}", zeros, affine, "were missing and are zeros", images[n])
+        filled.append(n)
+    return replace(case, images=tuple(images), filled=tuple(filled))
+
+
+def _declared_healthy(case: Case, work: _Copies) -> Case:
+    try:
+        shape, affine = nifti.geometry(case.images[0])
+    except (DataError, IndexError):  # the checks say what is wrong with it
+        return case
+    name = f"{case.case_id}_mask"
+    empty = work.write(name, np.zeros(shape, np.uint8), affine, "are empty masks of cases declared healthy", Path(name))
+    return replace(case, mask=empty)
 
 
 def _as_nifti(path: Path, name: str, work: _Copies) -> Path:

@@ -15,16 +15,17 @@ from rich.text import Text
 
 from latentsynth.data.identity import files_of
 from latentsynth.data.intake.checks import CaseFacts, Problem, check_cohort, twins
-from latentsynth.data.intake.conversion import converted
+from latentsynth.data.intake.conversion import Wanted, converted
 from latentsynth.data.intake.headers import CURES
-from latentsynth.data.intake.layouts import LAYOUTS, RawCohort, few, read_cohort, recognise
+from latentsynth.data.intake.joining import as_join
+from latentsynth.data.intake.layouts import LAYOUTS, RawCohort, compiled, few, read_cohort, recognise
 from latentsynth.data.intake.respacing import write_respaced
-from latentsynth.data.intake.splits import FRACTIONS, declared_splits, require_fractions, split_patients
+from latentsynth.data.intake.splits import FRACTIONS, declared_splits, require_fractions, split_cohort
 from latentsynth.data.manifest import KIND, SPLITS, Manifest
-from latentsynth.errors import DataError
+from latentsynth.errors import ConfigError, DataError
 from latentsynth.files import read_json
 from latentsynth.outputs import claim_file
-from latentsynth.types import Case, Labels
+from latentsynth.types import Case, Labels, Split
 
 _EXPLAINED = 3  # cases shown with their files
 _SMALL = 8  # voxels; a lesion of fewer does not survive half the resolution
@@ -70,12 +71,15 @@ def prepare(
     allow_unlabelled: bool = False,
     synthetic: bool = False,
     resample: bool = False,
+    fill_missing: Sequence[str] = (),
+    healthy: str | None = None,
+    several_masks: str | None = None,
     progress: bool = True,
 ) -> PrepareReport:
     """Reads a cohort, checks every file and writes the manifest if all is well.
 
     Splits come from ``split_file``, else from the source, else from
-    :func:`latentsynth.data.intake.splits.split_patients`.
+    :func:`latentsynth.data.intake.splits.split_cohort`.
 
     Args:
         source: Folder or table.
@@ -90,6 +94,10 @@ def prepare(
         synthetic: The cases are no patients but volumes that some program made; a ``dataset.json`` that says
             ``"SYNTHETIC": true`` says so too. They are never taken for real ones.
         resample: Resample channels that lie on another grid than the first onto it, into copies.
+        fill_missing: Names of channels that are zeros where a case lacks them; such cases train and are never measured.
+        healthy: Regular expression, searched in the ids of cases without a mask: those that match have no lesion.
+        several_masks: What is made of several masks of one scan, files or channels: ``"union"``, one label; ``"labels"``, one
+            each, of which the smaller structure lies on top; None refuses them.
         progress: Show progress on standard error: a bar on a terminal, a line now and then in a log.
 
     Raises:
@@ -104,11 +112,14 @@ def prepare(
     cohort = read_cohort(source, layout, patient)
     notes = list(cohort.notes)
     copies = out.with_name(f"{out.stem}_converted")
-    cases_, said = converted(cohort.cases, len(cohort.channels), copies, resample)
-    cohort, notes = replace(cohort, cases=tuple(cases_)), notes + said
+    declared_healthy = None if healthy is None else compiled("healthy", healthy)
+    wanted = Wanted(resample, _to_fill(cohort, fill_missing), declared_healthy, as_join(several_masks))
+    cohort, said = converted(cohort, copies, wanted)
+    notes += said
     declared = declared_splits(cohort, Path(split_file) if split_file else None, notes)
 
     problems, facts = check_cohort(cohort, allow_unlabelled=allow_unlabelled, progress=progress)
+    problems += _filled_but_measured(cohort, declared)
     wrong = {problem.case_id for problem in problems}
     kept = [(c, f) for c, f in zip(cohort.cases, facts, strict=True) if c.case_id not in wrong or not skip_invalid]
     if not kept:
@@ -124,7 +135,14 @@ def prepare(
     synthetic = synthetic or _says_synthetic(source)
     origin = EXTERNAL if synthetic else "real"
     cases = [
-        replace(case, voxels=fact.voxels, image_hashes=fact.image_hashes, mask_hash=fact.mask_hash, source=origin)
+        replace(
+            case,
+            voxels=fact.voxels,
+            image_hashes=fact.image_hashes,
+            mask_hash=fact.mask_hash,
+            source=origin,
+            healthy=set(fact.label_voxels) == {0},
+        )
         for case, fact in kept
     ]
     if synthetic:
@@ -134,14 +152,12 @@ def prepare(
     manifest = None
     if skip_invalid or not problems:
         if declared is None:
-            by_patient = split_patients([case.patient_id for case in cases], fractions, seed)
+            by_patient = split_cohort(cases, {c.case_id for c, f in kept if f.lesion_voxels}, fractions, seed)
             declared = {case.case_id: by_patient[case.patient_id] for case in cases}
             shares = ", ".join(f"{name} {share:g}" for name, share in zip(SPLITS, fractions, strict=True))
             notes.append(f"patients were split at random with seed {seed} ({shares})")
         cases = [replace(case, split=declared[case.case_id]) for case in cases]
-        empty = [split for split in SPLITS if split not in {case.split for case in cases}]
-        if empty:
-            notes.append(f"no case is in split {' or '.join(empty)}")
+        notes += _empty_splits(cases, [fact for _, fact in kept])
         labels = cohort.labels or _found_labels((fact for _, fact in kept), cohort.names)
         copies = out.with_name(f"{out.stem}_respaced")
         cases = write_respaced(cases, cohort.spacings, copies)
@@ -186,6 +202,16 @@ def _remarks(cohort: RawCohort, cases: Sequence[Case], facts: Sequence[CaseFacts
         notes.append(
             f"without a mask: {len(unlabelled)} cases ({few(unlabelled)}); they train autoencoders, and diffusion models as if their mask was dropped"
         )
+    notes += _filled(cohort.channels, cases)
+    healthy = [case.case_id for case in cases if case.healthy]
+    if healthy and len(healthy) == sum(bool(fact.label_voxels) for fact in facts):
+        raise DataError(
+            f"every mask is empty ({few(healthy)}): give cases with lesions, or scans alone with --allow-unlabelled"
+        )
+    if healthy:
+        notes.append(
+            f"without a lesion: {len(healthy)} cases ({few(healthy)}): their masks are empty: they train and are measured as healthy, and nothing is painted for them"
+        )
     for group in twins(cases, facts):
         if len({case.patient_id for case, _ in group}) == 1:
             names = few([case.case_id for case, _ in group])
@@ -198,6 +224,72 @@ def _remarks(cohort: RawCohort, cases: Sequence[Case], facts: Sequence[CaseFacts
     absent = [name for value, name in named if value and value not in seen]
     if absent and seen:
         notes.append(f"declared labels that no mask holds: {few(absent)}")
+    return notes
+
+
+def _to_fill(cohort: RawCohort, names: Sequence[str]) -> tuple[int, ...]:
+    """Positions of the channels that may be filled.
+
+    Raises:
+        ConfigError: A name is no channel, or that of the first.
+    """
+    unknown = sorted(set(names) - set(cohort.channels))
+    if unknown:
+        raise ConfigError(
+            f"--fill-missing {', '.join(unknown)}: no such channel, expected {', '.join(cohort.channels[1:])}"
+        )
+    if cohort.channels[:1] and cohort.channels[0] in names:
+        raise ConfigError(
+            f"--fill-missing {cohort.channels[0]}: the first channel says where a scan lies and which it is, so it cannot be "
+            "filled: leave such cases out with --skip-invalid, or put another channel first in a table"
+        )
+    return tuple(n for n, name in enumerate(cohort.channels) if name in names)
+
+
+def _filled_but_measured(cohort: RawCohort, declared: Mapping[str, Split] | None) -> list[Problem]:
+    """Cases with a filled channel that a file or the source puts where volumes are measured."""
+    return [
+        Problem(
+            case.case_id,
+            case.case_id,
+            f"a filled channel in split {declared[case.case_id]}",
+            "split train, since nothing can be measured on an empty channel",
+            "move its patient to train, or leave the case out",
+        )
+        for case in cohort.cases
+        if declared is not None and case.filled and declared[case.case_id] != "train"
+    ]
+
+
+def _filled(channels: Sequence[str], cases: Sequence[Case]) -> list[str]:
+    """How many cases lack which channel.
+
+    Raises:
+        DataError: All of them do.
+    """
+    notes = []
+    for n, name in enumerate(channels):
+        held = [case.case_id for case in cases if n in case.filled]
+        if held and len(held) == len(cases):
+            raise DataError(f"no case has a scan of {name}: leave that channel out of the cohort")
+        if held:
+            notes.append(
+                f"warning: {name} was never scanned in {len(held)} of {len(cases)} cases ({few(held)}) and is empty there: they "
+                "train only, and a generator trained on them leaves it empty as often"
+            )
+    return notes
+
+
+def _empty_splits(cases: Sequence[Case], facts: Sequence[CaseFacts]) -> list[str]:
+    """Splits without a case, and those without a lesion where others have some."""
+    notes = []
+    empty = [split for split in SPLITS if split not in {case.split for case in cases}]
+    if empty:
+        notes.append(f"no case is in split {' or '.join(empty)}")
+    lesioned = {case.split for case, fact in zip(cases, facts, strict=True) if fact.lesion_voxels}
+    bare = [split for split in SPLITS if lesioned and split not in {*empty, *lesioned}]
+    if bare:
+        notes.append(f"warning: no lesion is in split {' or '.join(bare)}: nothing about lesions can be measured there")
     return notes
 
 
@@ -262,7 +354,7 @@ def explain(source: Path | str, layout: str | None = None, patient: str | None =
     named = layout or recognise(source)
     cohort = read_cohort(source, named, patient)
     patients = {case.patient_id for case in cohort.cases}
-    masks = sum(case.mask is not None for case in cohort.cases)
+    masks = sum(case.mask is not None or case.case_id in cohort.several for case in cohort.cases)
     missing = [path for case in cohort.cases for path in files_of(case) if not path.is_file()]
     labels = cohort.labels or Labels((0,))
     known = ", ".join(f"{v} = {n}" for v, n in zip(labels.values, labels.names, strict=True) if cohort.labels)
@@ -275,6 +367,12 @@ def explain(source: Path | str, layout: str | None = None, patient: str | None =
         ("patients", f"{len(patients)}" if cohort.patients_declared else f"{len(patients)}, one per case: --patient REGEX says otherwise"),
         ("splits", "those of the source" if cohort.splits_declared else "by patient, at random"),
     ]  # fmt: skip
+    if cohort.several:
+        first = next(iter(cohort.several.values()))
+        held = few([path.name for path in first.values()])
+        rows.append(
+            ("several masks", f"{len(cohort.several)} cases, such as {held}: --several-masks says what they are")
+        )
     if missing:
         rows.append(("missing", f"{len(missing)} files: {few([str(path) for path in missing], 3)}"))
     rows += [("note", note) for note in cohort.notes]
@@ -282,7 +380,8 @@ def explain(source: Path | str, layout: str | None = None, patient: str | None =
         files = ", ".join(
             str(path.relative_to(source)) if path.is_relative_to(source) else str(path) for path in case.images
         )
-        mask = case.mask.name if case.mask else "no mask"
+        found = [case.mask] if case.mask else cohort.several.get(case.case_id, {}).values()
+        mask = ", ".join(path.name for path in found) or "no mask"
         rows.append((case.case_id, f"patient {case.patient_id}: {files}; {mask}"))
     if len(cohort.cases) > _EXPLAINED:
         rows.append(("...", f"{len(cohort.cases) - _EXPLAINED} more"))

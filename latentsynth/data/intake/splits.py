@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from latentsynth.data.intake.layouts import RawCohort, few
 from latentsynth.data.intake.tables import as_split
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.files import read_json
-from latentsynth.types import Split
+from latentsynth.types import Case, Split
 
 FRACTIONS = (0.7, 0.15, 0.15)  # train, val, test
 
@@ -42,6 +42,31 @@ def split_patients(
         val, test = (val, test - 1) if test >= val else (val - 1, test)
     counts: dict[Split, int] = {"val": val, "test": test, "train": total - val - test}
     return dict(zip(order, (split for split, count in counts.items() for _ in range(count)), strict=True))
+
+
+def split_cohort(
+    cases: Sequence[Case], lesioned: Collection[str], fractions: tuple[float, float, float] = FRACTIONS, seed: int = 0
+) -> dict[str, Split]:
+    """Splits the patients of a cohort at random: those with a lesion and those without apart, so that every split gets both.
+
+    Patients with a filled channel go to train: nothing can be measured on it.
+
+    Args:
+        cases: The cohort.
+        lesioned: Ids of the cases whose mask holds a lesion.
+        fractions: See :func:`split_patients`.
+        seed: Which random split.
+
+    Returns:
+        The split of each patient.
+    """
+    filled = {case.patient_id for case in cases if case.filled}
+    marked = {case.patient_id for case in cases if case.case_id in lesioned} - filled
+    others = {case.patient_id for case in cases} - filled - marked
+    split: dict[str, Split] = dict.fromkeys(filled, "train")
+    for patients in filter(None, (marked, others)):
+        split |= split_patients(sorted(patients), fractions, seed)
+    return split
 
 
 def shuffled(patients: Sequence[str], seed: int) -> list[str]:

@@ -97,6 +97,8 @@ def survey(cases: tuple[Case, ...], channels: int, labels: Labels) -> Survey:
                 lesions += [Lesions.find(case.case_id, marked, place)] if marked.any() else []
             for channel, path in enumerate(case.images):
                 voxels, affine = nifti.read(path)
+                if channel in case.filled:
+                    continue
                 if voxels.min() == voxels.max():
                     raise DataError(f"{path} has one intensity only: remove this case or this channel")
                 seen[channel].append(intensities(case.case_id, voxels, marked, rng))

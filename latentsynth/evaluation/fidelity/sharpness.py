@@ -246,7 +246,7 @@ def _measure(
     case = cohort.cases[n]
     native = [nifti.read(path) for path in case.images]
     frame = _frame(case, recipe, native[0][1], native[0][0].shape)
-    limits = channel_limits(native, recipe.grid.windows, case.images, case.limits)
+    limits = channel_limits(native, recipe.grid.windows, case)
     plain, returned = [], []
     for (voxels, affine), ends in zip(native, limits, strict=True):
         channel = windows.normalise(voxels, ends)

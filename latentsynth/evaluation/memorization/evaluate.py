@@ -92,7 +92,7 @@ def measure_memorization(
     notes += [note for _, said in aligned for note in said]
     losses_of = {name: _membership(path, groups) for name, path in (losses or {}).items()}
     grid, framing = comparison_space(like, learned.manifest)
-    masks = _comparable_masks((*groups.all, *sets))
+    masks = _comparable_masks(groups, sets)
     labels = learned.manifest.labels
     if framing.crop == "lesion" and not masks:
         raise DataError(f"{like} looks at crops around lesions, and some cases have no mask: give all cases masks")
@@ -101,7 +101,9 @@ def measure_memorization(
     laid = (*groups.all, *(cohort for cohort, _ in aligned))
     caches = {c.name: volumes(c, grid, framing, labels, cache, accelerator, masks) for c in laid}
     if not masks:
-        notes.append(Note("masks were not compared: some cases have none, or their labels differ"))
+        notes.append(
+            Note("masks were not compared: some cases have none, all of one side are empty, or their labels differ")
+        )
     chosen = [_space(word, learned, caches[learned.name], grid, framing, cache, images) for word in spaces or DEFAULT]
     names = [one.name for one in chosen]
     if len(set(names)) < len(names):
@@ -120,10 +122,12 @@ def measure_memorization(
     return result, copy_rate(searches)
 
 
-def _comparable_masks(cohorts: Sequence[Cohort]) -> bool:
-    """Whether every case has a mask in the same labels."""
+def _comparable_masks(groups: PatientGroups, sets: Sequence[Cohort]) -> bool:
+    """Whether every case has a mask in the same labels, and no side of the patients has empty ones alone."""
+    cohorts = (*groups.all, *sets)
     labels = {cohort.manifest.labels.values for cohort in cohorts}
-    return len(labels) == 1 and all(case.mask is not None for cohort in cohorts for case in cohort.cases)
+    every = all(case.mask is not None for cohort in cohorts for case in cohort.cases)
+    return len(labels) == 1 and every and all(any(c.marked for c in side.cases) for side in groups.all)
 
 
 def _space(

@@ -210,7 +210,13 @@ def search_mask_copies(
     accelerator: Accelerator,
     level: float = 0.05,
 ) -> CopySearch:
-    """The same for the masks that volumes were made from: an exported mask publishes an annotation."""
+    """The same for the masks that volumes were made from: an exported mask publishes an annotation.
+
+    Patients with empty masks are left out: these are all alike, and nobody's.
+    """
+    sides = [_with_lesions(cohort, caches[cohort.name]) for cohort in groups.all]
+    groups = replace(groups, **dict(zip(("train", "calibration", "control"), (side for side, _ in sides), strict=True)))
+    caches = {**caches, **{cohort.name: cache for cohort, cache in sides}}
     space = mask_space(_mask(caches[groups.train.name], 0).shape[1:])
     features = {
         cohort.name: extract([space.extractor], cohort, caches[cohort.name], accelerator, _mask)[space.name]
@@ -229,6 +235,12 @@ def search_mask_copies(
     heldout = np.concatenate([features[side.name].values for side in (groups.calibration, groups.control)])
     unseen = {c.name: space.search(features[c.name].values, heldout, 1)[0][:, 0] for c in samples}
     return replace(_search(space, groups, samples, features, copies[space.name], level, False), unseen=unseen)
+
+
+def _with_lesions(cohort: Cohort, cache: VolumeCache) -> tuple[Cohort, VolumeCache]:
+    """The cases of a cohort whose masks mark something, and their volumes, which were made already."""
+    cases = tuple(case for case in cohort.cases if case.marked)
+    return replace(cohort, cases=cases), VolumeCache(cache.folder.parent, cache.recipe, cases)
 
 
 def _search(

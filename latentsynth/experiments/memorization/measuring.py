@@ -52,7 +52,7 @@ def measure_stage(
     if (out / "measures.json").is_file():  # of a cell that was interrupted in a later stage
         return
     trained = roles.write(f"n{arm.size}-s{arm.seed}", roles.subset(arm.size, arm.seed))
-    train = Cohort.load("training patients", trained, ("train",))
+    train = Cohort.load("training patients", trained, ("train",), filled=True)
     heldout = Cohort.load(HELDOUT, roles.heldout_manifest(), ("test",))
     groups = PatientGroups(train, *halves(heldout))
     samples = Cohort.load(SAMPLES, stage / "samples" / "manifest.json")

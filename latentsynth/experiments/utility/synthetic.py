@@ -227,7 +227,7 @@ class Synthetic:
         if self.model in config.models:
             model = load_synthesizer(self._cell(self.trained) / "run")
         else:
-            train = Cohort.load("training patients", self.subset.manifest, ("train",))
+            train = Cohort.load("training patients", self.subset.manifest, ("train",), filled=True)
             cache = volumes(
                 train, config.grid, config.framing, train.manifest.labels, config.cache, accelerator, masks=True
             )
@@ -247,7 +247,7 @@ class Synthetic:
     def _drop_copies(self, file: Path, folder: Path) -> None:
         """Calibrated by patients outside the study, who are real scans here, whatever model has seen them."""
         config, accelerator, roles = self.config, self.accelerator(), self.subset.roles
-        train = Cohort.load("training patients", self.subset.manifest, ("train",))
+        train = Cohort.load("training patients", self.subset.manifest, ("train",), filled=True)
         outside = Cohort.load(
             "patients outside", roles.write("calibration", test=list(roles.outside), val=()), ("test",)
         )

@@ -16,7 +16,7 @@ from latentsynth.data.intake.layouts.cohort import EXPECTED, RawCohort, existing
 from latentsynth.errors import ConfigError, DataError, UnknownNameError
 from latentsynth.types import Case
 
-__all__ = ["LAYOUTS", "RawCohort", "few", "read_cohort", "recognise"]
+__all__ = ["LAYOUTS", "RawCohort", "compiled", "few", "read_cohort", "recognise"]
 
 _MOST_CHANNELS = 8
 
@@ -59,6 +59,10 @@ def _undeclared(source: Path) -> str:
         return "brats"
     if folders.paired(source, []):
         return "pairs"
+    if series := next((path for path in source.glob("**/*.dcm")), None):
+        raise DataError(
+            f"{source} holds DICOM series ({series.name}), which are not read: convert them to NIfTI with dcm2niix"
+        )
     tabled.table_file(source)  # says what is there, and what was expected
     return "table"
 
@@ -100,11 +104,20 @@ def read_cohort(source: Path, layout: str | None = None, patient_regex: str | No
     return cohort if patient_regex is None else _with_patients(cohort, patient_regex)
 
 
-def _with_patients(cohort: RawCohort, expression: str) -> RawCohort:
+def compiled(what: str, expression: str) -> re.Pattern[str]:
+    """A regular expression.
+
+    Raises:
+        ConfigError: It is none; ``what`` says whose it is.
+    """
     try:
-        pattern = re.compile(expression)
+        return re.compile(expression)
     except re.error as error:
-        raise ConfigError(f"patient expression {expression!r} is not a regular expression: {error}") from None
+        raise ConfigError(f"{what} expression {expression!r} is not a regular expression: {error}") from None
+
+
+def _with_patients(cohort: RawCohort, expression: str) -> RawCohort:
+    pattern = compiled("patient", expression)
 
     def patient(case: Case) -> str:
         match = pattern.search(case.case_id)

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 from latentsynth.data.intake import tables
-from latentsynth.data.intake.layouts.cohort import EXPECTED, RawCohort, few, held_by_most, listing
+from latentsynth.data.intake.layouts.cohort import EXPECTED, RawCohort, few, file_stem, held_by_most, listing
 from latentsynth.errors import DataError
 from latentsynth.types import Case
 
@@ -23,10 +23,10 @@ def is_bids(source: Path) -> bool:
 
 
 def bids(source: Path) -> RawCohort:
-    """A case per subject and session; channels are what most of them have; a mask is the one of a lesion, or the only one.
+    """A case per subject and session; channels are what most of them have; masks are those of lesions, or all there are.
 
     Raises:
-        DataError: There are no subjects, or a case has several masks and none says that it is the lesion's.
+        DataError: There are no subjects.
     """
     scans = {_case(folder): _channels(folder) for folder in _sessions(source)}
     if not scans:
@@ -40,13 +40,15 @@ def bids(source: Path) -> RawCohort:
     if rare:
         notes.append(f"kinds of scans that fewer than half of the cases have are not read: {few(rare)}")
     masks = _masks(source)
-    cases = []
+    cases, several = [], {}
     for name, files in sorted(scans.items()):
         images = tuple(files.get(channel, source / f"{name}_{channel}.nii.gz") for channel in channels)
-        cases.append(Case(name, name.split("_")[0], images, _chosen(name, masks.get(name, []))))
-    return RawCohort(
-        source.resolve().name, channels, None, tuple(cases), True, False, tuple(notes), names=_names(source)
-    )
+        chosen = _chosen(masks.get(name, []))
+        if len(chosen) > 1:
+            several[name] = {_kind(path): path for path in chosen}
+        cases.append(Case(name, name.split("_")[0], images, chosen[0] if len(chosen) == 1 else None))
+    known, whole = _names(source), source.resolve().name
+    return RawCohort(whole, channels, None, tuple(cases), True, False, tuple(notes), names=known, several=several)
 
 
 def _sessions(source: Path) -> list[Path]:
@@ -86,18 +88,15 @@ def _masks(source: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _chosen(case: str, masks: list[Path]) -> Path | None:
-    """The mask of the lesion.
-
-    Raises:
-        DataError: There are several, and none or more than one says so.
-    """
+def _chosen(masks: list[Path]) -> list[Path]:
+    """The masks that say that they are of lesions; all but that of the brain where none does."""
     masks = [path for path in masks if "brain" not in path.name.lower()]
-    lesions = [path for path in masks if any(word in path.name.lower() for word in _LESION)]
-    if len(masks) <= 1 or len(lesions) == 1:
-        return next(iter(lesions or masks), None)
-    named = few([path.name for path in lesions or masks])
-    raise DataError(f"{case} has several masks ({named}): join them into one, or name one per case in a table")
+    return [path for path in masks if any(word in path.name.lower() for word in _LESION)] or masks
+
+
+def _kind(path: Path) -> str:
+    """What a mask is of: its name without subject and session."""
+    return "_".join(word for word in file_stem(path).split("_") if word.split("-")[0] not in _ENTITIES)
 
 
 def _names(source: Path) -> dict[int, str]:

@@ -35,6 +35,7 @@ class RawCohort:
         splits_declared: The cases carry the splits of the source.
         notes: What the user should hear about how the source was read.
         names: What label values mean that the masks may hold, where ``labels`` are not declared.
+        several: By case id, the masks of a scan that has more than one, by what their names say.
         spacings: By case id, voxel edges in mm along the file's axes that go before those of the headers.
     """
 
@@ -45,6 +46,7 @@ class RawCohort:
     patients_declared: bool
     splits_declared: bool
     notes: tuple[str, ...] = ()
+    several: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
     spacings: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     names: Mapping[int, str] = field(default_factory=dict)
 
@@ -105,6 +107,14 @@ def file_stem(path: Path | str) -> str:
     name = Path(path).name
     ending = next((suffix for suffix in READABLE if name.lower().endswith(suffix)), None)
     return name[: -len(ending)] if ending else Path(path).stem
+
+
+def mask_word(words: Sequence[str], known: Collection[str]) -> str:
+    """The word at the end of a name that says mask, with its number where lesions are numbered: lesion, lesion2, lesion_2; or ""."""
+    word = words[-1].lower() if words else ""
+    if word.isdecimal() and len(words) > 1:
+        word = words[-2].lower() + word
+    return word if word.rstrip("0123456789") in known else ""
 
 
 def held_by_most(names: Collection[Collection[str]]) -> tuple[tuple[str, ...], list[str]]:

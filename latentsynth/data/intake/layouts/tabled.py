@@ -23,8 +23,11 @@ def table(source: Path) -> RawCohort:
     splits = any(row.get("split") for _, row in rows)
     cases, spacings = [], {}
     for line, row in rows:
-        images = tuple(path.parent / row["images"][name] for name in channels if row["images"].get(name))
-        case_id = row.get("case") or (file_stem(images[0]) if images else f"line {line}")
+        given = {name: path.parent / file for name, file in row["images"].items() if file}
+        images = tuple(
+            given.get(name, path / f"line {line}: {name}") for name in channels
+        )  # a path that does not exist
+        case_id = row.get("case") or (file_stem(next(iter(given.values()))) if given else f"line {line}")
         cases.append(
             Case(
                 case_id,
@@ -39,7 +42,7 @@ def table(source: Path) -> RawCohort:
     extra = sorted({key for _, row in rows for key in row if key not in tables.KEYS})
     notes = (f"columns that are not used: {', '.join(extra)}",) if extra else ()
     names = ("image",) if channels == ["image_0"] else tuple(channels)
-    return RawCohort(path.stem, names, None, tuple(cases), patients, splits, notes, spacings)
+    return RawCohort(path.stem, names, None, tuple(cases), patients, splits, notes, spacings=spacings)
 
 
 def masks(source: Path) -> RawCohort:
