@@ -249,8 +249,8 @@ def _card(header: Header, parts: Mapping[str, Pretrained], ledger: Ledger) -> st
     scores = "".join(f"| {name} | {value:.4g} |\n" for name, value in sorted(header.metrics.items()))
     weights = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f} M" for n, m in parts.items())
     settings = json.dumps(header.settings, indent=2)
-    # Patients that two machines counted are two, each under its own key; scans are known by their voxels.
-    learnt = f"{len(ledger.voxels)} scans" if ledger.voxels else f"{len(ledger.patients)} patients"
+    # Patients that two machines counted are two, each under its own key; images are known by their voxels.
+    learnt = f"{len(ledger.voxels)} images" if ledger.voxels else f"{len(ledger.patients)} patients"
     return f"""# {header.kind} ({header.fingerprint})
 
 Made by latentsynth. Learned from {learnt}; `ledger.json` lists them as hashes.

@@ -103,7 +103,7 @@ class Ledger:
 
     Attributes:
         patients: Keyed hashes (HMAC-SHA256 under the project key) of the ids of patients that were trained on.
-        voxels: Voxel hashes of their scans; these need no key.
+        voxels: Voxel hashes of every channel of their scans; these need no key.
         sources: Keyed hashes of the ids of patients whose mask or scan something was made from.
     """
 
@@ -117,7 +117,7 @@ class Ledger:
         cases = list(cases)
         return cls(
             _hashed((case.patient_id for case in cases), key),
-            frozenset(case.voxels for case in cases if case.voxels),
+            frozenset(scan for case in cases for scan in case.scans),
             _hashed((parent for case in cases for parent in case.parents), key),
         )
 
@@ -145,7 +145,7 @@ class Ledger:
         found = []
         for case in cases:
             by_patient = key is not None and bool(Ledger.of([case], key).everybody & self.everybody)
-            if by_patient or (case.voxels and case.voxels in self.voxels):
+            if by_patient or case.scans & self.voxels:
                 found.append(case)
         return found, key is not None
 

@@ -91,7 +91,10 @@ def synthesize(
         "checkpoint": model.fingerprint,
         "settings": chosen,
         "styles": [[case.case_id, voxel_hash(look.numpy())] for case, look in zip(styles, looks, strict=True)],
-        "hosts": [{**asdict(blend), "remove": remove}, *([h.case.case_id, h.scan_hash] for h in scans)]
+        "hosts": [
+            {**asdict(blend), "remove": remove},
+            *({"case": h.case.case_id, "scans": sorted(h.scans)} for h in scans),
+        ]
         if scans
         else [],
     }
@@ -132,7 +135,7 @@ def synthesize(
         seen = model.ledger | Ledger.of(manifest.cases)
         for ledger in {request.ledger for request in masks}:
             seen |= ledger
-        seen |= Ledger(voxels=frozenset(host.scan_hash for host in scans)) | Ledger.used(
+        seen |= Ledger(voxels=frozenset().union(*(host.scans for host in scans))) | Ledger.used(
             h.case.patient_id for h in scans
         )
         seen.save(out / LEDGER)  # for whoever trains on these volumes

@@ -51,7 +51,8 @@ class Case:
         source: ``"real"``; ``"<checkpoint fingerprint>:<seed>"`` for a synthetic case of ours, ``"external"`` for one of
             another program.
         parents: Patients whose mask or scan a synthetic case was made from.
-        voxels: Hash of the first image's voxels on a canonical grid (see :mod:`latentsynth.provenance`), or "".
+        voxels: Hash of each image's voxels on a canonical grid (:func:`latentsynth.data.identity.scan_hashes`); empty where
+            nobody knows.
         image_hashes: Hash of the voxels and the place of each image, as it was prepared; empty where nobody knows.
         mask_hash: The same of the mask, or "".
         limits: Per channel, the scanner units that a synthetic case was written with for -1 and 1; empty where nobody
@@ -65,10 +66,15 @@ class Case:
     split: Split = "train"
     source: str = "real"
     parents: tuple[str, ...] = ()
-    voxels: str = ""
+    voxels: tuple[str, ...] = ()
     image_hashes: tuple[str, ...] = ()
     mask_hash: str = ""
     limits: tuple[tuple[float, float], ...] = ()
+
+    @property
+    def scans(self) -> frozenset[str]:
+        """Hashes by which any of its images, whichever channel, is known again."""
+        return frozenset(filter(None, self.voxels))
 
     @property
     def content(self) -> str:

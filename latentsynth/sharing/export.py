@@ -8,7 +8,7 @@ from pathlib import Path
 
 from latentsynth.data import nifti
 from latentsynth.data.cache.volumes import check_labels, to_index
-from latentsynth.data.exchange.samples import describe
+from latentsynth.data.exchange.samples import ORIGINS, describe
 from latentsynth.data.identity import check_files
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
@@ -20,8 +20,6 @@ from latentsynth.provenance import LEDGER, Ledger
 from latentsynth.results import Result
 from latentsynth.sharing.card import Declared, card_of, sets_of
 from latentsynth.sharing.filter import Verdicts, read_report, require_valid, verdicts_on
-
-SET = "exported_set"  # in dataset.json: fingerprint of the manifest
 
 
 def export_set(
@@ -79,7 +77,7 @@ def export_set(
         _copy(manifest, temporary, verdicts)
         packed = replace(manifest, labels=manifest.labels.consecutive)
         # The fingerprint names nobody; `latentsynth ledger` finds the export by it.
-        describe(temporary, f"{out.name} (synthetic)", packed, licence=licence, **{SET: manifest.fingerprint})
+        describe(temporary, f"{out.name} (synthetic)", packed, licence=licence, **{ORIGINS: [manifest.fingerprint]})
         write_text(
             temporary / "README.md",
             card_of(
@@ -132,11 +130,11 @@ def _check_training_set(manifest: Manifest, samples: Path, result: Result, repor
             f"no {LEDGER} beside {samples}, so nothing says whom its model saw: put the one of the set back beside it"
         )
     # A set that was filtered carries the ledger of the whole, whose other volumes are no patients.
-    own = {facts["voxels"] for cases in sets_of(verdicts, result).values() for facts in cases.values()}
+    own = {scan for cases in sets_of(verdicts, result).values() for facts in cases.values() for scan in facts["voxels"]}
     missed = ledger.voxels - own - set(result.facts["train"]["voxels"])
     if missed:
         raise DataError(
-            f"{report} looked for {len(result.facts['train']['voxels'])} training scans, and the generator, or the "
+            f"{report} looked for {len(result.facts['train']['voxels'])} training images, and the generator, or the "
             f"autoencoder under it, saw {len(missed)} others: measure with everybody it saw as --train"
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from latentsynth.data import nifti
 from latentsynth.data.cache.volumes import check_files, check_labels, to_index
-from latentsynth.data.exchange.samples import describe
+from latentsynth.data.exchange.samples import ORIGINS, describe
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.inputs import synthetic_set
@@ -63,7 +63,8 @@ def write_dataset(real: Path, samples: Sequence[Path], out: Path) -> Path:
             cases=tuple(replace(case, case_id=name) for name, case in [*train, *validation, *made]),
         )
         # Marked as synthetic as a whole: `prepare` must never take any of them for patients.
-        describe(temporary, out.name, everyone, synthetic_cases=[name for name, _ in made])
+        origins = [patients.fingerprint, *(manifest.fingerprint for _, manifest in sets)]
+        describe(temporary, out.name, everyone, synthetic_cases=[name for name, _ in made], **{ORIGINS: origins})
         fold = {"train": [name for name, _ in [*train, *made]], "val": [name for name, _ in validation]}
         write_json(temporary / SPLITS, [fold])
     return out / SPLITS

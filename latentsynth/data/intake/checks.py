@@ -17,7 +17,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from latentsynth.data import nifti
-from latentsynth.data.identity import turned_hash, unfit_id, volume_hash
+from latentsynth.data.identity import scan_hashes, turned_hash, unfit_id, volume_hash
 from latentsynth.data.intake.headers import Remark, header_remarks
 from latentsynth.data.intake.layouts import RawCohort
 from latentsynth.data.intake.respacing import Spacing, respaced
@@ -57,7 +57,7 @@ class CaseFacts:
     """What was learnt while the files were open.
 
     Attributes:
-        hashes: :func:`latentsynth.provenance.voxel_hash` of each image, "" where it could not be read.
+        voxels: As in :class:`latentsynth.types.Case`, "" for an image that could not be read.
         turned: :func:`latentsynth.data.identity.turned_hash` of each, also of the numbers in the file where its header
             scales them; nothing where the image could not be read or holds one value throughout.
         shape: Voxels ``(I, J, K)`` in the file's own axis order, or None if no image could be read.
@@ -69,7 +69,7 @@ class CaseFacts:
         remarks: What its headers leave open.
     """
 
-    hashes: tuple[str, ...] = ()
+    voxels: tuple[str, ...] = ()
     turned: tuple[tuple[str, ...], ...] = ()
     shape: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
@@ -78,11 +78,6 @@ class CaseFacts:
     mask_hash: str = ""
     lesion_voxels: tuple[int, ...] = ()
     remarks: tuple[Remark, ...] = ()
-
-    @property
-    def voxels(self) -> str:
-        """Hash of the first image, or ""."""
-        return self.hashes[0] if self.hashes else ""
 
 
 def check_case(
@@ -113,7 +108,8 @@ def check_case(
         cure = "change the --patient expression so that it matches this case id, or complete the patient column"
         report(case.case_id, "no patient", "a patient id for every case", cure)
 
-    hashes, placed = [], []
+    hashes: list[str] = []
+    placed: list[str] = []
     turned: list[tuple[str, ...]] = []
     remarks: list[Remark] = []
     grid: _VoxelGrid | None = None
@@ -137,7 +133,7 @@ def check_case(
             apart = disagreement(*grid, voxels.shape, affine)
             if apart:
                 report(path, apart, f"the grid of {case.images[0].name}", "resample it onto the first image")
-        hashes.append(nifti.canonical_hash(voxels, affine))
+        hashes += scan_hashes([read])
         placed.append(volume_hash(voxels, affine, hashes[-1]))
         low, high = float(voxels.min()), float(voxels.max())
         turned.append(_turned(path, voxels) if low < high else ())
