@@ -67,6 +67,13 @@ def prepare(
     resample: Annotated[
         bool, typer.Option("--resample", help="Resample channels that lie on another grid than the first onto it")
     ] = False,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare/--no-compare",
+            help="Look for scans of two patients that are all but the same; such patients share a split",
+        ),
+    ] = True,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say how the source is understood, read no scan and write nothing")
     ] = False,
@@ -85,7 +92,7 @@ def prepare(
 
     report = check_and_write(
         source, out, layout=layout, patient=patient, split_file=split_file, fractions=fractions, seed=seed,
-        skip_invalid=skip_invalid, allow_unlabelled=allow_unlabelled, synthetic=synthetic, resample=resample,
+        skip_invalid=skip_invalid, allow_unlabelled=allow_unlabelled, synthetic=synthetic, resample=resample, compare=compare,
     )  # fmt: skip
     write_report(report, Console())
     if report.manifest is None:

@@ -18,6 +18,7 @@ from nibabel.affines import voxel_sizes
 
 from latentsynth.data import nifti
 from latentsynth.data.identity import scan_hashes, turned_hash, unfit_id, volume_hash
+from latentsynth.data.intake.duplicates import outline
 from latentsynth.data.intake.headers import Remark, header_remarks
 from latentsynth.data.intake.layouts import RawCohort
 from latentsynth.data.intake.respacing import Spacing, respaced
@@ -67,6 +68,8 @@ class CaseFacts:
         mask_hash: The same of the mask.
         lesion_voxels: Voxels of every lesion: connected voxels of labels other than background and ignored ones.
         remarks: What its headers leave open.
+        outlines: :func:`latentsynth.data.intake.duplicates.outline` of each image, None where it could not be read or holds
+            one value throughout.
     """
 
     voxels: tuple[str, ...] = ()
@@ -78,6 +81,7 @@ class CaseFacts:
     mask_hash: str = ""
     lesion_voxels: tuple[int, ...] = ()
     remarks: tuple[Remark, ...] = ()
+    outlines: tuple[np.ndarray | None, ...] = field(default=(), compare=False, repr=False)
 
 
 def check_case(
@@ -111,6 +115,7 @@ def check_case(
     hashes: list[str] = []
     placed: list[str] = []
     turned: list[tuple[str, ...]] = []
+    outlines: list[np.ndarray | None] = []
     remarks: list[Remark] = []
     grid: _VoxelGrid | None = None
     for number, path in enumerate(case.images):
@@ -120,6 +125,7 @@ def check_case(
             hashes.append("")
             placed.append("")
             turned.append(())
+            outlines.append(None)
             continue
         remarks += header_remarks(path)
         voxels, affine = read
@@ -137,6 +143,7 @@ def check_case(
         placed.append(volume_hash(voxels, affine, hashes[-1]))
         low, high = float(voxels.min()), float(voxels.max())
         turned.append(_turned(path, voxels) if low < high else ())
+        outlines.append(outline(voxels, affine) if low < high else None)
         if low == high:
             cure = "name the right file, or leave the case out; a missing channel cannot be filled in"
             report(path, f"one value throughout ({low:g})", f"a scan for {name}", cure)
@@ -161,7 +168,7 @@ def check_case(
             "a mask for every case",
             "add the mask, or give --allow-unlabelled for autoencoders and diffusion models",
         )
-    facts = CaseFacts(tuple(hashes), tuple(turned), label_voxels=mask.label_voxels)
+    facts = CaseFacts(tuple(hashes), tuple(turned), label_voxels=mask.label_voxels, outlines=tuple(outlines))
     facts = replace(facts, remarks=tuple(r for r in remarks if spacing_mm is None or r.doubt == "no orientation"))
     if grid is None:
         return problems, facts

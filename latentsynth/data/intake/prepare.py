@@ -16,6 +16,7 @@ from rich.text import Text
 from latentsynth.data.identity import files_of
 from latentsynth.data.intake.checks import CaseFacts, Problem, check_cohort, twins
 from latentsynth.data.intake.conversion import converted
+from latentsynth.data.intake.duplicates import NearDuplicate, near_duplicates
 from latentsynth.data.intake.headers import CURES
 from latentsynth.data.intake.layouts import LAYOUTS, RawCohort, few, read_cohort, recognise
 from latentsynth.data.intake.respacing import write_respaced
@@ -24,7 +25,7 @@ from latentsynth.data.manifest import KIND, SPLITS, Manifest
 from latentsynth.errors import DataError
 from latentsynth.files import read_json
 from latentsynth.outputs import claim_file
-from latentsynth.types import Case, Labels
+from latentsynth.types import Case, Labels, Split
 
 _EXPLAINED = 3  # cases shown with their files
 _SMALL = 8  # voxels; a lesion of fewer does not survive half the resolution
@@ -45,6 +46,7 @@ class PrepareReport:
         notes: What the user should hear besides.
         volumes_per_patient: Least, median and most cases of one patient.
         facts: By case id, what was learnt about the cases of the manifest (or of the source, if there is none).
+        near_duplicates: Pairs of cases of different patients that are all but the same scan.
     """
 
     source: Path
@@ -55,6 +57,7 @@ class PrepareReport:
     notes: tuple[str, ...]
     volumes_per_patient: tuple[int, float, int]
     facts: dict[str, CaseFacts]
+    near_duplicates: tuple[NearDuplicate, ...] = ()
 
 
 def prepare(
@@ -70,6 +73,7 @@ def prepare(
     allow_unlabelled: bool = False,
     synthetic: bool = False,
     resample: bool = False,
+    compare: bool = True,
     progress: bool = True,
 ) -> PrepareReport:
     """Reads a cohort, checks every file and writes the manifest if all is well.
@@ -90,6 +94,7 @@ def prepare(
         synthetic: The cases are no patients but volumes that some program made; a ``dataset.json`` that says
             ``"SYNTHETIC": true`` says so too. They are never taken for real ones.
         resample: Resample channels that lie on another grid than the first onto it, into copies.
+        compare: Look for scans of two patients that are all but the same, and keep such patients in one split.
         progress: Show progress on standard error: a bar on a terminal, a line now and then in a log.
 
     Raises:
@@ -131,14 +136,17 @@ def prepare(
         notes.append("these cases are synthetic: nothing takes them for patients")
     notes += _remarks(cohort, cases, [fact for _, fact in kept], allow_unlabelled)
 
+    near = near_duplicates(cases, [fact.outlines for _, fact in kept], progress) if compare else []
     manifest = None
     if skip_invalid or not problems:
         if declared is None:
-            by_patient = split_patients([case.patient_id for case in cases], fractions, seed)
-            declared = {case.case_id: by_patient[case.patient_id] for case in cases}
+            person = _persons(cases, near)
+            by_person = split_patients(list(person.values()), fractions, seed)
+            declared = {case.case_id: by_person[person[case.patient_id]] for case in cases}
             shares = ", ".join(f"{name} {share:g}" for name, share in zip(SPLITS, fractions, strict=True))
             notes.append(f"patients were split at random with seed {seed} ({shares})")
         cases = [replace(case, split=declared[case.case_id]) for case in cases]
+        notes += _near(near, declared)
         empty = [split for split in SPLITS if split not in {case.split for case in cases}]
         if empty:
             notes.append(f"no case is in split {' or '.join(empty)}")
@@ -159,7 +167,35 @@ def prepare(
         tuple(notes),
         (min(volumes), float(median(volumes)), max(volumes)),
         {case.case_id: fact for case, (_, fact) in zip(cases, kept, strict=True)},
+        tuple(near),
     )
+
+
+def _persons(cases: Sequence[Case], near: Iterable[NearDuplicate]) -> dict[str, str]:
+    """By patient the one whose split they share: the same for patients with near-duplicates, else themselves."""
+    person = {case.patient_id: case.patient_id for case in cases}
+    for pair in near:
+        kept, gone = sorted((person[pair.first.patient_id], person[pair.second.patient_id]))
+        person = {patient: kept if one == gone else one for patient, one in person.items()}
+    return person
+
+
+def _near(pairs: Sequence[NearDuplicate], splits: Mapping[str, Split]) -> list[str]:
+    """What is said of near-duplicates: those that a declared split tears apart are a warning."""
+    apart = [pair for pair in pairs if splits[pair.first.case_id] != splits[pair.second.case_id]]
+    together = [pair for pair in pairs if pair not in apart]
+    notes = []
+    for found, word, where in (
+        (together, "", "kept in one split"),
+        (apart, "warning: ", "in different splits, so that one is held out from a model that learns the other"),
+    ):
+        if found:
+            named = few([f"{p.first.case_id} and {p.second.case_id} (r = {p.correlation:.3f})" for p in found])
+            notes.append(
+                f"{word}{len(found)} pairs of different patients are all but the same scan: {named}: {where}; give both the same "
+                "patient, or remove one"
+            )
+    return notes
 
 
 def _says_synthetic(source: Path) -> bool:
