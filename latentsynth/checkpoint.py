@@ -243,6 +243,14 @@ def read_ledger(folder: Path) -> Ledger:
     return Ledger.load(folder / LEDGER)
 
 
+def _origins(ledger: Ledger) -> str:
+    """Whom the scans are owed to, and under which licence they came."""
+    told = (
+        f"{one.credit or 'not stated'} (licence: {one.licence or 'not declared'})" for one in sorted(ledger.origins)
+    )
+    return "; ".join(told) or "not stated (licence: not declared)"
+
+
 def _card(header: Header, parts: Mapping[str, Pretrained], ledger: Ledger) -> str:
     """The model card, for people."""
     domain = header.domain
@@ -258,6 +266,7 @@ Made by latentsynth. Learned from {learnt}; `ledger.json` lists them as hashes.
 - channels: {", ".join(domain.channels)}
 - labels: {", ".join(f"{v} = {n}" for v, n in zip(domain.labels.values, domain.labels.names, strict=True))}
 - grid: {" x ".join(map(str, domain.grid.shape))} voxels of {" x ".join(f"{s:g}" for s in domain.grid.spacing_mm)} mm
+- scans of: {_origins(ledger)}
 - crop: {domain.framing.crop}, a lesion that does not fit: {domain.framing.fit}
 - parameters: {weights}
 

@@ -24,7 +24,7 @@ from latentsynth.errors import DataError
 from latentsynth.figures import Tile, contact_sheet
 from latentsynth.parallel import own
 from latentsynth.progress import bar
-from latentsynth.provenance import LEDGER, Ledger, voxel_hash
+from latentsynth.provenance import LEDGER, Ledger, origins_of, voxel_hash
 from latentsynth.synthesizers import Synthesizer
 from latentsynth.types import Case, Domain, Fit, Framing
 from latentsynth.workers import in_background
@@ -135,8 +135,8 @@ def synthesize(
         seen = model.ledger | Ledger.of(manifest.cases)
         for ledger in {request.ledger for request in masks}:
             seen |= ledger
-        seen |= Ledger(voxels=frozenset().union(*(host.scans for host in scans))) | Ledger.used(
-            h.case.patient_id for h in scans
+        seen |= Ledger.used(h.case.patient_id for h in scans) | Ledger(
+            voxels=frozenset().union(*(host.scans for host in scans)), origins=origins_of(h.case for h in scans)
         )
         seen.save(out / LEDGER)  # for whoever trains on these volumes
         shown_each = _SHOWN_EACH * (_SHOWN if model.makes_masks else 1)

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from latentsynth.errors import ConfigError
 
@@ -36,6 +36,18 @@ Split = Literal["train", "val", "test"]
 MAX_VOXELS = 1024**3  # of a scan or a grid: 4 GiB as float32, and work needs several copies
 
 _STRICT = {"extra": "forbid", "allow_inf_nan": False}  # read by pydantic, in configurations and checkpoints
+
+
+class Origin(NamedTuple):
+    """Where scans are from.
+
+    Attributes:
+        licence: Under which they came, as an SPDX identifier or in words; "" where nobody says.
+        credit: Whom they are owed to; "" where nobody says.
+    """
+
+    licence: str = ""
+    credit: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,7 @@ class Case:
         mask_hash: The same of the mask, or "".
         limits: Per channel, the scanner units that a synthetic case was written with for -1 and 1; empty where nobody
             knows them. Percentiles of a crop would be others than those of the scan it stands for.
+        origin: Where its files are from; what a model of ours made has that of the scans in the ledger beside it.
     """
 
     case_id: str
@@ -70,6 +83,7 @@ class Case:
     image_hashes: tuple[str, ...] = ()
     mask_hash: str = ""
     limits: tuple[tuple[float, float], ...] = ()
+    origin: Origin = Origin()  # noqa: RUF009 (a tuple)
 
     @property
     def scans(self) -> frozenset[str]:

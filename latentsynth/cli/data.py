@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from latentsynth.cli.masks import between
-from latentsynth.cli.options import LOOK_AROUND, PREPARE, app, expression, one_of
+from latentsynth.cli.options import LOOK_AROUND, PREPARE, app, expression, one_of, plain_text
 
 
 @app.command(rich_help_panel=LOOK_AROUND)
@@ -67,6 +67,14 @@ def prepare(
     resample: Annotated[
         bool, typer.Option("--resample", help="Resample channels that lie on another grid than the first onto it")
     ] = False,
+    licence: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Licence of the scans, for example CC-BY-4.0 [default: what dataset.json says]"),
+    ] = None,
+    credit: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Whom the scans are owed to, with --licence [default: reference of dataset.json]"),
+    ] = None,
     compare: Annotated[
         bool,
         typer.Option(
@@ -80,6 +88,10 @@ def prepare(
 ) -> None:
     """Check a cohort and write its manifest, split by patient. Problems come as one table, and nothing is written."""
     expression("--patient", patient)
+    plain_text("--licence", licence)
+    plain_text("--credit", credit)
+    if credit is not None and licence is None:
+        raise typer.BadParameter("--credit needs --licence: what dataset.json says is taken as a whole or not at all")
     if explain:
         _explain(source, layout, patient)
         return
@@ -89,10 +101,12 @@ def prepare(
 
     from latentsynth.data.intake.prepare import prepare as check_and_write
     from latentsynth.data.intake.prepare import write_report
+    from latentsynth.types import Origin
 
     report = check_and_write(
         source, out, layout=layout, patient=patient, split_file=split_file, fractions=fractions, seed=seed,
         skip_invalid=skip_invalid, allow_unlabelled=allow_unlabelled, synthetic=synthetic, resample=resample, compare=compare,
+        origin=None if licence is None else Origin(licence, credit or ""),
     )  # fmt: skip
     write_report(report, Console())
     if report.manifest is None:

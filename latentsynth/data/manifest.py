@@ -13,7 +13,7 @@ from latentsynth.data.identity import unfit_id
 from latentsynth.errors import DataError
 from latentsynth.files import read_json, write_json
 from latentsynth.provenance import fingerprint
-from latentsynth.types import Case, Labels, Split
+from latentsynth.types import Case, Labels, Origin, Split
 
 FORMAT = "latentsynth-manifest/3"
 KIND, KIND_MADE_HERE = "manifest", "manifest of volumes or masks made here"
@@ -72,6 +72,7 @@ class Manifest:
                 c.image_hashes,
                 c.mask_hash,
                 *([c.limits] if c.limits else []),
+                *([c.origin] if any(c.origin) else []),
             ]
             for c in self.cases
         ]
@@ -106,6 +107,7 @@ class Manifest:
                 "mask": _relative(case.mask, path.parent) if case.mask else None,
                 "parents": list(case.parents),
                 "voxels": list(case.voxels),
+                "origin": case.origin._asdict(),
                 "image_hashes": list(case.image_hashes),
             }
             for case in self.cases
@@ -167,6 +169,7 @@ class Manifest:
                     "mask": home / case["mask"] if case["mask"] else None,
                     "parents": tuple(case["parents"]),
                     "voxels": tuple(case["voxels"]),
+                    "origin": Origin(**case["origin"]),
                     "image_hashes": tuple(case["image_hashes"]),
                     "limits": tuple((float(low), float(high)) for low, high in case.get("limits", ())),
                 }
@@ -199,7 +202,9 @@ def _check_cases(path: Path, cases: Sequence[Case]) -> None:
     """
     for case in cases:
         texts = (case.case_id, case.patient_id, case.split, case.source, case.mask_hash)
-        if not all(isinstance(text, str) for text in (*texts, *case.parents, *case.voxels, *case.image_hashes)):
+        if not all(
+            isinstance(text, str) for text in (*texts, *case.parents, *case.voxels, *case.image_hashes, *case.origin)
+        ):
             raise DataError(
                 f"{path}: case {case.case_id!r} holds a value that is no text: run `latentsynth prepare` again"
             )

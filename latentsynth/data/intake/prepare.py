@@ -25,7 +25,7 @@ from latentsynth.data.manifest import KIND, SPLITS, Manifest
 from latentsynth.errors import DataError
 from latentsynth.files import read_json
 from latentsynth.outputs import claim_file
-from latentsynth.types import Case, Labels, Split
+from latentsynth.types import Case, Labels, Origin, Split
 
 _EXPLAINED = 3  # cases shown with their files
 _SMALL = 8  # voxels; a lesion of fewer does not survive half the resolution
@@ -74,6 +74,7 @@ def prepare(
     synthetic: bool = False,
     resample: bool = False,
     compare: bool = True,
+    origin: Origin | None = None,
     progress: bool = True,
 ) -> PrepareReport:
     """Reads a cohort, checks every file and writes the manifest if all is well.
@@ -95,6 +96,8 @@ def prepare(
             ``"SYNTHETIC": true`` says so too. They are never taken for real ones.
         resample: Resample channels that lie on another grid than the first onto it, into copies.
         compare: Look for scans of two patients that are all but the same, and keep such patients in one split.
+        origin: Where the scans are from, and under which licence; None takes what the source says of itself
+            (``licence`` or ``license``, and ``reference``, in its ``dataset.json``).
         progress: Show progress on standard error: a bar on a terminal, a line now and then in a log.
 
     Raises:
@@ -127,11 +130,19 @@ def prepare(
         if any(len({case.patient_id for case, _ in group}) > 1 for group in twins(cohort.cases, facts)):
             notes.append("of a scan found under several patients, every copy was left out")
     synthetic = synthetic or _says_synthetic(source)
-    origin = EXTERNAL if synthetic else "real"
+    origin = origin or _declared_origin(source)
+    notes.append(
+        f"licence of the scans: {origin.licence}"
+        if origin.licence
+        else "no licence is declared: give it with --licence, for whoever gets what is made of these scans"
+    )
+    kind = EXTERNAL if synthetic else "real"
     cases = [
-        replace(case, voxels=fact.voxels, image_hashes=fact.image_hashes, mask_hash=fact.mask_hash, source=origin)
+        replace(
+            case, voxels=fact.voxels, image_hashes=fact.image_hashes, mask_hash=fact.mask_hash, source=kind, origin=origin
+        )
         for case, fact in kept
-    ]
+    ]  # fmt: skip
     if synthetic:
         notes.append("these cases are synthetic: nothing takes them for patients")
     notes += _remarks(cohort, cases, [fact for _, fact in kept], allow_unlabelled)
@@ -203,6 +214,18 @@ def _says_synthetic(source: Path) -> bool:
     file = source / "dataset.json"
     value = read_json(file) if file.is_file() else {}
     return isinstance(value, dict) and value.get("SYNTHETIC") is True
+
+
+def _declared_origin(source: Path) -> Origin:
+    """What a folder's ``dataset.json``, or a data list like it, says of its licence and of whom to credit."""
+    file = source / "dataset.json" if source.is_dir() else source
+    value = read_json(file) if file.suffix == ".json" and file.is_file() else {}
+    texts = value if isinstance(value, dict) else {}
+    licence, credit = (
+        next((texts[key].strip() for key in keys if isinstance(texts.get(key), str)), "")
+        for keys in (("licence", "license"), ("reference",))
+    )
+    return Origin(licence, credit)
 
 
 def _require_free(out: Path) -> None:
