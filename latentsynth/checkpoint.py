@@ -243,14 +243,22 @@ def read_ledger(folder: Path) -> Ledger:
     return Ledger.load(folder / LEDGER)
 
 
+def _origins(ledger: Ledger) -> str:
+    """Whom the scans are owed to, and under which licence they came."""
+    told = (
+        f"{one.credit or 'not stated'} (licence: {one.licence or 'not declared'})" for one in sorted(ledger.origins)
+    )
+    return "; ".join(told) or "not stated (licence: not declared)"
+
+
 def _card(header: Header, parts: Mapping[str, Pretrained], ledger: Ledger) -> str:
     """The model card, for people."""
     domain = header.domain
     scores = "".join(f"| {name} | {value:.4g} |\n" for name, value in sorted(header.metrics.items()))
     weights = ", ".join(f"{n} {sum(p.numel() for p in m.parameters()) / 1e6:.2f} M" for n, m in parts.items())
     settings = json.dumps(header.settings, indent=2)
-    # Patients that two machines counted are two, each under its own key; scans are known by their voxels.
-    learnt = f"{len(ledger.voxels)} scans" if ledger.voxels else f"{len(ledger.patients)} patients"
+    # Patients that two machines counted are two, each under its own key; images are known by their voxels.
+    learnt = f"{len(ledger.voxels)} images" if ledger.voxels else f"{len(ledger.patients)} patients"
     return f"""# {header.kind} ({header.fingerprint})
 
 Made by latentsynth. Learned from {learnt}; `ledger.json` lists them as hashes.
@@ -258,6 +266,7 @@ Made by latentsynth. Learned from {learnt}; `ledger.json` lists them as hashes.
 - channels: {", ".join(domain.channels)}
 - labels: {", ".join(f"{v} = {n}" for v, n in zip(domain.labels.values, domain.labels.names, strict=True))}
 - grid: {" x ".join(map(str, domain.grid.shape))} voxels of {" x ".join(f"{s:g}" for s in domain.grid.spacing_mm)} mm
+- scans of: {_origins(ledger)}
 - crop: {domain.framing.crop}, a lesion that does not fit: {domain.framing.fit}
 - parameters: {weights}
 

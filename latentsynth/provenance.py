@@ -17,7 +17,7 @@ import numpy as np
 from latentsynth.errors import CheckpointError, DataError
 from latentsynth.files import atomic_path, read_json, write_json
 from latentsynth.outputs import claim_file
-from latentsynth.types import Case
+from latentsynth.types import Case, Origin
 
 KEY_VARIABLE = "LATENTSYNTH_KEY"
 LEDGER = "ledger.json"
@@ -103,13 +103,15 @@ class Ledger:
 
     Attributes:
         patients: Keyed hashes (HMAC-SHA256 under the project key) of the ids of patients that were trained on.
-        voxels: Voxel hashes of their scans; these need no key.
+        voxels: Voxel hashes of every channel of their scans; these need no key.
         sources: Keyed hashes of the ids of patients whose mask or scan something was made from.
+        origins: Where their scans and masks are from, with the licence; empty in ledgers of before, of which nobody knows.
     """
 
     patients: frozenset[str] = frozenset()
     voxels: frozenset[str] = frozenset()
     sources: frozenset[str] = frozenset()
+    origins: frozenset[Origin] = frozenset()
 
     @classmethod
     def of(cls, cases: Iterable[Case], key: bytes | None = None) -> Ledger:
@@ -117,8 +119,9 @@ class Ledger:
         cases = list(cases)
         return cls(
             _hashed((case.patient_id for case in cases), key),
-            frozenset(case.voxels for case in cases if case.voxels),
+            frozenset(scan for case in cases for scan in case.scans),
             _hashed((parent for case in cases for parent in case.parents), key),
+            origins_of(cases),
         )
 
     @classmethod
@@ -132,7 +135,12 @@ class Ledger:
         return self.patients | self.sources
 
     def __or__(self, other: Ledger) -> Ledger:
-        return Ledger(self.patients | other.patients, self.voxels | other.voxels, self.sources | other.sources)
+        return Ledger(
+            self.patients | other.patients,
+            self.voxels | other.voxels,
+            self.sources | other.sources,
+            self.origins | other.origins,
+        )
 
     def seen(self, cases: Iterable[Case], key: bytes | None = None) -> tuple[list[Case], bool]:
         """Which of ``cases`` the artefact has seen, and whether patient ids could be compared.
@@ -145,13 +153,14 @@ class Ledger:
         found = []
         for case in cases:
             by_patient = key is not None and bool(Ledger.of([case], key).everybody & self.everybody)
-            if by_patient or (case.voxels and case.voxels in self.voxels):
+            if by_patient or case.scans & self.voxels:
                 found.append(case)
         return found, key is not None
 
     def save(self, path: Path) -> None:
         """Writes the ledger as JSON."""
-        write_json(path, {name: sorted(getattr(self, name)) for name in _LISTS})
+        lists = {name: sorted(getattr(self, name)) for name in _LISTS}
+        write_json(path, {**lists, "origins": [origin._asdict() for origin in sorted(self.origins)]})
 
     @classmethod
     def load(cls, path: Path) -> Ledger:
@@ -162,13 +171,15 @@ class Ledger:
         """
         value = read_json(path)
         lists = [value.get(key) for key in _LISTS] if isinstance(value, dict) else []
+        origins = value.get("origins", []) if isinstance(value, dict) else None
         if (
             not lists
-            or len(value) != len(_LISTS)
+            or set(value) - {"origins"} != set(_LISTS)
             or not all(isinstance(one, list) and all(isinstance(e, str) for e in one) for one in lists)
+            or not (isinstance(origins, list) and all(_is_origin(one) for one in origins))
         ):
             raise CheckpointError(f"{path} is not a patient ledger: restore the checkpoint it belongs to")
-        return cls(**{name: frozenset(value[name]) for name in _LISTS})
+        return cls(**{name: frozenset(value[name]) for name in _LISTS}, origins=frozenset(Origin(**o) for o in origins))
 
     @classmethod
     def beside(cls, manifest: Path | str) -> Ledger:
@@ -176,6 +187,19 @@ class Ledger:
         place = Path(manifest)
         file = (place if place.is_dir() else place.parent) / LEDGER
         return cls.load(file) if file.is_file() else cls()
+
+
+def origins_of(cases: Iterable[Case]) -> frozenset[Origin]:
+    """Where some cases are from; what a model of ours made says so in the ledger beside it."""
+    return frozenset(case.origin for case in cases if ":" not in case.source or any(case.origin))
+
+
+def _is_origin(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == set(Origin._fields)
+        and all(isinstance(text, str) for text in value.values())
+    )
 
 
 def sidecar(**facts: Any) -> dict[str, Any]:

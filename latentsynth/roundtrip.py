@@ -92,7 +92,7 @@ def reconstruct_cohort(
         made.append(
             Case(
                 name, name, images, case.mask, "train", source, (case.patient_id,), image_hashes=hashes,
-                mask_hash=case.mask_hash, limits=limits,
+                mask_hash=case.mask_hash, limits=limits, origin=case.origin,
             )
         )  # fmt: skip
     file = out / "manifest.json"

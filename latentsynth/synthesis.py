@@ -24,7 +24,7 @@ from latentsynth.errors import DataError
 from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.parallel import own
 from latentsynth.progress import bar
-from latentsynth.provenance import LEDGER, Ledger, voxel_hash
+from latentsynth.provenance import LEDGER, Ledger, origins_of, voxel_hash
 from latentsynth.synthesizers import Synthesizer
 from latentsynth.types import Case, Domain, Fit, Framing
 from latentsynth.workers import in_background
@@ -91,7 +91,10 @@ def synthesize(
         "checkpoint": model.fingerprint,
         "settings": chosen,
         "styles": [[case.case_id, voxel_hash(look.numpy())] for case, look in zip(styles, looks, strict=True)],
-        "hosts": [{**asdict(blend), "remove": remove}, *([h.case.case_id, h.scan_hash] for h in scans)]
+        "hosts": [
+            {**asdict(blend), "remove": remove},
+            *({"case": h.case.case_id, "scans": sorted(h.scans)} for h in scans),
+        ]
         if scans
         else [],
     }
@@ -132,8 +135,8 @@ def synthesize(
         seen = model.ledger | Ledger.of(manifest.cases)
         for ledger in {request.ledger for request in masks}:
             seen |= ledger
-        seen |= Ledger(voxels=frozenset(host.scan_hash for host in scans)) | Ledger.used(
-            h.case.patient_id for h in scans
+        seen |= Ledger.used(h.case.patient_id for h in scans) | Ledger(
+            voxels=frozenset().union(*(host.scans for host in scans)), origins=origins_of(h.case for h in scans)
         )
         seen.save(out / LEDGER)  # for whoever trains on these volumes
         shown_each = _SHOWN_EACH * (_SHOWN if model.makes_masks else 1)

@@ -22,7 +22,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
 from latentsynth.errors import ConfigError
 
@@ -38,6 +38,18 @@ MAX_VOXELS = 1024**3  # of a scan or a grid: 4 GiB as float32, and work needs se
 _STRICT = {"extra": "forbid", "allow_inf_nan": False}  # read by pydantic, in configurations and checkpoints
 
 
+class Origin(NamedTuple):
+    """Where scans are from.
+
+    Attributes:
+        licence: Under which they came, as an SPDX identifier or in words; "" where nobody says.
+        credit: Whom they are owed to; "" where nobody says.
+    """
+
+    licence: str = ""
+    credit: str = ""
+
+
 @dataclass(frozen=True)
 class Case:
     """One imaging study: the files of one patient at one time.
@@ -51,7 +63,8 @@ class Case:
         source: ``"real"``; ``"<checkpoint fingerprint>:<seed>"`` for a synthetic case of ours, ``"external"`` for one of
             another program.
         parents: Patients whose mask or scan a synthetic case was made from.
-        voxels: Hash of the first image's voxels on a canonical grid (see :mod:`latentsynth.provenance`), or "".
+        voxels: Hash of each image's voxels on a canonical grid (:func:`latentsynth.data.identity.scan_hashes`); empty where
+            nobody knows.
         image_hashes: Hash of the voxels and the place of each image, as it was prepared; empty where nobody knows.
         mask_hash: The same of the mask, or "".
         limits: Per channel, the scanner units that a synthetic case was written with for -1 and 1; empty where nobody
@@ -59,6 +72,7 @@ class Case:
         filled: Channels, by position, that nobody scanned: their files hold one value, and every loader takes them for
             empty, -1 throughout. Never the first.
         healthy: Its mask is empty, because there is nothing to mark.
+        origin: Where its files are from; what a model of ours made has that of the scans in the ledger beside it.
     """
 
     case_id: str
@@ -68,17 +82,23 @@ class Case:
     split: Split = "train"
     source: str = "real"
     parents: tuple[str, ...] = ()
-    voxels: str = ""
+    voxels: tuple[str, ...] = ()
     image_hashes: tuple[str, ...] = ()
     mask_hash: str = ""
     limits: tuple[tuple[float, float], ...] = ()
     filled: tuple[int, ...] = ()
     healthy: bool = False
+    origin: Origin = Origin()  # noqa: RUF009 (a tuple)
 
     @property
     def marked(self) -> bool:
         """Whether it has a mask that marks something."""
         return self.mask is not None and not self.healthy
+
+    @property
+    def scans(self) -> frozenset[str]:
+        """Hashes by which any of its images, whichever channel, is known again."""
+        return frozenset(filter(None, self.voxels))
 
     @property
     def content(self) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -20,7 +21,14 @@ KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 
 
 def case(patient: str, voxels: str = "", parents: tuple[str, ...] = ()) -> Case:
-    return Case(f"case of {patient}", patient, (Path("image.nii.gz"),), None, voxels=voxels, parents=parents)
+    return Case(
+        f"case of {patient}",
+        patient,
+        (Path("image.nii.gz"),),
+        None,
+        voxels=(voxels,) if voxels else (),
+        parents=parents,
+    )
 
 
 @pytest.fixture
@@ -89,6 +97,16 @@ def test_ledger_finds_patients_parents_and_scans() -> None:
     found, verified = ledger.seen(cases, KEY)
     assert found == cases[:5]
     assert verified
+
+
+def test_a_scan_known_by_another_channel_is_the_same_patients() -> None:
+    """Of CT with PET alone, under another name, in whatever place the channel stands; nothing known is nobody's."""
+    ledger = Ledger.of([replace(case("A"), voxels=("ct", "pet", ""))], KEY)
+    known = [
+        replace(case(f"renamed {n}"), voxels=scans) for n, scans in enumerate((("pet",), ("", "ct"), ("mr", "pet")))
+    ]
+    strangers = [replace(case("B"), voxels=scans) for scans in ((), ("",), ("mr", ""))]
+    assert ledger.seen([*known, *strangers], KEY)[0] == known
 
 
 def test_ledger_union() -> None:

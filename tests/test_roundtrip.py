@@ -52,7 +52,7 @@ def manifest(tmp_path: Path) -> Manifest:
         for kind, voxels in (("scan", scan), ("mask", mask)):
             nib.save(nib.Nifti1Image(voxels, affine), tmp_path / f"{name}-{kind}.nii.gz")
         files = tmp_path / f"{name}-scan.nii.gz", tmp_path / f"{name}-mask.nii.gz"
-        cases.append(Case(name, f"patient-{name}", files[:1], files[1], "val", voxels=f"hash-{n}"))
+        cases.append(Case(name, f"patient-{name}", files[:1], files[1], "val", voxels=(f"hash-{n}",)))
     made = Manifest("three", ("CT",), domain_of().labels, tuple(cases))
     made.save(tmp_path / "manifest.json")
     return made
@@ -108,7 +108,7 @@ def test_what_stands_in_the_manifest(tmp_path: Path, cpu: Accelerator, manifest:
         assert copy.mask is not None
         assert case.mask is not None
         assert copy.mask.samefile(case.mask)
-        assert copy.voxels == ""  # no scan of the patient
+        assert copy.voxels == ()  # no scan of the patient
 
 
 def test_a_second_call_makes_what_is_missing(tmp_path: Path, cpu: Accelerator, manifest: Manifest) -> None:

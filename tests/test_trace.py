@@ -16,6 +16,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.provenance import KEY_VARIABLE, LEDGER, Ledger
 from latentsynth.sharing.export import export_set
+from latentsynth.sharing.nnunet import write_dataset
 from latentsynth.sharing.trace import EXPORTED, OWN, SCAN, TRAINED, USED, trace
 
 KEY = b"k" * 32
@@ -28,7 +29,7 @@ def runs(tmp_path: Path, reported: Reported, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "key").write_text(KEY.hex())
     home = tmp_path / "runs"
     made = Manifest.load(reported.samples)
-    real = [replace(made.cases[n], case_id=name, patient_id=name, source="real", parents=(), voxels=f"hash of {name}") for n, name in enumerate(("Ann", "Bob"))]  # fmt: skip
+    real = [replace(made.cases[n], case_id=name, patient_id=name, source="real", parents=(), voxels=(f"hash of {name}",)) for n, name in enumerate(("Ann", "Bob"))]  # fmt: skip
     (home / "manifests").mkdir(parents=True)
     replace(made, name="scans", cases=tuple(real)).save(home / "manifests" / "scans.json")
     learnt = Ledger.of([real[0]], KEY)
@@ -78,7 +79,7 @@ def test_a_scan_finds_its_patient_without_a_key(runs: Path, monkeypatch: pytest.
     """By its voxels: the manifest then says whose it is."""
     manifest = Manifest.load(runs / "manifests" / "scans.json")
     scan = manifest.cases[0].images[0]
-    monkeypatch.setattr("latentsynth.sharing.trace.nifti.canonical_hash", lambda *given: "hash of Ann")
+    monkeypatch.setattr("latentsynth.sharing.trace.scan_hashes", lambda given: ("hash of Ann",))
     monkeypatch.setenv(KEY_VARIABLE, str(runs / "none"))
     traces = trace(str(scan), runs)
     assert not traces.by_patient
@@ -88,6 +89,41 @@ def test_a_scan_finds_its_patient_without_a_key(runs: Path, monkeypatch: pytest.
         "made": (SCAN,),
         "shared": (EXPORTED,),
     }
+
+
+def test_a_patient_of_two_names_is_found_by_any_of_their_scans(runs: Path) -> None:
+    """Prepared again elsewhere under another id, with another channel first: that manifest is theirs too, and so is its ledger."""
+    scans = Manifest.load(runs / "manifests" / "scans.json")
+    ct, pet = scans.cases[0].images[0], scans.cases[1].images[0]
+    both = replace(
+        scans.cases[0], case_id="X7", patient_id="X7", images=(pet, ct), image_hashes=(), voxels=("pet", "hash of Ann")
+    )
+    replace(scans, name="again", channels=("PET", "CT"), cases=(both,)).save(runs / "manifests" / "again.json")
+    (runs / "later" / "checkpoint").mkdir(parents=True)
+    Ledger(voxels=frozenset({"pet"})).save(runs / "later" / "checkpoint" / LEDGER)
+    assert set(found("Ann", runs)) == {
+        "manifests/scans.json", "manifests/again.json", "ldm/checkpoint", "made", "shared", "later/checkpoint"
+    }  # fmt: skip
+    assert found("X7", runs) == found("Ann", runs)
+    assert "manifests/again.json" not in found("Bob", runs)
+
+
+def test_sets_without_a_ledger_and_datasets_that_hold_the_scans_are_found(runs: Path) -> None:
+    """Reconstructions name whom they show in their manifest alone; a dataset for nnU-Net holds the scans themselves."""
+    scans = Manifest.load(runs / "manifests" / "scans.json")
+    for patient in ("Ann", "Bob"):
+        case = replace(
+            scans.cases[0], case_id="r", patient_id="r", source="abc:reconstruction", parents=(patient,), voxels=()
+        )
+        (runs / f"rebuilt-{patient}").mkdir()
+        replace(scans, cases=(case,)).save(runs / f"rebuilt-{patient}" / "manifest.json")
+    people = (*scans.cases, replace(scans.cases[1], case_id="Cem", patient_id="Cem", voxels=()))
+    split = [replace(case, split=split) for case, split in zip(people, ("train", "val", "test"), strict=True)]
+    replace(scans, cases=tuple(split)).save(runs / "split.json")
+    write_dataset(runs / "split.json", [], runs / "Dataset501")
+    assert found("Ann", runs)["rebuilt-Ann"] == ("synthetic set", (USED,), 1)
+    assert found("Ann", runs)["Dataset501"] == ("export", (EXPORTED,), 0)
+    assert "rebuilt-Bob" not in found("Ann", runs)
 
 
 def test_what_cannot_be_read_is_named(runs: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from latentsynth.cli.masks import between
-from latentsynth.cli.options import LOOK_AROUND, PREPARE, app, expression, one_of
+from latentsynth.cli.options import LOOK_AROUND, PREPARE, app, expression, one_of, plain_text
 
 
 @app.command(rich_help_panel=LOOK_AROUND)
@@ -85,6 +85,21 @@ def prepare(
             help="What several masks of one scan (files, or channels) are: union (one label) or labels (one each)"
         ),
     ] = None,
+    licence: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Licence of the scans, for example CC-BY-4.0 [default: what dataset.json says]"),
+    ] = None,
+    credit: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Whom the scans are owed to, with --licence [default: reference of dataset.json]"),
+    ] = None,
+    compare: Annotated[
+        bool,
+        typer.Option(
+            "--compare/--no-compare",
+            help="Look for scans of two patients that are all but the same; such patients share a split",
+        ),
+    ] = True,
     explain: Annotated[
         bool, typer.Option("--explain", help="Say how the source is understood, read no scan and write nothing")
     ] = False,
@@ -94,6 +109,10 @@ def prepare(
     expression("--healthy", healthy)
     if several_masks is not None:
         one_of("--several-masks", several_masks, ("union", "labels"))
+    plain_text("--licence", licence)
+    plain_text("--credit", credit)
+    if credit is not None and licence is None:
+        raise typer.BadParameter("--credit needs --licence: what dataset.json says is taken as a whole or not at all")
     if explain:
         _explain(source, layout, patient)
         return
@@ -103,11 +122,13 @@ def prepare(
 
     from latentsynth.data.intake.prepare import prepare as check_and_write
     from latentsynth.data.intake.prepare import write_report
+    from latentsynth.types import Origin
 
     report = check_and_write(
         source, out, layout=layout, patient=patient, split_file=split_file, fractions=fractions, seed=seed,
         skip_invalid=skip_invalid, allow_unlabelled=allow_unlabelled, synthetic=synthetic, resample=resample,
-        fill_missing=fill_missing or (), healthy=healthy, several_masks=several_masks,
+        fill_missing=fill_missing or (), healthy=healthy, several_masks=several_masks, compare=compare,
+        origin=None if licence is None else Origin(licence, credit or ""),
     )  # fmt: skip
     write_report(report, Console())
     if report.manifest is None:

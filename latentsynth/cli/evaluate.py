@@ -71,6 +71,33 @@ def finish(result: Result, out: Path) -> None:
         typer.echo(str(out / name))
 
 
+@evaluate_app.command("utility")
+def evaluate_utility(
+    real: Annotated[Path, typer.Option(help="Manifest of annotated patients that no arm was trained on")],
+    predictions: Annotated[
+        list[str],
+        typer.Option(help="ARM=FOLDER of label maps CASE.nii.gz; repeatable, also for further trainings of one arm"),
+    ],
+    baseline: Annotated[str, typer.Option(help="The arm that all others are compared with")],
+    out: Out,
+    split: RealSplit = "test",
+) -> None:
+    """Does training on synthetic patients help another program's segmenter? Arms compared by the label maps that it made."""
+    one_of("--split", split, SPLITS)
+    from latentsynth.evaluation.cohorts import Cohort
+    from latentsynth.experiments.utility.predictions import compare_predictions
+    from latentsynth.parallel import start
+
+    arms: dict[str, list[Path]] = {}
+    for text in predictions:
+        arm, equals, folder = text.partition("=")
+        if not equals or not arm.strip() or not Path(folder).is_dir():
+            raise typer.BadParameter(f"--predictions {text!r}: give ARM=FOLDER, a folder of label maps")
+        arms.setdefault(arm, []).append(Path(folder))
+    cohort = Cohort.load("patients", real, (split,), annotated=True)  # type: ignore[arg-type]
+    finish(compare_predictions(cohort, arms, baseline, out, start()), out)
+
+
 @evaluate_app.command("obedience")
 def evaluate_obedience(
     segmenter: Annotated[

@@ -126,6 +126,10 @@ def export(
             "--faces/--no-faces", help="Faces can be seen, or not, in the scans that were learnt from; for the card"
         ),
     ] = None,
+    accept_licence: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Overrule this licence of the scans, which forbids it: you have a permission; repeatable"),
+    ] = None,
 ) -> None:
     """Pack a synthetic set for sharing: volumes, masks, data card. Refuses without a report on exactly these files."""
     plain_text("--licence", licence)
@@ -134,7 +138,9 @@ def export(
     from latentsynth.sharing.export import export_set
     from latentsynth.sharing.raw import renumbered
 
-    card = export_set(samples, out, licence, report, mask_copies, without_privacy_report, result or [], faces)
+    card = export_set(
+        samples, out, licence, report, mask_copies, without_privacy_report, result or [], faces, accept_licence or []
+    )
     labels = synthetic_set(samples).labels
     if renumbered(labels)[1] != labels.values:
         say("labels were renumbered to be consecutive, as nnU-Net asks: the card says which")
@@ -152,12 +158,16 @@ def pack(
     ] = None,
     title: Annotated[str, typer.Option(help="First line of the card [default: name of the folder]")] = "",
     about: Annotated[Optional[Path], typer.Option(help="Text file that is printed under it")] = None,  # noqa: UP045
+    accept_licence: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Overrule this licence of the scans, which forbids it: you have a permission; repeatable"),
+    ] = None,
 ) -> None:
     """Pack a model for sharing: half-precision weights, its licence, a card of what was measured. Refuses one that copies."""
     plain_text("--title", title)
     from latentsynth.sharing.pack import pack as write
 
-    say(str(write(model, out, licence, result or [], title, about)))
+    say(str(write(model, out, licence, result or [], title, about, accept_licence or [])))
 
 
 @app.command(rich_help_panel=SHARE)
@@ -186,11 +196,15 @@ def nnunet(
     real: Annotated[Path, typer.Argument(help="Manifest of the patients, split into train, val and test")],
     samples: Annotated[list[Path], typer.Argument(help="Manifests or folders of synthetic sets")],
     out: Annotated[Path, typer.Option(help="Folder to write, nnUNet_raw/DatasetNNN_NAME")],
+    accept_licence: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Overrule this licence of the scans, which forbids it: you have a permission; repeatable"),
+    ] = None,
 ) -> None:
     """Write an nnU-Net dataset of real and synthetic patients, with a split that validates on real ones alone."""
     from latentsynth.sharing.nnunet import write_dataset
 
-    splits = write_dataset(real, samples, out)
+    splits = write_dataset(real, samples, out, accept_licence or [])
     say(
         f"{out}\nafter nnUNetv2_plan_and_preprocess copy {splits} into nnUNet_preprocessed/{out.name}, and train fold 0"
     )

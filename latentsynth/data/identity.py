@@ -31,6 +31,16 @@ def volume_hash(voxels: np.ndarray, affine: np.ndarray, known: str = "") -> str:
     return fingerprint([known or nifti.canonical_hash(voxels, affine), canonical.tolist()])
 
 
+def scan_hashes(images: Sequence[Native]) -> tuple[str, ...]:
+    """Hashes by which the images of a case are known again, one per channel, whatever their place and orientation on disk.
+
+    "" for an image of one value throughout: it looks like many and is nobody's.
+    """
+    return tuple(
+        "" if voxels.min() == voxels.max() else nifti.canonical_hash(voxels, affine) for voxels, affine in images
+    )
+
+
 def turned_hash(voxels: np.ndarray) -> str:
     """Hash of a volume that no header changes: the same turned, mirrored, with other axes first, or shifted in value.
 

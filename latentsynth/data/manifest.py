@@ -13,9 +13,9 @@ from latentsynth.data.identity import unfit_id
 from latentsynth.errors import DataError
 from latentsynth.files import read_json, write_json
 from latentsynth.provenance import fingerprint
-from latentsynth.types import Case, Labels, Split
+from latentsynth.types import Case, Labels, Origin, Split
 
-FORMAT = "latentsynth-manifest/2"
+FORMAT = "latentsynth-manifest/3"
 KIND, KIND_MADE_HERE = "manifest", "manifest of volumes or masks made here"
 _KEYS = {"format", "kind", "name", "channels", "labels", "fingerprint", "cases"}
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
@@ -79,6 +79,7 @@ class Manifest:
                 *([c.limits] if c.limits else []),
                 *(["filled", c.filled] if c.filled else []),
                 *(["healthy"] if c.healthy else []),
+                *([c.origin] if any(c.origin) else []),
             ]
             for c in self.cases
         ]
@@ -112,6 +113,8 @@ class Manifest:
                 "images": [_relative(image, path.parent) for image in case.images],
                 "mask": _relative(case.mask, path.parent) if case.mask else None,
                 "parents": list(case.parents),
+                "voxels": list(case.voxels),
+                "origin": case.origin._asdict(),
                 "image_hashes": list(case.image_hashes),
                 "filled": list(case.filled),
             }
@@ -173,6 +176,8 @@ class Manifest:
                     "images": tuple(home / image for image in case["images"]),
                     "mask": home / case["mask"] if case["mask"] else None,
                     "parents": tuple(case["parents"]),
+                    "voxels": tuple(case["voxels"]),
+                    "origin": Origin(**case["origin"]),
                     "image_hashes": tuple(case["image_hashes"]),
                     "limits": tuple((float(low), float(high)) for low, high in case.get("limits", ())),
                     "filled": tuple(case.get("filled", ())),
@@ -205,8 +210,10 @@ def _check_cases(path: Path, cases: Sequence[Case]) -> None:
         DataError: An id that cannot name files, an unknown split, no patient, or a value of a wrong kind.
     """
     for case in cases:
-        texts = (case.case_id, case.patient_id, case.split, case.source, case.voxels, case.mask_hash)
-        if not all(isinstance(text, str) for text in (*texts, *case.parents, *case.image_hashes)):
+        texts = (case.case_id, case.patient_id, case.split, case.source, case.mask_hash)
+        if not all(
+            isinstance(text, str) for text in (*texts, *case.parents, *case.voxels, *case.image_hashes, *case.origin)
+        ):
             raise DataError(
                 f"{path}: case {case.case_id!r} holds a value that is no text: run `latentsynth prepare` again"
             )
@@ -217,6 +224,8 @@ def _check_cases(path: Path, cases: Sequence[Case]) -> None:
             wrong = "no patient"
         if not wrong and case.image_hashes and len(case.image_hashes) != len(case.images):
             wrong = f"{len(case.image_hashes)} hashes for {len(case.images)} images"
+        if not wrong and case.voxels and case.images and len(case.voxels) != len(case.images):
+            wrong = f"{len(case.voxels)} voxel hashes for {len(case.images)} images"
         if wrong:
             raise DataError(f"{path}: case {case.case_id!r} has {wrong}: run `latentsynth prepare` again")
 

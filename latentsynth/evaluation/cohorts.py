@@ -135,7 +135,7 @@ def file_name(name: str) -> str:
 
 def generator_saw(real: Sequence[Case], cohort: Cohort) -> list[str]:
     """A note where the generator of a synthetic cohort was trained on real cases that its volumes are compared with."""
-    seen = sum(bool(case.voxels) and case.voxels in cohort.ledger.voxels for case in real)
+    seen = sum(bool(case.scans & cohort.ledger.voxels) for case in real)
     if not seen:
         return []
     return [

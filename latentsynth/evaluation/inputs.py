@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from latentsynth.data import nifti
-from latentsynth.data.identity import volume_hash
+from latentsynth.data.identity import scan_hashes, volume_hash
 from latentsynth.data.intake.scans import scans
 from latentsynth.data.intake.splits import split_cohort
 from latentsynth.data.manifest import SPLITS, Manifest
@@ -67,12 +67,13 @@ def halves(heldout: Cohort) -> tuple[Cohort, Cohort]:
     Raises:
         DataError: Fewer than two patients.
     """
-    side = split_cohort(heldout.cases, [case.case_id for case in heldout.cases if case.marked], (0.5, 0.5, 0.0))
-    if len(side) < 2:
+    people = {case.patient_id: case.patient_id for case in heldout.cases}
+    side = split_cohort(heldout.cases, people, [case.case_id for case in heldout.cases if case.marked], (0.5, 0.5, 0.0))
+    parts = [tuple(c for c in heldout.cases if side[c.case_id] == split) for split in ("train", "val")]
+    if not all(parts):
         raise DataError(
-            f"{len(side)} held-out patients cannot be split: give at least 38, 19 to calibrate and 19 to check"
+            f"{len(people)} held-out patients cannot be split: give at least 38, 19 to calibrate and 19 to check"
         )
-    parts = [tuple(c for c in heldout.cases if side[c.patient_id] == split) for split in ("train", "val")]
     names = ("calibration patients", "control patients")
     first, second = (replace(heldout, name=name, cases=part) for name, part in zip(names, parts, strict=True))
     return first, second
@@ -87,8 +88,8 @@ def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> li
     Raises:
         DataError: A patient or a scan is on both sides, or in the ledger of a generator.
     """
-    patients, scans_ = {c.patient_id for c in train.cases}, {c.voxels for c in train.cases if c.voxels}
-    both = [c.case_id for c in heldout.cases if c.patient_id in patients or c.voxels in scans_]
+    patients, scans_ = {c.patient_id for c in train.cases}, _scans(train)
+    both = [c.case_id for c in heldout.cases if c.patient_id in patients or c.scans & scans_]
     if both:
         raise DataError(
             f"{len(both)} held-out cases are training patients or the same scans ({', '.join(both[:3])}): hold back "
@@ -100,34 +101,39 @@ def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> li
             text = f"{cohort.name}: no ledger beside it, so that its generator saw these patients and no others is your word"
             notes.append(Note(text, cohort.name))
             continue
-        leaked = [c.case_id for c in heldout.cases if c.voxels and c.voxels in cohort.ledger.voxels]
+        leaked = [c.case_id for c in heldout.cases if c.scans & cohort.ledger.voxels]
         if leaked:
             raise DataError(
                 f"the generator of {cohort.name} was trained on {len(leaked)} of the held-out cases ({', '.join(leaked[:3])}): "
                 "a feature space calibrated by them would call copies normal; hold back others"
             )
-        unseen = sum(bool(c.voxels) and c.voxels not in cohort.ledger.voxels for c in train.cases)
+        unseen = sum(bool(c.scans) and not c.scans & cohort.ledger.voxels for c in train.cases)
         if unseen:
             text = f"{cohort.name}: its generator never saw {unseen} of the {len(train.cases)} training cases given"
             notes.append(Note(text, cohort.name))
-        others = len(cohort.ledger.voxels - scans_ - {c.voxels for c in cohort.cases})
+        others = len(cohort.ledger.voxels - scans_ - _scans(cohort))
         if others:
             text = (
-                f"{cohort.name}: its generator, or the autoencoder under it, also saw {others} scans that are not among "
+                f"{cohort.name}: its generator, or the autoencoder under it, also saw {others} images that are not among "
                 "the training cases given; copies of those are not looked for"
             )
             notes.append(Note(text, cohort.name))
     return notes
 
 
+def _scans(cohort: Cohort) -> set[str]:
+    """Hashes of every channel of every case."""
+    return {scan for case in cohort.cases for scan in case.scans}
+
+
 def _folder(name: str, folder: Path, real: bool, channels: int | None) -> Manifest:
     made = []
     for case in _guessed(folder) if channels is None else scans(folder, channels):
         volumes = [nifti.read(image) for image in case.images]
-        voxels = [nifti.canonical_hash(*volume) for volume in volumes]
+        voxels = scan_hashes(volumes)
         hashes = tuple(volume_hash(*volume, known) for volume, known in zip(volumes, voxels, strict=True))
         source = "real" if real else "external"
-        made.append(replace(case, voxels=voxels[0], image_hashes=hashes, source=source))
+        made.append(replace(case, voxels=voxels, image_hashes=hashes, source=source))
     return Manifest(name, tuple(f"channel {n}" for n in range(len(made[0].images))), Labels((0,)), tuple(made))
 
 

@@ -11,7 +11,9 @@ from latentsynth.evaluation.memorization.report import KIND
 from latentsynth.evaluation.memorization.tables import verdicts as verdicts_table
 from latentsynth.results import Result, markdown
 from latentsynth.sharing.filter import Verdicts
+from latentsynth.sharing.licences import origins_table
 from latentsynth.sharing.raw import renumbered
+from latentsynth.types import Origin
 
 _NOT = "not measured"
 # By criterion of the scorecard for synthetic medical data (Zamzmi et al. 2025, https://arxiv.org/abs/2406.11143), what it asks and the
@@ -33,11 +35,15 @@ class Declared:
         reason: Why it is exported without a report that clears it, or None.
         masks: Masks of patients, or copies of them, may be among these.
         faces: Whether faces can be seen in the scans that the generator learnt from; None where nobody says.
+        origins: Where the scans are from that the generator learnt from.
+        accepted: Their licences that forbid passing this on and were overruled.
     """
 
     reason: str | None = None
     masks: bool = False
     faces: bool | None = None
+    origins: tuple[Origin, ...] = ()
+    accepted: tuple[str, ...] = ()
 
 
 def card_of(
@@ -75,6 +81,10 @@ def card_of(
 | training set | {report.facts["train"]["fingerprint"] if report else "not stated"} |
 | faces in the scans learnt from | {faces} |
 | without | names, dates, age, sex, history, outcome: volumes and label maps alone |
+
+## Scans learnt from
+
+{origins_table(declared.origins, declared.accepted)}
 
 ## Scorecard
 

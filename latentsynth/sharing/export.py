@@ -6,20 +6,19 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from latentsynth.data.exchange.samples import describe
+from latentsynth.data.exchange.samples import ORIGINS, describe
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.inputs import synthetic_set
 from latentsynth.files import atomic_path, write_text
 from latentsynth.outputs import check_free
 from latentsynth.progress import bar
-from latentsynth.provenance import LEDGER, Ledger
+from latentsynth.provenance import LEDGER, Ledger, origins_of
 from latentsynth.results import Result
 from latentsynth.sharing.card import Declared, card_of, sets_of
 from latentsynth.sharing.filter import Verdicts, read_report, require_valid, verdicts_on
+from latentsynth.sharing.licences import check_licences
 from latentsynth.sharing.raw import renumbered, write_case
-
-SET = "exported_set"  # in dataset.json: fingerprint of the manifest
 
 
 def export_set(
@@ -31,6 +30,7 @@ def export_set(
     without_report: str | None = None,
     results: Sequence[Path] = (),
     faces: bool | None = None,
+    accepted: Collection[str] = (),
 ) -> Path:
     """Writes ``imagesTr``, ``labelsTr``, ``dataset.json`` and the card ``README.md`` (nnU-Net raw layout).
 
@@ -47,19 +47,22 @@ def export_set(
         without_report: Why there is no report, or why one that refuses is overruled; printed in the card.
         results: Other measurements of these volumes (``fidelity.json``, ``obedience.json``, ``reading.json``), for the card.
         faces: Whether faces can be seen in the scans that the generator learnt from; None does not say.
+        accepted: Licences of these scans that forbid it and are overruled.
 
     Returns:
         The card.
 
     Raises:
         DataError: Real cases; no report and no reason; a report of other files or another training set, or that cannot
-            be valid; flagged volumes or masks; a folder that exists.
+            be valid; flagged volumes or masks; scans whose licence forbids it; a folder that exists.
     """
     manifest = synthetic_set(samples)
     real = [case.case_id for case in manifest.cases if case.source == "real"]
     if real:
         raise DataError(f"{samples} holds {len(real)} real cases ({real[0]}): export synthetic volumes alone")
     check_free(out)
+    origins = Ledger.beside(samples).origins | origins_of(manifest.cases)
+    check_licences(origins, accepted, licence)
     if without_report is not None and not without_report.strip():
         raise DataError("--without-privacy-report needs a reason: say why, the card prints it")
     result = read_report(report) if report else None
@@ -77,7 +80,7 @@ def export_set(
         _copy(manifest, temporary, verdicts)
         packed = replace(manifest, labels=renumbered(manifest.labels)[0])
         # The fingerprint names nobody; `latentsynth ledger` finds the export by it.
-        describe(temporary, f"{out.name} (synthetic)", packed, licence=licence, **{SET: manifest.fingerprint})
+        describe(temporary, f"{out.name} (synthetic)", packed, licence=licence, **{ORIGINS: [manifest.fingerprint]})
         write_text(
             temporary / "README.md",
             card_of(
@@ -86,7 +89,7 @@ def export_set(
                 licence,
                 result,
                 verdicts,
-                Declared(without_report, publish_mask_copies, faces),
+                Declared(without_report, publish_mask_copies, faces, tuple(sorted(origins)), tuple(accepted)),
                 told,
             ),
         )
@@ -130,11 +133,11 @@ def _check_training_set(manifest: Manifest, samples: Path, result: Result, repor
             f"no {LEDGER} beside {samples}, so nothing says whom its model saw: put the one of the set back beside it"
         )
     # A set that was filtered carries the ledger of the whole, whose other volumes are no patients.
-    own = {facts["voxels"] for cases in sets_of(verdicts, result).values() for facts in cases.values()}
+    own = {scan for cases in sets_of(verdicts, result).values() for facts in cases.values() for scan in facts["voxels"]}
     missed = ledger.voxels - own - set(result.facts["train"]["voxels"])
     if missed:
         raise DataError(
-            f"{report} looked for {len(result.facts['train']['voxels'])} training scans, and the generator, or the "
+            f"{report} looked for {len(result.facts['train']['voxels'])} training images, and the generator, or the "
             f"autoencoder under it, saw {len(missed)} others: measure with everybody it saw as --train"
         )
 

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from latentsynth.data.exchange.samples import describe
+from latentsynth.data.exchange.samples import ORIGINS, describe
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.inputs import synthetic_set
 from latentsynth.files import atomic_path, write_json
 from latentsynth.outputs import check_free
 from latentsynth.progress import bar
-from latentsynth.provenance import Ledger
+from latentsynth.provenance import Ledger, origins_of
+from latentsynth.sharing.licences import check_licences
 from latentsynth.sharing.raw import renumbered, write_case
 from latentsynth.types import Case
 
 SPLITS = "splits_final.json"
 
 
-def write_dataset(real: Path, samples: Sequence[Path], out: Path) -> Path:
+def write_dataset(real: Path, samples: Sequence[Path], out: Path, accepted: Collection[str] = ()) -> Path:
     """Writes ``imagesTr``, ``labelsTr``, ``imagesTs``, ``labelsTs``, ``dataset.json`` and ``splits_final.json``.
 
     There is one fold: the manifest's training patients and all synthetic ones train, its validation patients validate. nnU-Net's
@@ -30,19 +31,24 @@ def write_dataset(real: Path, samples: Sequence[Path], out: Path) -> Path:
         real: Manifest of the patients; its test split becomes ``imagesTs`` and ``labelsTs``.
         samples: Manifests or folders of synthetic sets with masks.
         out: Folder to write, ``nnUNet_raw/DatasetNNN_NAME``; new or empty.
+        accepted: Licences of the scans that forbid it and are overruled.
 
     Returns:
         The file of the split, which belongs into nnU-Net's folder of preprocessed data.
 
     Raises:
         DataError: Cases without masks, other channels or labels; a generator that saw validation or test patients; no
-            validation patients; a folder that exists.
+            validation patients; scans whose licence forbids it; a folder that exists.
     """
     check_free(out)
     patients = Manifest.load(real)
     sets = [(path, synthetic_set(path)) for path in samples]
     held = patients.select("val", "test")
     _check(patients, real, sets, held)
+    scans = [patients.cases, *(manifest.cases for _, manifest in sets)]
+    check_licences(
+        frozenset().union(*map(origins_of, scans), *(Ledger.beside(path).origins for path, _ in sets)), accepted
+    )
     made = [
         (f"synthetic_{number}_{n:05d}", case)
         for number, (_, manifest) in enumerate(sets)
@@ -62,7 +68,8 @@ def write_dataset(real: Path, samples: Sequence[Path], out: Path) -> Path:
             cases=tuple(replace(case, case_id=name) for name, case in [*train, *validation, *made]),
         )
         # Marked as synthetic as a whole: `prepare` must never take any of them for patients.
-        describe(temporary, out.name, everyone, synthetic_cases=[name for name, _ in made])
+        origins = [patients.fingerprint, *(manifest.fingerprint for _, manifest in sets)]
+        describe(temporary, out.name, everyone, synthetic_cases=[name for name, _ in made], **{ORIGINS: origins})
         fold = {"train": [name for name, _ in [*train, *made]], "val": [name for name, _ in validation]}
         write_json(temporary / SPLITS, [fold])
     return out / SPLITS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ from latentsynth.evaluation.memorization.report import KIND
 from latentsynth.evaluation.memorization.tables import verdicts
 from latentsynth.files import atomic_folder, write_text
 from latentsynth.masks import learnt
+from latentsynth.provenance import Ledger
 from latentsynth.results import Result, markdown
 from latentsynth.sharing.filter import read_report, require_valid
+from latentsynth.sharing.licences import check_licences, origins_table
 from latentsynth.synthesizers.build import FAMILIES
 from latentsynth.synthesizers.checkpointed import load
 
@@ -21,7 +23,13 @@ CARD, LICENCE = "README.md", "LICENSE.txt"
 
 
 def pack(
-    model: Path, out: Path, licence: Path, results: Sequence[Path] = (), title: str = "", about: Path | None = None
+    model: Path,
+    out: Path,
+    licence: Path,
+    results: Sequence[Path] = (),
+    title: str = "",
+    about: Path | None = None,
+    accepted: Collection[str] = (),
 ) -> Path:
     """Writes a checkpoint in half precision with its licence, and a card that tells what was measured.
 
@@ -35,12 +43,14 @@ def pack(
         results: Results (``obedience.json``, ``fidelity.json``, ``memorization.json``) of volumes it made.
         title: First line of the card; the folder's name unless given.
         about: Text that is printed under it.
+        accepted: Licences of the scans it learnt from that forbid it and are overruled.
 
     Returns:
         The card.
 
     Raises:
-        DataError: A result is unreadable, or the copy search found copies or clears nobody; the licence is missing.
+        DataError: A result is unreadable, or the copy search found copies or clears nobody; the licence is missing; that of the scans
+            forbids it.
         CheckpointError: There is no such model, or something else stands at ``out``.
     """
     texts = [_text(file, what) for file, what in ((licence, "licence"), (about, "about")) if file is not None]
@@ -48,14 +58,30 @@ def pack(
     folder = checkpoint.locate(model)
     loaded = load([*FAMILIES, *learnt.FAMILIES], folder, "cannot be packed: give a model that makes volumes or masks")
     header = checkpoint.read_header(folder)
+    check_licences(loaded.ledger.origins, accepted)
     with atomic_folder(out, checkpoint.is_checkpoint) as temporary:
         loaded.save(temporary, loaded.ledger, header.metrics, half=True)
         write_text(temporary / LICENCE, texts[0])
         card = (temporary / CARD).read_text(encoding="utf-8").partition("\n")[2]
         write_text(
-            temporary / CARD, "\n".join([f"# {title or out.name}", "", *texts[1:], card.strip(), *_sections(told), ""])
+            temporary / CARD,
+            "\n".join(
+                [
+                    f"# {title or out.name}",
+                    "",
+                    *texts[1:],
+                    card.strip(),
+                    *_origins(loaded.ledger, accepted),
+                    *_sections(told),
+                    "",
+                ]
+            ),
         )
     return out / CARD
+
+
+def _origins(ledger: Ledger, accepted: Collection[str]) -> list[str]:
+    return ["", "## Scans learnt from", "", origins_table(ledger.origins, accepted)]
 
 
 def _text(path: Path, what: str) -> str:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from latentsynth.checkpoint import CONFIG
 from latentsynth.data import nifti
+from latentsynth.data.exchange.samples import ORIGINS
+from latentsynth.data.identity import scan_hashes
 from latentsynth.data.manifest import Manifest
 from latentsynth.documents import read_json
 from latentsynth.errors import DataError, LatentsynthError
 from latentsynth.provenance import LEDGER, Ledger, project_key
 from latentsynth.results import Table
-from latentsynth.sharing.export import SET
 from latentsynth.types import Case
 
 _DATASET = "dataset.json"
@@ -24,7 +25,7 @@ TRAINED, USED, SCAN, OWN, EXPORTED = (
     "made from its mask or scan",
     "has seen this scan",
     "its own scans or masks",
-    "exported from a set that holds it",
+    "written from a manifest or set that holds it",
 )
 
 
@@ -88,32 +89,38 @@ def trace(who: str, folder: Path, key: bytes | None = None) -> Traces:
         raise DataError(f"{folder} is no folder: give one that holds runs and synthetic sets")
     key = key or project_key()
     manifests, unread = _manifests(folder)
-    voxels = {nifti.canonical_hash(*nifti.read(who))} if Path(who).is_file() else set()
-    own = {path: _cases(manifest.cases, who, voxels) for path, manifest in manifests.items()}
-    voxels |= {case.voxels for cases in own.values() for case in cases if case.voxels}
-    patients = {who, *(case.patient_id for cases in own.values() for case in cases)}
+    patients, voxels = _known(who, manifests.values())
+    own = {
+        path: [case for case in manifest.cases if _is_of(case, patients, voxels)]
+        for path, manifest in manifests.items()
+    }
     names = Ledger.used(patients, key).sources if key else frozenset()
     found = [Trace(path, "manifest", (OWN,), len(cases)) for path, cases in own.items() if cases]
-    tainted, ledgers = set(), list(_named(folder, LEDGER))
+    tainted = {manifests[path].fingerprint for path, cases in own.items() if cases}
+    made_of = {path: sum(bool(patients & set(case.parents)) for case in one.cases) for path, one in manifests.items()}
+    ledgers = list(_named(folder, LEDGER))
+    for path, made in made_of.items():
+        if made and path.with_name(LEDGER) not in ledgers:
+            found.append(Trace(path.parent, "synthetic set", (USED,), made))
+            tainted.add(manifests[path].fingerprint)
     for file in ledgers:
         try:
             through = _through(Ledger.load(file), names, voxels)
         except LatentsynthError:
             unread.append(file)
             continue
-        beside = {path: one for path, one in manifests.items() if path.parent == file.parent}
-        made = sum(bool(patients & set(case.parents)) for one in beside.values() for case in one.cases)
+        beside = [path for path in manifests if path.parent == file.parent]
         if through:
-            found.append(Trace(file.parent, _kind(file), through, made))
-            tainted |= {one.fingerprint for one in beside.values()}
+            found.append(Trace(file.parent, _kind(file), through, sum(made_of[path] for path in beside)))
+            tainted |= {manifests[path].fingerprint for path in beside}
     exports = list(_named(folder, _DATASET))
     for file in exports:
         try:
-            origin = _origin(read_json(file))
+            origins = _origins(read_json(file))
         except LatentsynthError:
             unread.append(file)
             continue
-        if origin in tainted:
+        if origins & tainted:
             found.append(Trace(file.parent, "export", (EXPORTED,)))
     looked_at = len(manifests) + len(ledgers) + len(exports)
     return Traces(tuple(sorted(found, key=lambda one: one.place)), looked_at, tuple(unread), key is not None)
@@ -124,9 +131,21 @@ def _through(ledger: Ledger, names: frozenset[str], voxels: set[str]) -> tuple[s
     return tuple(word for word, hits in ways.items() if hits)
 
 
-def _cases(cases: Sequence[Case], who: str, voxels: set[str]) -> list[Case]:
-    """Real cases of the patient."""
-    return [case for case in cases if case.source == "real" and (case.patient_id == who or case.voxels in voxels)]
+def _known(who: str, manifests: Collection[Manifest]) -> tuple[set[str], set[str]]:
+    """Every id and scan of the patient: a scan in another manifest may have another id there, and that id other scans."""
+    voxels = set(scan_hashes([nifti.read(who)])) - {""} if Path(who).is_file() else set()
+    patients, count = {who}, 0
+    while count < len(patients) + len(voxels):
+        count = len(patients) + len(voxels)
+        cases = [case for manifest in manifests for case in manifest.cases if _is_of(case, patients, voxels)]
+        patients |= {case.patient_id for case in cases}
+        voxels |= {scan for case in cases for scan in case.scans}
+    return patients, voxels
+
+
+def _is_of(case: Case, patients: set[str], voxels: set[str]) -> bool:
+    """Whether a real case is the patient's."""
+    return case.source == "real" and (case.patient_id in patients or bool(case.scans & voxels))
 
 
 def _kind(ledger: Path) -> str:
@@ -134,10 +153,10 @@ def _kind(ledger: Path) -> str:
     return "checkpoint" if (ledger.parent / CONFIG).is_file() else "synthetic set"
 
 
-def _origin(dataset: Any) -> str | None:
-    """Fingerprint of the set that a dataset was exported from."""
-    value = dataset.get(SET) if isinstance(dataset, dict) else None
-    return value if isinstance(value, str) else None
+def _origins(dataset: Any) -> set[str]:
+    """Fingerprints of the manifests that a dataset was written from."""
+    value = dataset.get(ORIGINS) if isinstance(dataset, dict) else None
+    return {one for one in value if isinstance(one, str)} if isinstance(value, list) else set()
 
 
 def _manifests(folder: Path) -> tuple[dict[Path, Manifest], list[Path]]:

@@ -20,7 +20,7 @@ SHAPE = (20, 20, 20)
 
 
 def made(name: str, *parents: str, source: str = "generator:0") -> Case:
-    return Case(name, f"synthetic-{name}", (), None, source=source, parents=parents, voxels=f"hash of {name}")
+    return Case(name, f"synthetic-{name}", (), None, source=source, parents=parents, voxels=(f"hash of {name}",))
 
 
 def of(*cases: Case, ledger: Ledger = Ledger()) -> Cohort:  # noqa: B008 (frozen)

@@ -38,7 +38,9 @@ def cohort(name: str, cases: Sequence[Case], ledger: Ledger | None = None) -> Co
 
 
 def case(name: str, split: Split = "train", patient: str = "", source: str = "real", scan: str = "") -> Case:
-    return Case(name, patient or name, (Path(f"{name}.nii.gz"),), None, split, source, voxels=scan or f"hash of {name}")
+    return Case(
+        name, patient or name, (Path(f"{name}.nii.gz"),), None, split, source, voxels=(scan or f"hash of {name}",)
+    )
 
 
 @pytest.mark.parametrize("suffix", ["_0000.nii.gz", ".nii.gz", "_0000.nii", ".nii"])
@@ -51,7 +53,7 @@ def test_a_folder_of_one_channel(tmp_path: Path, suffix: str) -> None:
     assert (found.name, len(found.manifest.channels), found.ledger) == ("training patients", 1, Ledger())
     for one, seed in zip(found.cases, (1, 0, 2), strict=True):
         assert one.mask is None
-        assert one.voxels == nifti.canonical_hash(voxels(seed), AFFINE)
+        assert one.voxels == (nifti.canonical_hash(voxels(seed), AFFINE),)
         np.testing.assert_array_equal(nifti.read(one.images[0])[0], voxels(seed))
 
 
@@ -134,7 +136,7 @@ def test_held_out_patients_who_were_trained_on_are_refused() -> None:
             DataError, match=f"1 held-out cases are training patients or the same scans .{seen.case_id}"
         ):
             check_apart(train, cohort("held-out", [*fine, seen]), [])
-    unknown = [replace(one, voxels="") for one in (*fine, *train.cases)]  # no hash is no equal hash
+    unknown = [replace(one, voxels=()) for one in (*fine, *train.cases)]  # no hash is no equal hash
     assert check_apart(cohort("train", unknown[2:]), cohort("held-out", unknown[:2]), []) == []
 
 
@@ -165,7 +167,7 @@ def test_what_a_ledger_says_of_the_patients() -> None:
     (unseen,) = notes("a")
     assert unseen == "made: its generator never saw 1 of the 2 training cases given"
     (others,) = notes("a", "b", "x", "y")
-    assert "also saw 2 scans that are not among the training cases" in others
+    assert "also saw 2 images that are not among the training cases" in others
     (silent,) = notes()
     assert "no ledger beside it" in silent
     leak = cohort("leaky", [case("t", source="model:1")], Ledger(voxels=frozenset({"hash of c"})))

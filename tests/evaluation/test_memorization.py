@@ -169,10 +169,10 @@ def test_facts_survive_the_file_and_copies_are_named(place: Path, measured: tupl
         fact = loaded.facts["sets"]["copies"][f"copies-{n}"]
         assert fact["flagged"] == [JOINT, "voxels"]  # together, and as near-exact; of 1 - SSIM half is not half as far
         assert fact["nearest"] == dict.fromkeys(SEARCHED, one.case_id)
-        assert fact["voxels"] == one.voxels
+        assert fact["voxels"] == sorted(one.scans)
     named = {(one["volumes"], one["case"], one["twin"]) for one in loaded.facts["near_exact"]}
     assert named == {("copies", f"copies-{n}", one.case_id) for n, one in enumerate(train[:12])}
-    assert loaded.facts["train"]["voxels"] == sorted(one.voxels for one in train)
+    assert loaded.facts["train"]["voxels"] == sorted(scan for one in train for scan in one.scans)
     with (place / "out" / "memorization.csv").open(newline="") as stream:
         lines = list(csv.DictReader(stream))
     assert len(lines) == len(SEARCHED) * (20 + 3 * 12)
@@ -241,7 +241,9 @@ def test_what_cannot_be_measured_is_refused(place: Path, measure: Measure, cpu: 
     two = replace(
         other,
         channels=("CT", "MR"),
-        cases=tuple(replace(c, images=c.images * 2, image_hashes=c.image_hashes * 2) for c in other.cases),
+        cases=tuple(
+            replace(c, images=c.images * 2, image_hashes=c.image_hashes * 2, voxels=c.voxels * 2) for c in other.cases
+        ),
     )
     two.save(place / "two.json")
     with pytest.raises(DataError, match=r"two has channels \('CT', 'MR'\)"):

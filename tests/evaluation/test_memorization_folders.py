@@ -17,6 +17,7 @@ from latentsynth.data import nifti
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort
+from latentsynth.evaluation.inputs import open_cohort
 from latentsynth.evaluation.memorization.evaluate import measure_memorization
 from latentsynth.evaluation.memorization.headers import Arrays
 from latentsynth.provenance import file_fingerprint
@@ -132,6 +133,29 @@ def test_a_held_out_scan_is_known_whatever_its_header(place: Path, measure: Meas
         measure_memorization(
             place / "train", place / "both", [], place / "x", cpu, ("ssim",), level=0.5, cache=place / "cache"
         )
+
+
+def test_a_scan_is_known_by_any_channel_that_shows_something(tmp_path: Path) -> None:
+    """Turned, beside another first channel; a channel of one value throughout is in many scans and names nobody."""
+    rng = np.random.default_rng(0)
+    ct, pet, other = (rng.integers(0, 100, (5, 6, 7)).astype(np.int16) for _ in range(3))
+    flat = np.zeros_like(ct)
+    for name, images in {
+        "train/a": (ct, pet),
+        "train/b": (other, flat),
+        "held/c": (other[::-1] // 2, pet[:, ::-1]),
+        "free/d": (ct // 3, flat),
+    }.items():
+        for n, image in enumerate(images):
+            nifti.write(tmp_path / f"{name}_{n:04d}.nii.gz", np.ascontiguousarray(image), AFFINE)
+    train, held, free = (open_cohort(name, tmp_path / name, channels=2) for name in ("train", "held", "free"))
+    arrays = Arrays(train, tmp_path / "cache")
+    with pytest.raises(DataError, match=r"1 held-out cases have the voxels of training scans .* \(c\)"):
+        arrays.check_apart(held)
+    arrays.check_apart(free)
+    (laid,), (note,) = arrays.aligned(held)[0].cases, arrays.aligned(held)[1]
+    assert np.array_equal(nifti.read(laid.images[1])[0], pet)
+    assert "training scans voxel for voxel" in note.text
 
 
 def test_nothing_is_said_where_no_space_applies(measure: Measure) -> None:

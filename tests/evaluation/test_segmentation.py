@@ -301,7 +301,7 @@ def test_too_few_or_equal_volumes_have_no_strata(volumes: Sequence[float]) -> No
 def test_patients_it_was_trained_on_are_refused_unless_asked_for(tmp_path: Path, cpu: Accelerator) -> None:
     cases = [*patients(tmp_path, 2, "train"), *patients(tmp_path, 2, "test")]
     manifest = cohort(tmp_path / "manifest.json", cases)
-    for seen in (cases, [replace(cases[2], voxels="", case_id="renamed")]):
+    for seen in (cases, [replace(cases[2], voxels=(), case_id="renamed")]):
         model = positive_controls(ledger=Ledger.of(seen))
         with pytest.raises(DataError, match=rf"trained on {min(len(seen), 2)} of these 2 cases \(test_0"):
             evaluated(model, manifest, tmp_path, cpu)

@@ -133,7 +133,7 @@ def test_nothing_that_leaves_names_a_patient(reported: Reported, filtered: Path,
         filter_set(reported.samples, reported.report, tmp_path / "some.json")
         export(tmp_path / "some.json", tmp_path / "shared", reported.report, publish_mask_copies=True)
     cases = (*Manifest.load(reported.real).cases, *Manifest.load(reported.samples).cases)
-    names = {name for case in cases for name in (case.case_id, case.patient_id, *case.parents, case.voxels)}
+    names = {name for case in cases for name in (case.case_id, case.patient_id, *case.parents, *case.voxels)}
     names |= {"Meier", "Huber", "phantom", "archive-of-patients", str(tmp_path.parent), "filtered", "samples"}
     ledger = Ledger.load(reported.samples.parent / LEDGER)
     wanted = re.compile("|".join(re.escape(name) for name in sorted(names | ledger.patients)).encode())
@@ -193,7 +193,7 @@ def test_everybody_the_generator_saw_must_have_been_looked_for(reported: Reporte
     moved = reported.copy(tmp_path / "moved", fresh=True)
     unseen = Manifest.load(reported.real).select("test")[:2]
     (Ledger.load(moved.parent / LEDGER) | Ledger.of(unseen)).save(moved.parent / LEDGER)
-    words = "looked for 12 training scans, and the generator, or the autoencoder under it, saw 2 others"
+    words = "looked for 12 training images, and the generator, or the autoencoder under it, saw 2 others"
     refuses(words, moved, tmp_path / "shared", reported.clean)
 
 

@@ -280,7 +280,7 @@ def synthetic(workplace: Path, name: str, parents: tuple[str, ...], **changes: A
     files = real.select("train")[0]
     cases = [
         replace(files, case_id=f"synthetic_{n}", patient_id=f"synthetic_{n}", source=SOURCE, parents=(parent,),
-                voxels=f"{name}{n}", image_hashes=(), mask_hash="")
+                voxels=(f"{name}{n}",), image_hashes=(), mask_hash="")
         for n, parent in enumerate(parents)
     ]  # fmt: skip
     folder = workplace / name

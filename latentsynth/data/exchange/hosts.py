@@ -13,7 +13,7 @@ from latentsynth.data.cache.cutting import distance_to
 from latentsynth.data.cache.volumes import channel_limits, check_grids, window_channels
 from latentsynth.data.exchange.requests import Placed, Request, to_scanner
 from latentsynth.data.frames import Frame, resample
-from latentsynth.data.identity import check_files
+from latentsynth.data.identity import check_files, scan_hashes
 from latentsynth.data.intake.checks import disagreement
 from latentsynth.errors import DataError
 from latentsynth.types import Case, Domain
@@ -77,9 +77,9 @@ class Host:
         return cls(case, native, channel_limits(native, domain.grid.windows, case), domain)
 
     @property
-    def scan_hash(self) -> str:
-        """Hash of its first image, as ledgers hold it."""
-        return self.case.voxels or nifti.canonical_hash(*self.native[0])
+    def scans(self) -> frozenset[str]:
+        """Hashes of its images, as ledgers hold them."""
+        return self.case.scans or frozenset(filter(None, scan_hashes(self.native)))
 
     def context(self, frame: Frame) -> np.ndarray:
         """The scan in a frame, float32 in [-1, 1], ``(C, *frame.shape)``."""

@@ -16,7 +16,7 @@ from latentsynth.data.frames import Frame, lay, resample, resample_labels
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.metrics.lesions import components
-from latentsynth.provenance import Ledger, fingerprint, voxel_hash
+from latentsynth.provenance import Ledger, fingerprint, origins_of, voxel_hash
 from latentsynth.types import Case, Domain, Fit, Framing, Labels, Split
 
 _KEPT = 0.1  # share of a lesion that must be left for it to count as given
@@ -78,7 +78,11 @@ def requests_of(cases: Sequence[Case]) -> list[Request]:
     Raises:
         DataError: None of them has a mask that marks something.
     """
-    found = [Request(case.case_id, case.mask, _owners(case), case.images) for case in cases if case.marked]
+    found = [
+        Request(case.case_id, case.mask, _owners(case), case.images, Ledger(origins=origins_of([case])))
+        for case in cases
+        if case.marked
+    ]
     if not found:
         raise DataError(
             f"none of {len(cases)} scans has a mask that marks something: give a manifest of annotated ones"
@@ -158,7 +162,7 @@ def requests(source: Path, split: Split | None = None) -> list[Request]:
                 f"no case of {source} in split {split or 'val'} has a mask that marks something: choose another --split"
             )
         beside = Ledger.beside(source)
-        found = [replace(request, ledger=beside) for request in requests_of(cases)]
+        found = [replace(request, ledger=request.ledger | beside) for request in requests_of(cases)]
     names = [request.name for request in found]
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if repeated:

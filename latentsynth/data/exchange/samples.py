@@ -18,7 +18,7 @@ import numpy as np
 from latentsynth import outputs
 from latentsynth.data import nifti, windows
 from latentsynth.data.exchange.requests import Placed, Request, Shown
-from latentsynth.data.identity import volume_hash
+from latentsynth.data.identity import scan_hashes, volume_hash
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.files import clear_partial, read_json, write_json
@@ -30,7 +30,8 @@ KIND = "synthetic volumes"
 GIVEN = "masks_given"
 PAIRS = "pairs.csv"
 FOLDERS = ("imagesTr", "labelsTr", GIVEN, "sidecars")
-FORMAT = 2  # of the sidecars
+ORIGINS = "written_from"  # in dataset.json: fingerprints of the manifests that a dataset was written from
+FORMAT = 3  # of the sidecars
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def collect(out: Path, domain: Domain) -> Manifest:
                 "train",
                 f"{facts['checkpoint']}:{facts['seed']}",
                 tuple(facts["parents"]),
-                facts["voxels"],
+                tuple(facts["voxels"]),
                 tuple(facts["image_hashes"]),
                 facts["mask_hash"],
                 limits=tuple((float(low), float(high)) for low, high in (facts["limits"][c] for c in domain.channels)),
@@ -186,7 +187,7 @@ def write(
     name = name_of(request, seed)
     for channel, image in enumerate(scanner):
         nifti.write(out / "imagesTr" / f"{name}_{channel:04d}.nii.gz", image, placed.affine)
-    voxels = nifti.canonical_hash(scanner[0], placed.affine)
+    voxels = scan_hashes([(image, placed.affine) for image in scanner])
     given = placed.given(domain.labels)
     shown = Shown.of(placed.values, given, domain.labels.lesions(domain.framing))
     nifti.write(out / "labelsTr" / f"{name}.nii.gz", shown.values, placed.affine)
@@ -202,9 +203,9 @@ def write(
             lesions=shown.lesions,
             lesions_lost=shown.lost,
             parents=list(request.parents),
-            voxels=voxels,
+            voxels=list(voxels),
             image_hashes=[
-                volume_hash(image, placed.affine, voxels if n == 0 else "") for n, image in enumerate(scanner)
+                volume_hash(image, placed.affine, known) for image, known in zip(scanner, voxels, strict=True)
             ],
             mask_hash=volume_hash(shown.values, placed.affine),
             limits=dict(zip(domain.channels, limits, strict=True)),

@@ -17,7 +17,8 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 
 from latentsynth.data import nifti
-from latentsynth.data.identity import turned_hash, unfit_id, volume_hash
+from latentsynth.data.identity import scan_hashes, turned_hash, unfit_id, volume_hash
+from latentsynth.data.intake.duplicates import outline
 from latentsynth.data.intake.headers import Remark, header_remarks
 from latentsynth.data.intake.layouts import RawCohort
 from latentsynth.data.intake.respacing import Spacing, respaced
@@ -60,7 +61,7 @@ class CaseFacts:
     """What was learnt while the files were open.
 
     Attributes:
-        hashes: :func:`latentsynth.provenance.voxel_hash` of each image, "" where it could not be read.
+        voxels: As in :class:`latentsynth.types.Case`, "" for an image that could not be read.
         turned: :func:`latentsynth.data.identity.turned_hash` of each, also of the numbers in the file where its header
             scales them; nothing where the image could not be read or holds one value throughout.
         shape: Voxels ``(I, J, K)`` in the file's own axis order, or None if no image could be read.
@@ -70,9 +71,11 @@ class CaseFacts:
         mask_hash: The same of the mask.
         lesion_voxels: Voxels of every lesion: connected voxels of labels other than background and ignored ones.
         remarks: What its headers leave open.
+        outlines: :func:`latentsynth.data.intake.duplicates.outline` of each image, None where it could not be read or holds
+            one value throughout.
     """
 
-    hashes: tuple[str, ...] = ()
+    voxels: tuple[str, ...] = ()
     turned: tuple[tuple[str, ...], ...] = ()
     shape: tuple[int, int, int] | None = None
     spacing_mm: tuple[float, float, float] | None = None
@@ -81,11 +84,7 @@ class CaseFacts:
     mask_hash: str = ""
     lesion_voxels: tuple[int, ...] = ()
     remarks: tuple[Remark, ...] = ()
-
-    @property
-    def voxels(self) -> str:
-        """Hash of the first image, or ""."""
-        return self.hashes[0] if self.hashes else ""
+    outlines: tuple[np.ndarray | None, ...] = field(default=(), compare=False, repr=False)
 
 
 def check_case(
@@ -116,8 +115,10 @@ def check_case(
         cure = "change the --patient expression so that it matches this case id, or complete the patient column"
         report(case.case_id, "no patient", "a patient id for every case", cure)
 
-    hashes, placed = [], []
+    hashes: list[str] = []
+    placed: list[str] = []
     turned: list[tuple[str, ...]] = []
+    outlines: list[np.ndarray | None] = []
     remarks: list[Remark] = []
     grid: _VoxelGrid | None = None
     for number, path in enumerate(case.images):
@@ -129,6 +130,7 @@ def check_case(
             hashes.append("")
             placed.append("")
             turned.append(())
+            outlines.append(None)
             continue
         remarks += header_remarks(path)
         voxels, affine = read
@@ -142,10 +144,11 @@ def check_case(
             apart = disagreement(*grid, voxels.shape, affine)
             if apart:
                 report(path, apart, f"the grid of {case.images[0].name}", "resample it onto the first image")
-        hashes.append(nifti.canonical_hash(voxels, affine))
+        hashes += scan_hashes([read])
         placed.append(volume_hash(voxels, affine, hashes[-1]))
         low, high = float(voxels.min()), float(voxels.max())
         turned.append(_turned(path, voxels) if low < high else ())
+        outlines.append(outline(voxels, affine) if low < high else None)
         if low == high and number not in case.filled:
             report(
                 path,
@@ -174,7 +177,7 @@ def check_case(
             "a mask for every case",
             "add the mask, or give --allow-unlabelled for autoencoders and diffusion models",
         )
-    facts = CaseFacts(tuple(hashes), tuple(turned), label_voxels=mask.label_voxels)
+    facts = CaseFacts(tuple(hashes), tuple(turned), label_voxels=mask.label_voxels, outlines=tuple(outlines))
     facts = replace(facts, remarks=tuple(r for r in remarks if spacing_mm is None or r.doubt == "no orientation"))
     if grid is None:
         return problems, facts

@@ -16,6 +16,7 @@ from rich.text import Text
 from latentsynth.data.identity import files_of
 from latentsynth.data.intake.checks import CaseFacts, Problem, check_cohort, twins
 from latentsynth.data.intake.conversion import Wanted, converted
+from latentsynth.data.intake.duplicates import NearDuplicate, near_duplicates
 from latentsynth.data.intake.headers import CURES
 from latentsynth.data.intake.joining import as_join
 from latentsynth.data.intake.layouts import LAYOUTS, RawCohort, compiled, few, read_cohort, recognise
@@ -25,7 +26,7 @@ from latentsynth.data.manifest import KIND, SPLITS, Manifest
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.files import read_json
 from latentsynth.outputs import claim_file
-from latentsynth.types import Case, Labels, Split
+from latentsynth.types import Case, Labels, Origin, Split
 
 _EXPLAINED = 3  # cases shown with their files
 _SMALL = 8  # voxels; a lesion of fewer does not survive half the resolution
@@ -46,6 +47,7 @@ class PrepareReport:
         notes: What the user should hear besides.
         volumes_per_patient: Least, median and most cases of one patient.
         facts: By case id, what was learnt about the cases of the manifest (or of the source, if there is none).
+        near_duplicates: Pairs of cases of different patients that are all but the same scan.
     """
 
     source: Path
@@ -56,6 +58,7 @@ class PrepareReport:
     notes: tuple[str, ...]
     volumes_per_patient: tuple[int, float, int]
     facts: dict[str, CaseFacts]
+    near_duplicates: tuple[NearDuplicate, ...] = ()
 
 
 def prepare(
@@ -74,6 +77,8 @@ def prepare(
     fill_missing: Sequence[str] = (),
     healthy: str | None = None,
     several_masks: str | None = None,
+    compare: bool = True,
+    origin: Origin | None = None,
     progress: bool = True,
 ) -> PrepareReport:
     """Reads a cohort, checks every file and writes the manifest if all is well.
@@ -98,6 +103,9 @@ def prepare(
         healthy: Regular expression, searched in the ids of cases without a mask: those that match have no lesion.
         several_masks: What is made of several masks of one scan, files or channels: ``"union"``, one label; ``"labels"``, one
             each, of which the smaller structure lies on top; None refuses them.
+        compare: Look for scans of two patients that are all but the same, and keep such patients in one split.
+        origin: Where the scans are from, and under which licence; None takes what the source says of itself
+            (``licence`` or ``license``, and ``reference``, in its ``dataset.json``).
         progress: Show progress on standard error: a bar on a terminal, a line now and then in a log.
 
     Raises:
@@ -133,30 +141,40 @@ def prepare(
         if any(len({case.patient_id for case, _ in group}) > 1 for group in twins(cohort.cases, facts)):
             notes.append("of a scan found under several patients, every copy was left out")
     synthetic = synthetic or _says_synthetic(source)
-    origin = EXTERNAL if synthetic else "real"
+    origin = origin or _declared_origin(source)
+    notes.append(
+        f"licence of the scans: {origin.licence}"
+        if origin.licence
+        else "no licence is declared: give it with --licence, for whoever gets what is made of these scans"
+    )
+    kind = EXTERNAL if synthetic else "real"
     cases = [
         replace(
             case,
             voxels=fact.voxels,
             image_hashes=fact.image_hashes,
             mask_hash=fact.mask_hash,
-            source=origin,
+            source=kind,
             healthy=set(fact.label_voxels) == {0},
+            origin=origin,
         )
         for case, fact in kept
-    ]
+    ]  # fmt: skip
     if synthetic:
         notes.append("these cases are synthetic: nothing takes them for patients")
     notes += _remarks(cohort, cases, [fact for _, fact in kept], allow_unlabelled)
 
+    near = near_duplicates(cases, [fact.outlines for _, fact in kept], progress) if compare else []
     manifest = None
     if skip_invalid or not problems:
         if declared is None:
-            by_patient = split_cohort(cases, {c.case_id for c, f in kept if f.lesion_voxels}, fractions, seed)
-            declared = {case.case_id: by_patient[case.patient_id] for case in cases}
+            declared = split_cohort(
+                cases, _persons(cases, near), {c.case_id for c, f in kept if f.lesion_voxels}, fractions, seed
+            )
             shares = ", ".join(f"{name} {share:g}" for name, share in zip(SPLITS, fractions, strict=True))
             notes.append(f"patients were split at random with seed {seed} ({shares})")
         cases = [replace(case, split=declared[case.case_id]) for case in cases]
+        notes += _near(near, declared)
         notes += _empty_splits(cases, [fact for _, fact in kept])
         labels = cohort.labels or _found_labels((fact for _, fact in kept), cohort.names)
         copies = out.with_name(f"{out.stem}_respaced")
@@ -175,7 +193,35 @@ def prepare(
         tuple(notes),
         (min(volumes), float(median(volumes)), max(volumes)),
         {case.case_id: fact for case, (_, fact) in zip(cases, kept, strict=True)},
+        tuple(near),
     )
+
+
+def _persons(cases: Sequence[Case], near: Iterable[NearDuplicate]) -> dict[str, str]:
+    """By patient the one whose split they share: the same for patients with near-duplicates, else themselves."""
+    person = {case.patient_id: case.patient_id for case in cases}
+    for pair in near:
+        kept, gone = sorted((person[pair.first.patient_id], person[pair.second.patient_id]))
+        person = {patient: kept if one == gone else one for patient, one in person.items()}
+    return person
+
+
+def _near(pairs: Sequence[NearDuplicate], splits: Mapping[str, Split]) -> list[str]:
+    """What is said of near-duplicates: those that a declared split tears apart are a warning."""
+    apart = [pair for pair in pairs if splits[pair.first.case_id] != splits[pair.second.case_id]]
+    together = [pair for pair in pairs if pair not in apart]
+    notes = []
+    for found, word, where in (
+        (together, "", "kept in one split"),
+        (apart, "warning: ", "in different splits, so that one is held out from a model that learns the other"),
+    ):
+        if found:
+            named = few([f"{p.first.case_id} and {p.second.case_id} (r = {p.correlation:.3f})" for p in found])
+            notes.append(
+                f"{word}{len(found)} pairs of different patients are all but the same scan: {named}: {where}; give both the same "
+                "patient, or remove one"
+            )
+    return notes
 
 
 def _says_synthetic(source: Path) -> bool:
@@ -183,6 +229,18 @@ def _says_synthetic(source: Path) -> bool:
     file = source / "dataset.json"
     value = read_json(file) if file.is_file() else {}
     return isinstance(value, dict) and value.get("SYNTHETIC") is True
+
+
+def _declared_origin(source: Path) -> Origin:
+    """What a folder's ``dataset.json``, or a data list like it, says of its licence and of whom to credit."""
+    file = source / "dataset.json" if source.is_dir() else source
+    value = read_json(file) if file.suffix == ".json" and file.is_file() else {}
+    texts = value if isinstance(value, dict) else {}
+    licence, credit = (
+        next((texts[key].strip() for key in keys if isinstance(texts.get(key), str)), "")
+        for keys in (("licence", "license"), ("reference",))
+    )
+    return Origin(licence, credit)
 
 
 def _require_free(out: Path) -> None:

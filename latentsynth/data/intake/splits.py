@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from latentsynth.data.intake.layouts import RawCohort, few
@@ -45,28 +45,34 @@ def split_patients(
 
 
 def split_cohort(
-    cases: Sequence[Case], lesioned: Collection[str], fractions: tuple[float, float, float] = FRACTIONS, seed: int = 0
+    cases: Sequence[Case],
+    person: Mapping[str, str],
+    lesioned: Collection[str],
+    fractions: tuple[float, float, float] = FRACTIONS,
+    seed: int = 0,
 ) -> dict[str, Split]:
-    """Splits the patients of a cohort at random: those with a lesion and those without apart, so that every split gets both.
+    """Splits the people of a cohort at random: those with a lesion and those without apart, so that every split gets both.
 
-    Patients with a filled channel go to train: nothing can be measured on it.
+    People with a filled channel go to train: nothing can be measured on it.
 
     Args:
         cases: The cohort.
+        person: Who each patient is: patients of one person share a split.
         lesioned: Ids of the cases whose mask holds a lesion.
         fractions: See :func:`split_patients`.
         seed: Which random split.
 
     Returns:
-        The split of each patient.
+        The split of each case.
     """
-    filled = {case.patient_id for case in cases if case.filled}
-    marked = {case.patient_id for case in cases if case.case_id in lesioned} - filled
-    others = {case.patient_id for case in cases} - filled - marked
+    who = {case.case_id: person[case.patient_id] for case in cases}
+    filled = {who[case.case_id] for case in cases if case.filled}
+    marked = {who[case.case_id] for case in cases if case.case_id in lesioned} - filled
+    others = set(who.values()) - filled - marked
     split: dict[str, Split] = dict.fromkeys(filled, "train")
-    for patients in filter(None, (marked, others)):
-        split |= split_patients(sorted(patients), fractions, seed)
-    return split
+    for people in filter(None, (marked, others)):
+        split |= split_patients(sorted(people), fractions, seed)
+    return {case: split[one] for case, one in who.items()}
 
 
 def shuffled(patients: Sequence[str], seed: int) -> list[str]:

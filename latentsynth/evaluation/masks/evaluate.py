@@ -160,8 +160,8 @@ def _lesion_labels(cohorts: Sequence[Cohort], wanted: tuple[int, ...]) -> tuple[
 def _check(real: Cohort, train: Cohort, samples: Sequence[Cohort]) -> list[str]:
     """Refuses what cannot be compared, before anything is read; notes on what cannot be verified."""
     check_names((real, train, *samples))
-    learnt = {case.patient_id for case in train.cases}
-    both = [case.case_id for case in real.cases if case.patient_id in learnt]
+    learnt, scans = ({case.patient_id for case in train.cases}, {scan for case in train.cases for scan in case.scans})
+    both = [case.case_id for case in real.cases if case.patient_id in learnt or case.scans & scans]
     if both:
         raise DataError(
             f"{len(both)} real cases are of training patients ({', '.join(both[:3])}): compare with patients that no "

@@ -12,9 +12,10 @@ from latentsynth.data import nifti
 from latentsynth.data.identity import identity, turned_hash, volume_hash
 from latentsynth.data.intake.checks import spacing
 from latentsynth.data.turns import UNTURNED, Turn, find_turn, turned
+from latentsynth.documents import read_fields
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort, other_spacing
-from latentsynth.files import read_json, write_json
+from latentsynth.files import write_json
 from latentsynth.provenance import fingerprint
 from latentsynth.results import Note
 from latentsynth.types import Case
@@ -24,7 +25,7 @@ _SHOWN = 3
 
 
 class Arrays:
-    """The scans of some patients by shape, and by the hash of their voxels that no header changes.
+    """The scans of some patients by shape, and by the hashes of their voxels, any channel's, that no header changes.
 
     Args:
         cohort: The patients.
@@ -33,7 +34,7 @@ class Arrays:
 
     def __init__(self, cohort: Cohort, cache: Path):
         self.cohort, self.folder = cohort, cache / "headers"
-        self.by_hash = {self._hash(case): case for case in cohort.cases}
+        self.by_hash = {name: (case, channel) for case in cohort.cases for channel, name in self._hashes(case)}
         self.by_shape: dict[tuple[int, ...], list[tuple[np.ndarray, Case]]] = {}
         for case in cohort.cases:
             shape, affine = nifti.geometry(case.images[0])
@@ -45,7 +46,7 @@ class Arrays:
         Raises:
             DataError: With their cases.
         """
-        same = [case.case_id for case in heldout.cases if self._hash(case) in self.by_hash]
+        same = [case.case_id for case in heldout.cases if any(name in self.by_hash for _, name in self._hashes(case))]
         if same:
             raise DataError(
                 f"{len(same)} held-out cases have the voxels of training scans under another header ({_few(same)}): hold back "
@@ -66,8 +67,8 @@ class Arrays:
         for case in made.cases:
             shape, affine = nifti.geometry(case.images[0])
             known = self.by_shape.get(shape, [])
-            twin = self.by_hash.get(self._hash(case))
-            place = self._turn(case, twin) if twin is not None else None
+            twins = [(case.images[n], *self.by_hash[name]) for n, name in self._hashes(case) if name in self.by_hash]
+            place = self._turn(twins[0][0], twins[0][1].images[twins[0][2]]) if twins else None
             if place is not None:
                 exact.append(case.case_id)
             elif known and not any(np.allclose(spacing(affine), spacing(one), rtol=_RTOL) for one, _ in known):
@@ -102,19 +103,20 @@ class Arrays:
         others = other_spacing([case for known in self.by_shape.values() for _, case in known], rest)
         return [Note(text, made.name) for text in (*(f"{made.name}: {text}" for text in texts), *others)]
 
-    def _hash(self, case: Case) -> str:
-        """Of the first image; kept by what the case's files hold."""
-        file = self.folder / f"{identity(case)}.json"
+    def _hashes(self, case: Case) -> list[tuple[int, str]]:
+        """Of every channel that holds more than one value, with its number; kept by what the case's files hold."""
+        file = self.folder / "turned" / f"{identity(case)}.json"
         if not file.is_file():
-            write_json(file, {"voxels": turned_hash(nifti.read(case.images[0])[0])})
-        return str(read_json(file)["voxels"])
+            volumes = [nifti.read(image)[0] for image in case.images]
+            write_json(file, {"turned": [turned_hash(one) if one.min() < one.max() else "" for one in volumes]})
+        return [(channel, name) for channel, name in enumerate(read_fields(file, turned=list)["turned"]) if name]
 
-    def _turn(self, case: Case, twin: Case) -> tuple[Turn, np.ndarray] | None:
+    def _turn(self, image: Path, twin: Path) -> tuple[Turn, np.ndarray] | None:
         """How to turn a volume into another of the same voxels, and the other's affine.
 
         None where it lies as the other does already, or no turn makes it the other.
         """
-        (voxels, own), (wanted, affine) = nifti.read(case.images[0]), nifti.read(twin.images[0])
+        (voxels, own), (wanted, affine) = nifti.read(image), nifti.read(twin)
         if volume_hash(voxels, own) == volume_hash(wanted, affine):
             return None
         turn = find_turn(voxels, wanted)

@@ -314,7 +314,7 @@ def _facts(
         sets[cohort.name] = {
             case.case_id: {
                 "files": case_files(case),
-                "voxels": case.voxels,
+                "voxels": sorted(case.scans),
                 "flagged": [space for space, flags in decided.items() if flags[n]],
                 "mask_copy": bool(copied[n]) or bool(case.parents),
                 "nearest": {one.space.name: one.reference.train.ids[one.sets[cohort.name].nearest[n]] for one in valid},
@@ -323,7 +323,7 @@ def _facts(
         }
     return {
         "level": level,
-        "train": {"cases": len(groups.train.cases), "fingerprint": training_fingerprint(groups.train), "voxels": sorted(c.voxels for c in groups.train.cases if c.voxels)},
+        "train": {"cases": len(groups.train.cases), "fingerprint": training_fingerprint(groups.train), "voxels": sorted(scan for c in groups.train.cases for scan in c.scans)},
         "calibration": {"cases": len(groups.calibration.cases), "patients": len(searches[0].reference.first), "fingerprint": training_fingerprint(groups.calibration)},
         "control": {"cases": len(groups.control.cases), "fingerprint": training_fingerprint(groups.control)},
         "spaces": {one.space.name: {"fingerprint": one.space.extractor.fingerprint, "preprocessing": one.space.extractor.preprocessing, "unit": one.space.unit, "valid": one.controls.valid, "found": dict(one.controls.found)} for one in searches},

@@ -132,7 +132,7 @@ def evaluate_obedience(
 def _parents_seen(model: Segmenter | Predictions, cohort: Cohort) -> list[str]:
     """A note where masks belong to patients that the segmenter was trained on: it may know their shapes."""
     made = [case for case in cohort.cases if case.source != "real" and case.parents]
-    parents = [replace(case, patient_id=case.parents[0], voxels="") for case in made]
+    parents = [replace(case, patient_id=case.parents[0], voxels=()) for case in made]
     seen, _ = model.ledger.seen(parents)
     if not seen:
         return []

@@ -63,21 +63,8 @@ def evaluate_segmenter(
         notes.append("the segmenter was shown a crop centred on the annotated lesion; it did not have to find it")
     if accelerator.is_main_process:
         open_results(out)
-    edges = [max(voxel_sizes(nifti.geometry(case.images[0])[1])) for case in cohort.cases]
-    tolerance = float(np.median(edges)) if tolerance_mm is None else tolerance_mm
-
-    lesions = model.domain.labels.lesions(model.domain.framing)
-
-    def score(n: int) -> list[SegmentationScores]:
-        case = cohort.cases[n]
-        assert case.mask is not None
-        reference, affine = read_mask(case.mask, model.domain.labels)
-        predicted, _ = model.segment(case, whole)
-        return score_case(
-            case, reference, predicted, voxel_sizes(affine).tolist(), model.domain.labels, lesions, tolerance
-        )
-
-    rows = [row for rows in over_cases(accelerator, "segmenting", cohort.cases, score) for row in rows]
+    tolerance = usual_tolerance(cohort) if tolerance_mm is None else tolerance_mm
+    rows = score_cohort(model, cohort, tolerance, accelerator, whole)
     result = _result(model, cohort, rows, tolerance, whole, notes)
     if accelerator.is_main_process:
         result.save(out)  # first: a picture that fails must not cost the numbers
@@ -86,6 +73,32 @@ def evaluate_segmenter(
         close_results(out, result)
     accelerator.wait_for_everyone()
     return result
+
+
+def usual_tolerance(cohort: Cohort) -> float:
+    """Of the surface Dice, in mm: the longest voxel edge, the median over cases."""
+    return float(np.median([max(voxel_sizes(nifti.geometry(case.images[0])[1])) for case in cohort.cases]))
+
+
+def score_cohort(
+    model: Segmenter | Predictions, cohort: Cohort, tolerance_mm: float, accelerator: Accelerator, whole: bool = True
+) -> list[SegmentationScores]:
+    """Scores of every label of every case, on the cases' own grids.
+
+    Raises:
+        DataError: A label map is missing, or lies on another grid than its scan.
+    """
+    labels = model.domain.labels
+    lesions = labels.lesions(model.domain.framing)
+
+    def score(n: int) -> list[SegmentationScores]:
+        case = cohort.cases[n]
+        assert case.mask is not None
+        reference, affine = read_mask(case.mask, labels)
+        predicted, _ = model.segment(case, whole)
+        return score_case(case, reference, predicted, voxel_sizes(affine).tolist(), labels, lesions, tolerance_mm)
+
+    return [row for rows in over_cases(accelerator, "segmenting", cohort.cases, score) for row in rows]
 
 
 def _result(

@@ -128,13 +128,21 @@ class Predictions:
         asked = None if case.mask is None else read_mask(case.mask, self.domain.labels)[0]
         return self.recipe.frame(affine, shape, asked, case.case_id)[0]
 
-    def _read(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+    def file(self, case: Case) -> Path:
+        """The label map of a case.
+
+        Raises:
+            DataError: There is none.
+        """
         if case.case_id not in self.files:
             raise DataError(
                 f"{self.folder} holds no label map of case {case.case_id}: expected a file {case.case_id}.nii.gz, in the "
                 f"folder or below it; it holds {len(self.files)} others"
             )
-        return read_mask(self.files[case.case_id], self.domain.labels)
+        return self.files[case.case_id]
+
+    def _read(self, case: Case) -> tuple[np.ndarray, np.ndarray]:
+        return read_mask(self.file(case), self.domain.labels)
 
 
 def open_segmenter(path: Path, manifest: Manifest, like: Path | None = None) -> Segmenter | Predictions:

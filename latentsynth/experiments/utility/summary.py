@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from accelerate import Accelerator
 
-from latentsynth.config import UtilityStudy
+from latentsynth.config import MarginsConfig, UtilityStudy
 from latentsynth.data.manifest import Manifest
 from latentsynth.documents import read_csv
 from latentsynth.errors import DataError
@@ -36,6 +36,26 @@ _READ = ("patient", "label", "dice", "surface_dice", "hd95_mm", "volume_error", 
 _TITLES = ("Dice", "surface Dice", "HD95 (mm)", "lesions found", "volume error, absolute")
 TESTED = MEASURES[:4]
 _LOWER_IS_BETTER = ("hd95_mm",)
+
+
+class Design(Protocol):
+    """What is declared of arms before anything is seen: of a whole study, or of segmenters of other programs."""
+
+    @property
+    def baseline(self) -> str:
+        """The arm that all others are compared with."""
+
+    @property
+    def contrasts(self) -> tuple[tuple[str, str], ...]:
+        """Further pairs to test."""
+
+    @property
+    def margins(self) -> MarginsConfig:
+        """Differences that count as none."""
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of the trainings of every arm."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +115,7 @@ def summarise(config: UtilityStudy, finished: FinishedStudy, accelerator: Accele
         {"cohort": finished.cohort, "baseline": config.baseline, "margins": config.margins.model_dump(), "seeds": list(config.seeds), "sizes": list(config.sizes),
          "arms": {name: arm.model_dump(mode="json") for name, arm in config.arms.items()},
          "comparisons": [asdict(one) for one in found]},
-        tuple(table for table in (_scores(config, scores), _comparisons(config, found), _copies(finished.uncopied)) if table),
+        tuple(table for table in (*tables(config, scores, found), _copies(finished.uncopied)) if table),
         (*(Picture(file, caption) for file, caption, *_ in drawn),
          Picture("utility_examples.png", "the test patients that the baseline segments worst, middling and best, and what each arm finds in them")),
         (*sentences(config, found), *finished.short_of),
@@ -105,12 +125,7 @@ def summarise(config: UtilityStudy, finished: FinishedStudy, accelerator: Accele
     cache = volumes(shown, config.grid, config.framing, labels, config.cache, accelerator, masks=True)
     if accelerator.is_main_process:
         result.save(folder)
-        rows = [
-            (segmenter, size, arm, patient, *(by[m][patient] for m in MEASURES))
-            for (segmenter, size, arm), by in scores.items()
-            for patient in by[MEASURES[0]]
-        ]
-        write_csv(folder / "utility.csv", ("segmenter", "size", "arm", "patient", *MEASURES), rows)
+        write_scores(folder, scores)
         for file, _, label, lines in drawn:
             panels(folder / file, lines, min(len(lines), 3), [label] * len(lines), "Dice of real test patients")
         figures.examples(folder / "utility_examples.png", folder, jobs, scores, shown, cache)
@@ -142,6 +157,21 @@ def _conclusion(found: Comparison) -> Conclusion:
     return Conclusion(Question.HELP, found.arm, answer, reason)
 
 
+def tables(design: Design, scores: PatientScores, found: Sequence[Comparison]) -> tuple[Table, Table]:
+    """Scores of every arm, and arms compared."""
+    return _scores(design, scores), _comparisons(design, found)
+
+
+def write_scores(folder: Path, scores: PatientScores) -> None:
+    """``utility.csv``: a line per arm and patient."""
+    rows = [
+        (segmenter, size, arm, patient, *(by[m][patient] for m in MEASURES))
+        for (segmenter, size, arm), by in scores.items()
+        for patient in by[MEASURES[0]]
+    ]
+    write_csv(folder / f"{KIND}.csv", ("segmenter", "size", "arm", "patient", *MEASURES), rows)
+
+
 def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> SeedScores:
     """Scores of test patients by seed, labels averaged: the unit is the patient. Folds add up to all patients.
 
@@ -156,7 +186,7 @@ def read_scores(folder: Path, jobs: Sequence[Job], lesions: Collection[str]) -> 
     gathered: SeedScores = defaultdict(dict)
     for job in jobs:
         file = folder / "cells" / job.name / "test" / "segmenter.csv"
-        found = _by_patient(read_csv(file, _READ), lesions)
+        found = by_patient(read_csv(file, _READ), lesions)
         whole = gathered[job.segmenter, job.size, job.arm].setdefault(job.seed, {measure: {} for measure in MEASURES})
         for measure in MEASURES:
             whole[measure] |= found[measure]
@@ -180,7 +210,7 @@ def over_seeds(scores: SeedScores) -> PatientScores:
     }
 
 
-def comparisons(config: UtilityStudy, scores: SeedScores) -> list[Comparison]:
+def comparisons(config: Design, scores: SeedScores) -> list[Comparison]:
     """Every arm against the baseline and every declared contrast, by each of :data:`TESTED`; Holm over all of them.
 
     Patients without an annotated lesion count in no comparison by lesions found; fewer than two make none.
@@ -210,7 +240,7 @@ def _table_of(by_seed: Mapping[int, Mapping[str, Mapping[str, float]]], measure:
     return np.array([[score for _, score in sorted(by_seed[seed][measure].items())] for seed in sorted(by_seed)])
 
 
-def sentences(config: UtilityStudy, found: Sequence[Comparison]) -> list[str]:
+def sentences(config: Design, found: Sequence[Comparison]) -> list[str]:
     """One sentence per pair of arms, by all measures, Dice first."""
     lines = []
     titles = dict(zip(MEASURES, _TITLES, strict=True))
@@ -235,7 +265,7 @@ def sentences(config: UtilityStudy, found: Sequence[Comparison]) -> list[str]:
     return lines
 
 
-def _by_patient(rows: list[dict[str, str]], lesions: Collection[str]) -> dict[str, dict[str, float]]:
+def by_patient(rows: Sequence[Mapping[str, str]], lesions: Collection[str]) -> dict[str, dict[str, float]]:
     """Measure to patient to the mean over labels; pieces are counted over all lesion labels together."""
     kept: dict[str, dict[str, list[float]]] = {measure: defaultdict(list) for measure in MEASURES}
     counted = {UNION} if any(row["label"] == UNION for row in rows) else set(lesions)
@@ -269,7 +299,7 @@ def _copies(uncopied: Mapping[str, Path]) -> Table | None:
     return Table("copies among the synthetic volumes", (*VERDICTS, "dropped"), tuple(rows), note) if rows else None
 
 
-def _scores(config: UtilityStudy, scores: PatientScores) -> Table:
+def _scores(config: Design, scores: PatientScores) -> Table:
     rows: list[tuple[TableCell, ...]] = []
     for (segmenter, size, arm), by in scores.items():
         reference = scores.get((segmenter, size, config.baseline))
@@ -287,7 +317,7 @@ def _scores(config: UtilityStudy, scores: PatientScores) -> Table:
     )
 
 
-def _comparisons(config: UtilityStudy, found: Sequence[Comparison]) -> Table:
+def _comparisons(config: Design, found: Sequence[Comparison]) -> Table:
     titles = dict(zip(MEASURES, _TITLES, strict=True))
     rows: list[tuple[TableCell, ...]] = [
         (c.segmenter, c.size, c.arm, c.reference, titles[c.measure], c.found.patients,
