@@ -208,20 +208,7 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
         PreemptedError: SIGUSR1 came; the state is saved.
     """
     accelerator = run.accelerator
-    own: dict[str, dict[str, nn.Module]] = {}
-    for player in players:
-        if config.compile:
-            for module in player.modules.values():
-                module.compile()
-        optimizer = torch.optim.AdamW(
-            player.parameters(),
-            player.lr,
-            betas=config.betas,
-            weight_decay=config.weight_decay,
-            fused=accelerator.device.type == "cuda",  # elsewhere what it was, so that results stand
-        )
-        *wrapped, player.optimizer = accelerator.prepare(*player.modules.values(), optimizer)
-        own[player.name] = dict(zip(player.modules, wrapped, strict=True))
+    own = {player.name: _prepared(player, config, accelerator) for player in players}
     first = players[0]
     averages = {
         name: Average(accelerator.unwrap_model(module), config.ema_halflife_images, config.batch)
@@ -312,6 +299,22 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
     accelerator.wait_for_everyone()
     run.close()
     return scores
+
+
+def _prepared(player: Player, config: TrainConfig, accelerator: Accelerator) -> dict[str, nn.Module]:
+    """Gives a player its optimizer; returns its modules as they train on this device and beside other processes."""
+    if config.compile:
+        for module in player.modules.values():
+            module.compile()
+    optimizer = torch.optim.AdamW(
+        player.parameters(),
+        player.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        fused=accelerator.device.type == "cuda",  # elsewhere what it was, so that results stand
+    )
+    *wrapped, player.optimizer = accelerator.prepare(*player.modules.values(), optimizer)
+    return dict(zip(player.modules, wrapped, strict=True))
 
 
 class _Gradients:
