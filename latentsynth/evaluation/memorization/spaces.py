@@ -96,7 +96,7 @@ class WholeVolume(Extractor):
 class Smoothed(Extractor):
     """The volume without its finest detail, which generators lose and copies do not need."""
 
-    name, fingerprint, preprocessing = "registered", "registered-2", "smoothed and thinned out, registered to each case"
+    name, fingerprint, preprocessing = "registered", "registered-3", "smoothed and thinned out, registered to each case"
 
     def _features(self, image: Tensor) -> Tensor:
         return torch.from_numpy(describe(image[0].numpy())).flatten()[None]
