@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -131,15 +131,9 @@ def prepare(
     wrong = {problem.case_id for problem in problems}
     kept = [(c, f) for c, f in zip(cohort.cases, facts, strict=True) if c.case_id not in wrong or not skip_invalid]
     if not kept:
-        first = problems[0]
-        raise DataError(
-            f"none of the {len(cohort.cases)} cases of {source} passed the checks; the first is {first.file}: found "
-            f"{first.found}, expected {first.expected}: {first.cure}"
-        )
+        raise _nothing_left(cohort, source, problems[0])
     if wrong and skip_invalid:
-        notes.append(f"left out {len(cohort.cases) - len(kept)} of {len(cohort.cases)} cases: {few(sorted(wrong))}")
-        if any(len({case.patient_id for case, _ in group}) > 1 for group in twins(cohort.cases, facts)):
-            notes.append("of a scan found under several patients, every copy was left out")
+        notes += _left_out(cohort, facts, wrong)
     synthetic = synthetic or _says_synthetic(source)
     origin = origin or _declared_origin(source)
     notes.append(
@@ -147,19 +141,7 @@ def prepare(
         if origin.licence
         else "no licence is declared: give it with --licence, for whoever gets what is made of these scans"
     )
-    kind = EXTERNAL if synthetic else "real"
-    cases = [
-        replace(
-            case,
-            voxels=fact.voxels,
-            image_hashes=fact.image_hashes,
-            mask_hash=fact.mask_hash,
-            source=kind,
-            healthy=set(fact.label_voxels) == {0},
-            origin=origin,
-        )
-        for case, fact in kept
-    ]  # fmt: skip
+    cases = [_known(case, fact, EXTERNAL if synthetic else "real", origin) for case, fact in kept]
     if synthetic:
         notes.append("these cases are synthetic: nothing takes them for patients")
     notes += _remarks(cohort, cases, [fact for _, fact in kept], allow_unlabelled)
@@ -194,6 +176,35 @@ def prepare(
         (min(volumes), float(median(volumes)), max(volumes)),
         {case.case_id: fact for case, (_, fact) in zip(cases, kept, strict=True)},
         tuple(near),
+    )
+
+
+def _nothing_left(cohort: RawCohort, source: Path, first: Problem) -> DataError:
+    return DataError(
+        f"none of the {len(cohort.cases)} cases of {source} passed the checks; the first is {first.file}: found "
+        f"{first.found}, expected {first.expected}: {first.cure}"
+    )
+
+
+def _left_out(cohort: RawCohort, facts: Sequence[CaseFacts], wrong: Set[str]) -> list[str]:
+    """Which cases are left out for their problems."""
+    gone = sorted(wrong & {case.case_id for case in cohort.cases})
+    notes = [f"left out {len(gone)} of {len(cohort.cases)} cases: {few(sorted(wrong))}"]
+    if any(len({case.patient_id for case, _ in group}) > 1 for group in twins(cohort.cases, facts)):
+        notes.append("of a scan found under several patients, every copy was left out")
+    return notes
+
+
+def _known(case: Case, fact: CaseFacts, source: str, origin: Origin) -> Case:
+    """A case with what the checks found of it."""
+    return replace(
+        case,
+        voxels=fact.voxels,
+        image_hashes=fact.image_hashes,
+        mask_hash=fact.mask_hash,
+        source=source,
+        healthy=set(fact.label_voxels) == {0},
+        origin=origin,
     )
 
 
