@@ -29,6 +29,7 @@ from latentsynth.results import Note, Picture, Result, write_csv
 
 KIND = "memorization"
 _WORST = 5  # pairs per picture
+EXACT = "exact"  # among what flags a volume: one of its images is a training scan's, voxel for voxel
 FACTS = (
     "level",
     "train",
@@ -56,6 +57,7 @@ def write_memorization(
     accelerator: Accelerator,
     notes: Sequence[Note] = (),
     members: Mapping[str, Membership] | None = None,
+    exact: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Result:
     """Writes ``memorization.json``, ``memorization.csv`` and pictures.
 
@@ -70,10 +72,12 @@ def write_memorization(
         accelerator: The processes; the first one writes.
         notes: What else must be said.
         members: Membership inference, by name of the set.
+        exact: By name of the set and case, the training case of which it is a copy voxel for voxel, in one channel at least.
     """
     names = [cohort.name for cohort in samples]
-    said = [*conclusions(searches, masks, samples, groups, level), *notes]
-    facts = _facts(groups, samples, searches, masks, level, said)
+    exact = exact or {}
+    said = [*conclusions(searches, masks, samples, groups, level), *_exact(exact, samples), *notes]
+    facts = _facts(groups, samples, searches, masks, level, said, exact)
     found = [
         tables.near_exact(tables.near_exact_volumes(searches, names)),
         tables.verdicts(facts),
@@ -127,13 +131,14 @@ def decisions(searches: Sequence[CopySearch], name: str) -> dict[str, np.ndarray
     }
 
 
-def copy_rate(searches: Sequence[CopySearch]) -> float:
-    """The highest copy rate of any set by a space that decides on it; not a number where none is valid."""
-    rates = [
-        share_flagged(flags, found.features.patients)[0]
-        for name, found in searches[0].sets.items()
-        for flags in decisions(searches, name).values()
-    ]
+def copy_rate(searches: Sequence[CopySearch], exact: Mapping[str, Mapping[str, str]] | None = None) -> float:
+    """The highest copy rate of any set by a space that decides on it, exact copies counted; not a number where none is valid."""
+    rates = []
+    for name, found in searches[0].sets.items():
+        twins = np.isin(found.features.ids, list((exact or {}).get(name, {})))
+        rates += [
+            share_flagged(flags | twins, found.features.patients)[0] for flags in decisions(searches, name).values()
+        ]
     return max(rates, default=float("nan"))
 
 
@@ -166,6 +171,16 @@ def conclusions(
         *origins,
         *map(Note, blind),
     ]
+
+
+def _exact(exact: Mapping[str, Mapping[str, str]], samples: Sequence[Cohort]) -> list[Note]:
+    """How many volumes hold a channel of a training scan."""
+    texts = {
+        cohort.name: f"{cohort.name}: {len(exact[cohort.name])} of {len(cohort.cases)} volumes hold an image of a training scan, voxel for voxel"
+        for cohort in samples
+        if exact.get(cohort.name)
+    }
+    return [Note(text, name) for name, text in texts.items()]
 
 
 def _near_exact(found: Sequence[tables.NearExact], samples: Sequence[Cohort]) -> list[Note]:
@@ -269,20 +284,25 @@ def _facts(
     masks: CopySearch | None,
     level: float,
     said: Sequence[Note],
+    exact: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
     """What the report was made for; ``filter`` and ``export`` read it."""
     valid = [one for one in searches if one.controls.valid]
     sets = {}
     for cohort in samples:
-        decided = decisions(searches, cohort.name)
+        decided, twins = decisions(searches, cohort.name), exact.get(cohort.name, {})
         copied = mask_copies(masks, cohort.name) if masks else np.zeros(len(cohort.cases), bool)
         sets[cohort.name] = {
             case.case_id: {
                 "files": case_files(case),
                 "voxels": sorted(case.scans),
-                "flagged": [space for space, flags in decided.items() if flags[n]],
+                "flagged": [
+                    *([EXACT] if case.case_id in twins else []),
+                    *(space for space, flags in decided.items() if flags[n]),
+                ],
                 "mask_copy": bool(copied[n]) or bool(case.parents),
-                "nearest": {one.space.name: one.reference.train.ids[one.sets[cohort.name].nearest[n]] for one in valid},
+                "nearest": {one.space.name: one.reference.train.ids[one.sets[cohort.name].nearest[n]] for one in valid}
+                | ({EXACT: twins[case.case_id]} if case.case_id in twins else {}),
             }
             for n, case in enumerate(cohort.cases)
         }
