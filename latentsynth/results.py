@@ -6,6 +6,7 @@ Every ``evaluate`` command writes one :class:`Result` into its folder; ``latents
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from latentsynth import outputs
 from latentsynth.documents import cell as csv_cell
-from latentsynth.documents import read_fields, read_json
+from latentsynth.documents import parse_json, read_fields, read_json
 from latentsynth.errors import DataError
 from latentsynth.files import atomic_path, make_folder, write_json
 from latentsynth.invocation import this_command
+from latentsynth.provenance import fingerprint
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -163,15 +165,19 @@ class Result:
     def save(self, folder: Path) -> Path:
         """Writes ``<kind>.json``; numbers that are not finite become null."""
         path = make_folder(folder) / f"{self.kind}.json"
-        write_json(path, {"format": FORMAT, **_finite(asdict(self))})
+        value = {"format": FORMAT, **_finite(asdict(self))}
+        write_json(path, {**value, "checksum": checksum(value)})
         return path
 
     @classmethod
     def load(cls, path: Path) -> Result:
         """Reads what :meth:`save` wrote.
 
+        Args:
+            path: The file.
+
         Raises:
-            DataError: The file is not a result.
+            DataError: The file is not a result, or was edited since it was written.
         """
         value = read_json(path)
         if not is_result(value):
@@ -199,7 +205,7 @@ class Result:
             pictures = tuple(Picture(**{key: _text(text) for key, text in one.items()}) for one in value["pictures"])
             notes, splits = tuple(map(_text, value["notes"])), tuple(map(_text, value["splits"]))
             conclusions = tuple(map(Conclusion.of, value["conclusions"]))
-            return cls(
+            result = cls(
                 value["kind"],
                 value["title"],
                 value["facts"],
@@ -212,6 +218,9 @@ class Result:
             )
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"{path} is a damaged result ({error!r}): make it again") from error
+        if value.get("checksum") != checksum(value):
+            raise DataError(f"{path} was edited since it was written: restore it, or make it again")
+        return result
 
     def show(self, console: Console) -> None:
         """Prints the split that was measured, tables and notes."""
@@ -237,6 +246,12 @@ def open_results(out: Path) -> None:
 def close_results(out: Path, result: Result) -> None:
     """Says that a result stands whole in an opened folder."""
     outputs.finish(out, result.files)
+
+
+def checksum(value: Mapping[str, Any]) -> str:
+    """Of a result as it stands in its file. It has no key: it finds damage and slips, not a forger."""
+    text = json.dumps({key: one for key, one in value.items() if key != "checksum"})
+    return fingerprint(parse_json(text))
 
 
 def is_result(value: Any) -> bool:

@@ -20,6 +20,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.evaluation.memorization.evaluate import measure_memorization
 from latentsynth.phantom.cohort import write_cohort
 from latentsynth.provenance import LEDGER, Ledger
+from latentsynth.results import checksum
 from latentsynth.types import Case
 
 COPIES = ("Meier-1-s0000", "Meier-4-s0001", "Meier-6-s0000")  # as a model's samples are named: by the mask's patient
@@ -67,6 +68,7 @@ def altered(report: Path, out: Path, **changes: Any) -> Path:
     """A report that says something else."""
     value = json.loads(report.read_text())
     value["facts"] |= changes
+    value["checksum"] = checksum(value)
     out.write_text(json.dumps(value))
     return out
 
@@ -129,5 +131,5 @@ def _set(folder: Path, like: Manifest, cases: Sequence[Case], train: Sequence[Ca
     """The set's manifest, and beside it the ledger of whom its generator saw."""
     path = folder / "manifest.json"
     replace(like, name=folder.name, cases=tuple(cases)).save(path)
-    (Ledger.of(train) | Ledger.of(cases)).save(folder / LEDGER)
+    (Ledger.of(train) | Ledger.used(parent for case in cases for parent in case.parents)).save(folder / LEDGER)
     return path

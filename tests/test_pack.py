@@ -70,13 +70,20 @@ def test_a_model_that_copies_is_not_packed(
     licence: Path,
     reported: Reported,  # noqa: F811
 ) -> None:
-    said = json.loads(reported.clean.read_text())["facts"]["copies"]
+    facts = json.loads(reported.clean.read_text())["facts"]
+    with pytest.raises(DataError, match="looked for 12 training images, and the generator"):  # that of another model
+        pack(trained_ldm, tmp_path / "packed", licence, [reported.clean])
+    theirs = {**facts["train"], "voxels": sorted(load_synthesizer(trained_ldm).ledger.voxels)}
+    said = facts["copies"]
     for fact in ({"copied": True}, {"discoveries": 1}):
-        report = altered(reported.clean, tmp_path / "memorization.json", copies=[{**one, **fact} for one in said])
+        report = altered(
+            reported.clean, tmp_path / "memorization.json", train=theirs, copies=[{**one, **fact} for one in said]
+        )
         with pytest.raises(DataError, match=r"made holds copies of training patients"):
             pack(trained_ldm, tmp_path / "packed", licence, [report])
     assert not (tmp_path / "packed").exists()
-    card = pack(trained_ldm, tmp_path / "packed", licence, [reported.clean]).read_text(encoding="utf-8")
+    clean = altered(reported.clean, tmp_path / "memorization.json", train=theirs)
+    card = pack(trained_ldm, tmp_path / "packed", licence, [clean]).read_text(encoding="utf-8")
     assert "as unseen patients" in card
     assert "Meier" not in card  # no patient is named
     assert str(reported.folder) not in card  # nor a folder

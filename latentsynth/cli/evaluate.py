@@ -80,7 +80,7 @@ def evaluate_utility(
     ],
     baseline: Annotated[str, typer.Option(help="The arm that all others are compared with")],
     out: Out,
-    split: RealSplit = "test",
+    split: RealSplit = "val",
 ) -> None:
     """Does training on synthetic patients help another program's segmenter? Arms compared by the label maps that it made."""
     one_of("--split", split, SPLITS)

@@ -111,7 +111,7 @@ def check_apart(train: Cohort, heldout: Cohort, samples: Sequence[Cohort]) -> li
         if unseen:
             text = f"{cohort.name}: its generator never saw {unseen} of the {len(train.cases)} training cases given"
             notes.append(Note(text, cohort.name))
-        others = len(cohort.ledger.voxels - scans_ - _scans(cohort))
+        others = len(cohort.ledger.voxels - scans_)
         if others:
             text = (
                 f"{cohort.name}: its generator, or the autoencoder under it, also saw {others} images that are not among "

@@ -10,7 +10,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.evaluation.memorization.report import KIND
 from latentsynth.evaluation.memorization.tables import verdicts as verdicts_table
 from latentsynth.results import Result, markdown
-from latentsynth.sharing.filter import Verdicts
+from latentsynth.sharing.filter import Verdicts, sets_of
 from latentsynth.sharing.licences import origins_table
 from latentsynth.sharing.raw import renumbered
 from latentsynth.types import Origin
@@ -159,13 +159,6 @@ def _measured(results: Sequence[Result]) -> str:
             lines += ["", f"### {table.title}", "", *markdown(table)]
         lines += ["", *(f"- {note}" for note in result.notes)]
     return "\n".join(lines) + ("\n" if lines else "")
-
-
-def sets_of(verdicts: Verdicts, result: Result) -> dict[str, dict[str, Any]]:
-    """The sets of a report that these volumes come from."""
-    files = {facts["files"] for facts in verdicts.values()}
-    sets: dict[str, dict[str, Any]] = result.facts["sets"]
-    return {name: cases for name, cases in sets.items() if files & {one["files"] for one in cases.values()}}
 
 
 def _privacy(result: Result, verdicts: Verdicts) -> str:

@@ -13,10 +13,10 @@ from latentsynth.evaluation.inputs import synthetic_set
 from latentsynth.files import atomic_path, write_text
 from latentsynth.outputs import check_free
 from latentsynth.progress import bar
-from latentsynth.provenance import LEDGER, Ledger, origins_of
+from latentsynth.provenance import Ledger, origins_of
 from latentsynth.results import Result
-from latentsynth.sharing.card import Declared, card_of, sets_of
-from latentsynth.sharing.filter import Verdicts, read_report, require_valid, verdicts_on
+from latentsynth.sharing.card import Declared, card_of
+from latentsynth.sharing.filter import Verdicts, read_report, require_training_set, require_valid, verdicts_on
 from latentsynth.sharing.licences import check_licences
 from latentsynth.sharing.raw import renumbered, write_case
 
@@ -105,7 +105,7 @@ def _check(
     publish_mask_copies: bool,
 ) -> None:
     require_valid(result, report)
-    _check_training_set(manifest, samples, result, report, verdicts)
+    require_training_set(manifest, samples, result, report)
     flagged = [name for name, facts in verdicts.items() if facts["flagged"]]
     if flagged:
         raise DataError(
@@ -122,23 +122,6 @@ def _check(
         raise DataError(
             f"{len(masks)} of {len(verdicts)} masks are patients' own or copies of theirs ({', '.join(masks[:3])}): drop "
             "them with `latentsynth filter --drop-mask-copies`, or give --publish-mask-copies if you may publish them"
-        )
-
-
-def _check_training_set(manifest: Manifest, samples: Path, result: Result, report: Path, verdicts: Verdicts) -> None:
-    """Everybody that the generator saw must have been looked for."""
-    ledger = Ledger.beside(samples)
-    if not ledger.voxels and any(case.source != "external" for case in manifest.cases):
-        raise DataError(
-            f"no {LEDGER} beside {samples}, so nothing says whom its model saw: put the one of the set back beside it"
-        )
-    # A set that was filtered carries the ledger of the whole, whose other volumes are no patients.
-    own = {scan for cases in sets_of(verdicts, result).values() for facts in cases.values() for scan in facts["voxels"]}
-    missed = ledger.voxels - own - set(result.facts["train"]["voxels"])
-    if missed:
-        raise DataError(
-            f"{report} looked for {len(result.facts['train']['voxels'])} training images, and the generator, or the "
-            f"autoencoder under it, saw {len(missed)} others: measure with everybody it saw as --train"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from latentsynth.errors import DataError, LatentsynthError
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.features import volumes
 from latentsynth.evaluation.inputs import synthetic_set
-from latentsynth.evaluation.memorization.report import FACTS, KIND, case_files
+from latentsynth.evaluation.memorization.report import EXACT, FACTS, KIND, case_files
 from latentsynth.metrics.surfaces import mean_dice
 from latentsynth.outputs import claim_file
 from latentsynth.parallel import share
@@ -37,7 +38,7 @@ def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = 
         How many volumes were kept and dropped.
 
     Raises:
-        DataError: The report is of other files, clears nobody or did not compare the masks; nothing would be left; or
+        DataError: The report is of other files or another training set, clears nobody or did not compare the masks; nothing would be left; or
             ``out`` is the set itself, or anything else that stands there.
     """
     manifest = _opened(samples, out)
@@ -48,6 +49,7 @@ def filter_set(samples: Path, report: Path, out: Path, drop_mask_copies: bool = 
         )
     verdicts = verdicts_on(manifest, result, report)
     require_valid(result, report)
+    require_training_set(manifest, samples, result, report)
     reasons = {case.case_id: _reasons(verdicts[case.case_id], drop_mask_copies) for case in manifest.cases}
     return _keep(samples, manifest, reasons, out, f"{report}: train a model that copies less")
 
@@ -145,7 +147,7 @@ def read_report(path: Path) -> Result:
     """A memorization report.
 
     Raises:
-        DataError: Another file, or the report of an older version.
+        DataError: Another file, the report of an older version, or one that was edited.
     """
     result = Result.load(path)
     if result.kind != KIND:
@@ -155,7 +157,7 @@ def read_report(path: Path) -> Result:
     missing = [name for name in FACTS if name not in result.facts]
     if missing:
         raise DataError(f"{path} is of an older version and lacks {', '.join(missing)}: make it again")
-    return result
+    return Result.load(path)
 
 
 def verdicts_on(manifest: Manifest, report: Result, path: Path) -> Verdicts:
@@ -164,7 +166,9 @@ def verdicts_on(manifest: Manifest, report: Result, path: Path) -> Verdicts:
     Raises:
         DataError: Some case was not measured, or was changed since.
     """
-    by_files = {facts["files"]: facts for cases in report.facts["sets"].values() for facts in cases.values()}
+    every = [facts for cases in report.facts["sets"].values() for facts in cases.values()]
+    # One file may stand in two sets of a report: what speaks against it counts.
+    by_files = {facts["files"]: facts for facts in sorted(every, key=lambda f: (len(f["flagged"]), f["mask_copy"]))}
     found = {case.case_id: by_files.get(case_files(case)) for case in manifest.cases}
     missing = [name for name, facts in found.items() if facts is None]
     if missing:
@@ -185,6 +189,42 @@ def require_valid(report: Result, path: Path) -> None:
         raise DataError(f"no feature space of {path} is valid, so it clears nobody: see its notes for why")
 
 
+def sets_of(verdicts: Verdicts, result: Result) -> dict[str, dict[str, Any]]:
+    """The sets of a report that these volumes come from."""
+    files = {facts["files"] for facts in verdicts.values()}
+    sets: dict[str, dict[str, Any]] = result.facts["sets"]
+    return {name: cases for name, cases in sets.items() if files & {one["files"] for one in cases.values()}}
+
+
+def require_training_set(manifest: Manifest, samples: Path, result: Result, report: Path) -> None:
+    """Everybody that the generator saw must have been looked for.
+
+    Raises:
+        DataError: There is no ledger, or it names scans that the report did not look for.
+    """
+    ledger = Ledger.beside(samples)
+    if not ledger.voxels and any(case.source != "external" for case in manifest.cases):
+        raise DataError(
+            f"no {LEDGER} beside {samples}, so nothing says whom its model saw: put the one of the set back beside it"
+        )
+    # Volumes of the set itself are not taken off: one that is somebody's scan would take its patient off the list.
+    require_searched(ledger.voxels, result, report)
+
+
+def require_searched(seen: Collection[str], result: Result, report: Path) -> None:
+    """Refuses a report that did not look for all images that a model has seen.
+
+    Raises:
+        DataError: With how many it did not.
+    """
+    missed = set(seen) - set(result.facts["train"]["voxels"])
+    if missed:
+        raise DataError(
+            f"{report} looked for {len(result.facts['train']['voxels'])} training images, and the generator, or the "
+            f"autoencoder under it, saw {len(missed)} others: measure with everybody it saw as --train"
+        )
+
+
 def _synthetic(path: Path) -> bool:
     """Whether a file is a manifest without real cases."""
     try:
@@ -194,5 +234,8 @@ def _synthetic(path: Path) -> bool:
 
 
 def _reasons(facts: dict[str, Any], drop_mask_copies: bool) -> str:
-    spaces = [f"copy of {facts['nearest'][name]} by {name}" for name in facts["flagged"]]
+    spaces = [
+        f"exact copy of {facts['nearest'][name]}" if name == EXACT else f"copy of {facts['nearest'][name]} by {name}"
+        for name in facts["flagged"]
+    ]
     return "; ".join([*spaces, *(["a patient's mask"] if drop_mask_copies and facts["mask_copy"] else [])])

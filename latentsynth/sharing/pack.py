@@ -14,7 +14,7 @@ from latentsynth.files import atomic_folder, write_text
 from latentsynth.masks import learnt
 from latentsynth.provenance import Ledger
 from latentsynth.results import Result, markdown
-from latentsynth.sharing.filter import read_report, require_valid
+from latentsynth.sharing.filter import read_report, require_searched, require_valid
 from latentsynth.sharing.licences import check_licences, origins_table
 from latentsynth.synthesizers.build import FAMILIES
 from latentsynth.synthesizers.checkpointed import load
@@ -49,14 +49,14 @@ def pack(
         The card.
 
     Raises:
-        DataError: A result is unreadable, or the copy search found copies or clears nobody; the licence is missing; that of the scans
+        DataError: A result is unreadable, or the copy search found copies, looked for others than the model saw, or clears nobody; the licence is missing; that of the scans
             forbids it.
         CheckpointError: There is no such model, or something else stands at ``out``.
     """
     texts = [_text(file, what) for file, what in ((licence, "licence"), (about, "about")) if file is not None]
-    told = [_result(path) for path in results]
     folder = checkpoint.locate(model)
     loaded = load([*FAMILIES, *learnt.FAMILIES], folder, "cannot be packed: give a model that makes volumes or masks")
+    told = [_result(path, loaded.ledger) for path in results]
     header = checkpoint.read_header(folder)
     check_licences(loaded.ledger.origins, accepted)
     with atomic_folder(out, checkpoint.is_checkpoint) as temporary:
@@ -96,11 +96,11 @@ def _text(path: Path, what: str) -> str:
         raise DataError(f"{what} {path} cannot be read ({error}): give a text file in UTF-8") from error
 
 
-def _result(path: Path) -> Result:
-    """A result, which must not say that the model copies.
+def _result(path: Path, ledger: Ledger) -> Result:
+    """A result, which must not say that the model copies, and must have looked for everybody it saw.
 
     Raises:
-        DataError: It is unreadable, or it does.
+        DataError: It is unreadable, says so, or looked for others.
     """
     result = Result.load(path)
     if result.kind != KIND:
@@ -118,6 +118,7 @@ def _result(path: Path) -> Result:
             f"{path} says that {copying[0]} holds copies of training patients: a model that copies is not shared; train it "
             "shorter, or on more augmented copies"
         )
+    require_searched(ledger.voxels, report, path)
     return report
 
 

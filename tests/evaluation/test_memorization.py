@@ -19,6 +19,7 @@ from latentsynth.errors import DataError
 from latentsynth.evaluation.memorization.evaluate import measure_memorization
 from latentsynth.evaluation.memorization.joint import JOINT
 from latentsynth.evaluation.memorization.measures import CONTROL
+from latentsynth.evaluation.memorization.report import EXACT
 from latentsynth.phantom.cohort import write_cohort
 from latentsynth.results import Estimate, Result, Table
 from latentsynth.types import Case
@@ -167,8 +168,12 @@ def test_facts_survive_the_file_and_copies_are_named(place: Path, measured: tupl
     train = Manifest.load(place / "real.json").select("train")
     for n, one in enumerate(train[:12]):
         fact = loaded.facts["sets"]["copies"][f"copies-{n}"]
-        assert fact["flagged"] == [JOINT, "voxels"]  # together, and as near-exact; of 1 - SSIM half is not half as far
-        assert fact["nearest"] == dict.fromkeys(SEARCHED, one.case_id)
+        assert fact["flagged"] == [
+            EXACT,
+            JOINT,
+            "voxels",
+        ]  # together, and as near-exact; of 1 - SSIM half is not half as far
+        assert fact["nearest"] == dict.fromkeys((*SEARCHED, EXACT), one.case_id)
         assert fact["voxels"] == sorted(one.scans)
     named = {(one["volumes"], one["case"], one["twin"]) for one in loaded.facts["near_exact"]}
     assert named == {("copies", f"copies-{n}", one.case_id) for n, one in enumerate(train[:12])}

@@ -20,6 +20,7 @@ from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.evaluation.inputs import open_cohort
 from latentsynth.evaluation.memorization.evaluate import measure_memorization
 from latentsynth.evaluation.memorization.headers import Arrays
+from latentsynth.evaluation.memorization.report import EXACT
 from latentsynth.provenance import file_fingerprint
 from latentsynth.results import Estimate, Result, Table
 from latentsynth.types import Case, Labels
@@ -156,6 +157,30 @@ def test_a_scan_is_known_by_any_channel_that_shows_something(tmp_path: Path) -> 
     (laid,), (note,) = arrays.aligned(held)[0].cases, arrays.aligned(held)[1]
     assert np.array_equal(nifti.read(laid.images[1])[0], pet)
     assert "training scans voxel for voxel" in note.text
+
+
+def test_one_copied_channel_is_a_copy_whatever_the_others_show(tmp_path: Path, cpu: Accelerator) -> None:
+    """PET of training patients, turned or not, beside CT that nobody has: no feature space sees it, and the rate counts it."""
+    rng = np.random.default_rng(1)
+    texture = lambda: (8000 * ndimage.gaussian_filter(rng.normal(size=(24, 24, 24)), 2)).astype(np.int16)  # noqa: E731
+    for name, count in (("train", 6), ("held", 10), ("made", 6)):
+        for n in range(count):
+            images = [texture(), texture()]
+            if name == "made" and n < 3:
+                images[1] = np.ascontiguousarray(
+                    nifti.read(tmp_path / "train" / f"train_{n}_0001.nii.gz")[0][:: 1 - 2 * (n % 2)]
+                )
+            for channel, image in enumerate(images):
+                nifti.write(tmp_path / name / f"{name}_{n}_{channel:04d}.nii.gz", image, AFFINE)
+    result, rate = measure_memorization(
+        tmp_path / "train", tmp_path / "held", [("made", tmp_path / "made")], tmp_path / "out", cpu, ("ssim",),
+        level=0.2, cache=tmp_path / "cache",
+    )  # fmt: skip
+    facts = result.facts["sets"]["made"]
+    assert [EXACT in one["flagged"] for one in facts.values()] == [True] * 3 + [False] * 3
+    assert [one["nearest"][EXACT] for one in list(facts.values())[:3]] == [f"train_{n}" for n in range(3)]
+    assert rate >= 0.5
+    assert any("3 of 6 volumes hold an image of a training scan" in note for note in result.notes)
 
 
 def test_nothing_is_said_where_no_space_applies(measure: Measure) -> None:

@@ -14,7 +14,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 from accelerate import Accelerator
-from reported_set import COPIES, FRESH, Reported
+from reported_set import COPIES, FRESH, Reported, altered
 
 from latentsynth.data import nifti
 from latentsynth.data.identity import volume_hash
@@ -22,7 +22,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.memorization.evaluate import measure_memorization
 from latentsynth.provenance import LEDGER, Ledger
-from latentsynth.results import Result, Table
+from latentsynth.results import Result, Table, checksum
 from latentsynth.sharing.export import export_set
 from latentsynth.sharing.filter import filter_set
 from latentsynth.types import Case, Labels
@@ -157,9 +157,7 @@ def test_masks_of_patients_leave_on_request_alone(reported: Reported, tmp_path: 
 
 
 def test_masks_that_nobody_compared_stay(reported: Reported, tmp_path: Path) -> None:
-    value = json.loads(reported.clean.read_text())
-    value["facts"]["masks"] = False
-    (tmp_path / "report.json").write_text(json.dumps(value))
+    altered(reported.clean, tmp_path / "report.json", masks=False)
     refuses("did not compare masks", reported.fresh, tmp_path / "shared", tmp_path / "report.json")
     export(reported.fresh, tmp_path / "shared", tmp_path / "report.json", publish_mask_copies=True)
 
@@ -255,23 +253,45 @@ def test_no_reason_makes_a_card_tell_of_other_files(reported: Reported, tmp_path
 
 def test_a_card_tells_of_its_own_set_alone(reported: Reported, tmp_path: Path) -> None:
     """Whatever others are called, and whatever their notes say."""
-    value = json.loads(reported.clean.read_text())
-    facts = value["facts"]
+    facts = json.loads(reported.clean.read_text())["facts"]
     facts["sets"]["hospital"], facts["ledgers"]["hospital"] = {}, False
     facts["copies"].append({**facts["copies"][-1], "set": "hospital"})
     facts["notes"].append({"set": "hospital", "text": "their word"})
-    (tmp_path / "report.json").write_text(json.dumps(value))
+    altered(reported.clean, tmp_path / "report.json", **facts)
     card = export(reported.fresh, tmp_path / "with", tmp_path / "report.json")
     assert card.replace("# with", "# alone") == export(reported.fresh, tmp_path / "alone", reported.clean)
     facts["ledgers"]["made"] = False
-    (tmp_path / "report.json").write_text(json.dumps(value))
+    altered(reported.clean, tmp_path / "report.json", **facts)
     card = export(reported.fresh, tmp_path / "unverified", tmp_path / "report.json")
     assert "is the exporter's word" in card
+
+
+def test_an_edited_report_clears_nobody(reported: Reported, tmp_path: Path) -> None:
+    """Neither for `export` nor for `filter`; nor does one whose checksum was taken away."""
+    value = json.loads(reported.report.read_text())
+    for facts in value["facts"]["sets"]["made"].values():
+        facts["flagged"], facts["mask_copy"] = [], False
+    without = {key: one for key, one in value.items() if key != "checksum"}
+    for n, edited in enumerate((value, without)):
+        report = tmp_path / f"{n}.json"
+        report.write_text(json.dumps(edited))
+        refuses("was edited since it was written", reported.samples, tmp_path / "shared", report)
+        with pytest.raises(DataError, match="was edited since it was written"):
+            filter_set(reported.samples, report, tmp_path / "kept.json")
+
+
+def test_what_one_set_of_a_report_says_against_a_file_counts(reported: Reported, tmp_path: Path) -> None:
+    """The same volumes under two names, of which the last is called clean."""
+    sets = json.loads(reported.report.read_text())["facts"]["sets"]
+    clean = {name: {**facts, "flagged": [], "mask_copy": False} for name, facts in sets["made"].items()}
+    report = altered(reported.report, tmp_path / "report.json", sets={"a": clean, "made": sets["made"], "z": clean})
+    refuses("3 of 9 volumes are flagged as copies", reported.samples, tmp_path / "shared", report)
 
 
 def test_a_report_of_an_older_version_is_refused(reported: Reported, tmp_path: Path) -> None:
     value = json.loads(reported.clean.read_text())
     del value["facts"]["copies"], value["facts"]["notes"]
+    value["checksum"] = checksum(value)
     (tmp_path / "report.json").write_text(json.dumps(value))
     refuses(
         "is of an older version and lacks copies, notes", reported.fresh, tmp_path / "out", tmp_path / "report.json"

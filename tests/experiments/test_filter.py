@@ -16,6 +16,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.evaluation.cohorts import Cohort
 from latentsynth.provenance import LEDGER, Ledger, file_fingerprint
+from latentsynth.results import checksum
 from latentsynth.sharing.filter import filter_set
 
 
@@ -38,7 +39,11 @@ def test_the_planted_copies_are_dropped_and_nothing_else(reported: Reported, tmp
     out = tmp_path / "kept" / "manifest.json"
     assert filter_set(reported.samples, reported.report, out) == (6, 3)
     assert names(out) == [*FRESH, MASK_COPY]
-    assert dropped(out) == {name: f"copy of scan-{name.split('-')[1]} by voxels" for name in COPIES}
+    assert dropped(out) == {
+        name: f"exact copy of {scan}; copy of {scan} by voxels"
+        for name in COPIES
+        for scan in [f"scan-{name.split('-')[1]}"]
+    }
     assert files(reported.folder / "samples") == before
     whole, kept = Manifest.load(reported.samples), Manifest.load(out)
     theirs = {case.case_id: case for case in whole.cases}
@@ -138,10 +143,28 @@ def test_the_set_itself_is_not_overwritten(reported: Reported, tmp_path: Path) -
 
 
 def test_another_result_is_no_memorization_report(reported: Reported, tmp_path: Path) -> None:
-    value = json.loads(reported.report.read_text())
-    (tmp_path / "fidelity.json").write_text(json.dumps({**value, "kind": "fidelity"}))
+    value = {**json.loads(reported.report.read_text()), "kind": "fidelity"}
+    (tmp_path / "fidelity.json").write_text(json.dumps({**value, "checksum": checksum(value)}))
     with pytest.raises(DataError, match="of kind fidelity, expected memorization"):
         filter_set(reported.samples, tmp_path / "fidelity.json", tmp_path / "kept.json")
+
+
+def test_a_report_that_looked_for_others_clears_nobody(reported: Reported, tmp_path: Path) -> None:
+    """Whom the generator saw stands in the ledger; without one nothing says it."""
+    moved = reported.copy(tmp_path / "moved")
+    (Ledger.beside(moved) | Ledger(voxels=frozenset({"another scan"}))).save(moved.with_name(LEDGER))
+    with pytest.raises(DataError, match="saw 1 others"):
+        filter_set(moved, reported.report, tmp_path / "kept.json")
+    copied = next(case for case in Manifest.load(moved).cases if case.case_id in COPIES)
+    others = json.loads(reported.report.read_text())["facts"]["train"]
+    others["voxels"] = [scan for scan in others["voxels"] if scan not in copied.scans]
+    Ledger(voxels=frozenset({*others["voxels"], *copied.scans})).save(moved.with_name(LEDGER))
+    report = altered(reported.report, tmp_path / "others.json", train=others)
+    with pytest.raises(DataError, match="saw 1 others"):  # though the set holds that very scan
+        filter_set(moved, report, tmp_path / "kept.json")
+    moved.with_name(LEDGER).unlink()
+    with pytest.raises(DataError, match=f"no {LEDGER} beside"):
+        filter_set(moved, reported.report, tmp_path / "kept.json")
 
 
 def test_a_folder_is_no_place_for_a_manifest(reported: Reported, tmp_path: Path) -> None:

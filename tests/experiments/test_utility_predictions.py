@@ -102,7 +102,7 @@ def test_what_cannot_be_compared_is_refused(
 def test_the_command(place: Path) -> None:
     options = [f"--predictions={arm}={place / arm}" for arm in ("real", "both")]
     result = CliRunner().invoke(
-        app, ["evaluate", "utility", "--real", str(place / "m.json"), *options, "--baseline", "real", "--out", str(place / "out")]
+        app, ["evaluate", "utility", "--real", str(place / "m.json"), "--split", "test", *options, "--baseline", "real", "--out", str(place / "out")]
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert "both against real: Dice gain" in " ".join(result.output.split())

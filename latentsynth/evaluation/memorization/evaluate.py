@@ -116,10 +116,13 @@ def measure_memorization(
     without_headers = volumes(arrays.aligned(bare)[0], grid, framing, labels, cache, accelerator, masks)
     searches = search_copies(chosen, groups, sets, caches, accelerator, level, dar2024, without_headers)
     of_masks = search_mask_copies(groups, sets, caches, accelerator, level) if masks else None
-    result = write_memorization(out, groups, sets, searches, of_masks, caches, level, accelerator, notes, losses_of)
+    exact = {cohort.name: arrays.twins(cohort) for cohort in sets}
+    result = write_memorization(
+        out, groups, sets, searches, of_masks, caches, level, accelerator, notes, losses_of, exact
+    )  # fmt: skip
     if accelerator.is_main_process:
         close_results(out, result)
-    return result, copy_rate(searches)
+    return result, copy_rate(searches, exact)
 
 
 def _comparable_masks(groups: PatientGroups, sets: Sequence[Cohort]) -> bool:

@@ -53,6 +53,14 @@ class Arrays:
                 "patients that no generator saw"
             )
 
+    def twins(self, made: Cohort) -> dict[str, str]:
+        """By case of a set the case here of which one of its channels is a copy, voxel for voxel, whatever its header says."""
+        known = {
+            case.case_id: [self.by_hash[name][0].case_id for _, name in self._hashes(case) if name in self.by_hash]
+            for case in made.cases
+        }
+        return {case: twins[0] for case, twins in known.items() if twins}
+
     def aligned(self, made: Cohort) -> tuple[Cohort, list[Note]]:
         """A set as it can be compared with these patients.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -30,6 +30,7 @@ from latentsynth.results import Conclusion, Note, Picture, Question, Result, wri
 
 KIND = "memorization"
 _WORST = 5  # pairs per picture
+EXACT = "exact"  # among what flags a volume: one of its images is a training scan's, voxel for voxel
 FACTS = (
     "level",
     "train",
@@ -57,6 +58,7 @@ def write_memorization(
     accelerator: Accelerator,
     notes: Sequence[Note] = (),
     members: Mapping[str, Membership] | None = None,
+    exact: Mapping[str, Mapping[str, str]] | None = None,
 ) -> Result:
     """Writes ``memorization.json``, ``memorization.csv`` and pictures.
 
@@ -71,10 +73,12 @@ def write_memorization(
         accelerator: The processes; the first one writes.
         notes: What else must be said.
         members: Membership inference, by name of the set.
+        exact: By name of the set and case, the training case of which it is a copy voxel for voxel, in one channel at least.
     """
     names = [cohort.name for cohort in samples]
-    said = [*conclusions(searches, masks, samples, groups, level), *notes]
-    facts = _facts(groups, samples, searches, masks, level, said)
+    exact = exact or {}
+    said = [*conclusions(searches, masks, samples, groups, level), *_exact(exact, samples), *notes]
+    facts = _facts(groups, samples, searches, masks, level, said, exact)
     found = [
         tables.near_exact(tables.near_exact_volumes(searches, names)),
         tables.verdicts(facts),
@@ -95,7 +99,7 @@ def write_memorization(
         tuple(table for table in found if table is not None),
         tuple(pictures),
         tuple(note.text for note in said),
-        conclusions=tuple(conclusion(searches, cohort, level) for cohort in samples),
+        conclusions=tuple(conclusion(searches, cohort, level, exact.get(cohort.name, {})) for cohort in samples),
     )
     if accelerator.is_main_process:
         result.save(make_folder(out))  # first: a picture that fails must not cost the numbers
@@ -129,13 +133,14 @@ def decisions(searches: Sequence[CopySearch], name: str) -> dict[str, np.ndarray
     }
 
 
-def copy_rate(searches: Sequence[CopySearch]) -> float:
-    """The highest copy rate of any set by a space that decides on it; not a number where none is valid."""
-    rates = [
-        share_flagged(flags, found.features.patients)[0]
-        for name, found in searches[0].sets.items()
-        for flags in decisions(searches, name).values()
-    ]
+def copy_rate(searches: Sequence[CopySearch], exact: Mapping[str, Mapping[str, str]] | None = None) -> float:
+    """The highest copy rate of any set by a space that decides on it, exact copies counted; not a number where none is valid."""
+    rates = []
+    for name, found in searches[0].sets.items():
+        twins = np.isin(found.features.ids, list((exact or {}).get(name, {})))
+        rates += [
+            share_flagged(flags | twins, found.features.patients)[0] for flags in decisions(searches, name).values()
+        ]
     return max(rates, default=float("nan"))
 
 
@@ -170,12 +175,19 @@ def conclusions(
     ]
 
 
-def conclusion(searches: Sequence[CopySearch], cohort: Cohort, level: float) -> Conclusion:
-    """Whether a set is free of copies: by the joint space where it is valid, and by near-exact volumes of the others."""
+def conclusion(searches: Sequence[CopySearch], cohort: Cohort, level: float, exact: Collection[str] = ()) -> Conclusion:
+    """Whether a set is free of copies: by the joint space where it is valid, by near-exact volumes of the others, and by exact ones.
+
+    Args:
+        searches: What every feature space says.
+        cohort: The set.
+        level: Level of the p-values.
+        exact: Its cases of which a channel is a training scan's.
+    """
     name = cohort.name
     valid = [one for one in searches if one.controls.valid]
     deciding = [one for one in valid if one.space.name == JOINT] or valid
-    near = {n for one in valid for n in np.flatnonzero(one.sets[name].near_exact)}
+    near = {cohort.cases[n].case_id for one in valid for n in np.flatnonzero(one.sets[name].near_exact)} | set(exact)
     copied = [one for one in deciding if one.sets[name].copied]
     heard = [one for one in deciding if not one.sets[name].mute]
     nearer = [one for one in deciding if one.nearer(name)]
@@ -201,6 +213,16 @@ def conclusion(searches: Sequence[CopySearch], cohort: Cohort, level: float) -> 
             f"no copies, but nearer to training patients than to held-out ones (p = {nearer[0].measures[name].nearer:.2g})",
         )
     return say("yes", f"no more copies than among unseen patients; up to {hidden:.0%} could be all the same")
+
+
+def _exact(exact: Mapping[str, Mapping[str, str]], samples: Sequence[Cohort]) -> list[Note]:
+    """How many volumes hold a channel of a training scan."""
+    texts = {
+        cohort.name: f"{cohort.name}: {len(exact[cohort.name])} of {len(cohort.cases)} volumes hold an image of a training scan, voxel for voxel"
+        for cohort in samples
+        if exact.get(cohort.name)
+    }
+    return [Note(text, name) for name, text in texts.items()]
 
 
 def _near_exact(found: Sequence[tables.NearExact], samples: Sequence[Cohort]) -> list[Note]:
@@ -304,20 +326,25 @@ def _facts(
     masks: CopySearch | None,
     level: float,
     said: Sequence[Note],
+    exact: Mapping[str, Mapping[str, str]],
 ) -> dict[str, Any]:
     """What the report was made for; ``filter`` and ``export`` read it."""
     valid = [one for one in searches if one.controls.valid]
     sets = {}
     for cohort in samples:
-        decided = decisions(searches, cohort.name)
+        decided, twins = decisions(searches, cohort.name), exact.get(cohort.name, {})
         copied = mask_copies(masks, cohort.name) if masks else np.zeros(len(cohort.cases), bool)
         sets[cohort.name] = {
             case.case_id: {
                 "files": case_files(case),
                 "voxels": sorted(case.scans),
-                "flagged": [space for space, flags in decided.items() if flags[n]],
+                "flagged": [
+                    *([EXACT] if case.case_id in twins else []),
+                    *(space for space, flags in decided.items() if flags[n]),
+                ],
                 "mask_copy": bool(copied[n]) or bool(case.parents),
-                "nearest": {one.space.name: one.reference.train.ids[one.sets[cohort.name].nearest[n]] for one in valid},
+                "nearest": {one.space.name: one.reference.train.ids[one.sets[cohort.name].nearest[n]] for one in valid}
+                | ({EXACT: twins[case.case_id]} if case.case_id in twins else {}),
             }
             for n, case in enumerate(cohort.cases)
         }
