@@ -62,6 +62,14 @@ def test_strangers_and_scans_of_one_patient_are_no_pairs() -> None:
     assert pairs([*volumes, noisy(volumes[0])], [f"p{n}" for n in range(12)] + ["p0"]) == []
 
 
+def test_scans_that_are_mirrored_alike_are_no_pair_and_hide_none() -> None:
+    """Half of the cohort lies the other way round, one of them is a double."""
+    volumes = [scan(n)[:: 1 - 2 * (n % 2)] for n in range(12)]
+    names = [f"p{n}" for n in range(12)]
+    assert pairs(volumes, names) == []
+    assert pairs([*volumes, DISGUISES["resampled"](scan(3))], [*names, "double"]) == [{"p3", "double"}]
+
+
 def test_any_channel_will_do() -> None:
     cases = [Case(f"c{n}", f"p{n}", (Path("x"),) * 2, None) for n in range(6)]
     outlines = [[outline(scan(n), AFFINE), outline(scan(10 + n), AFFINE)] for n in range(5)]

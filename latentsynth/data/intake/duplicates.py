@@ -101,18 +101,30 @@ def _patients(cases: Sequence[Case], rows: Sequence[int]) -> np.ndarray:
 
 def _distances(volumes: np.ndarray, patients: np.ndarray) -> np.ndarray:
     """Of every pair ``(N, N)`` that is near; infinity for all others."""
-    mean = volumes.mean(0) if len(volumes) >= _FEW else np.zeros_like(volumes[0])
+    many = len(volumes) >= _FEW
+    volumes = _alike(volumes, volumes.mean(0) if many else volumes[0])
+    mean = volumes.mean(0) if many else np.zeros_like(volumes[0])
     rows = _unit(volumes - mean)
     r = np.full((len(volumes), len(volumes)), -1, np.float32)
-    for order, signs in _TURNS:
-        turned = volumes.transpose(0, *(axis + 1 for axis in order))[:, :: signs[0], :: signs[1], :: signs[2]]
-        r = np.maximum(r, rows @ _unit(turned - mean).T)
-    distance = np.sqrt(2 * np.clip(1 - np.maximum(r, r.T), 0, None))
+    for turn in _TURNS:
+        r = np.maximum(r, rows @ _unit(_turned(volumes, turn) - mean).T)
+    distance = np.sqrt(2 * np.clip(1 - np.minimum(r, r.T), 0, None))  # both ways round
     distance[patients[:, None] == patients] = np.inf
     nearest = distance.min(1)
     usual = float(np.median(nearest[np.isfinite(nearest)])) if np.isfinite(nearest).any() else 0.0
     distance[distance >= max(_NEAR * usual, _SAME)] = np.inf
     return distance
+
+
+def _alike(volumes: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """Every volume turned as it is most like another one: mirrored strangers would be alike by being mirrored."""
+    fit = np.stack([(_unit(_turned(volumes, turn)) @ _unit(like[None]).T)[:, 0] for turn in _TURNS])
+    return np.stack([_turned(one[None], _TURNS[best])[0] for one, best in zip(volumes, fit.argmax(0), strict=True)])
+
+
+def _turned(volumes: np.ndarray, turn: tuple[tuple[int, ...], tuple[int, ...]]) -> np.ndarray:
+    order, signs = turn
+    return volumes.transpose(0, *(axis + 1 for axis in order))[:, :: signs[0], :: signs[1], :: signs[2]]
 
 
 def _unit(volumes: np.ndarray) -> np.ndarray:
