@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations, product
 
-import nibabel as nib
 import numpy as np
 from scipy.stats import rankdata
 
+from latentsynth.data import nifti
 from latentsynth.progress import bar
 from latentsynth.types import Case
 
@@ -47,7 +47,7 @@ def outline(voxels: np.ndarray, affine: np.ndarray) -> np.ndarray:
     Returns:
         float32, ``(16, 16, 16)`` in RAS+.
     """
-    array = nib.orientations.apply_orientation(voxels, nib.orientations.io_orientation(affine)).astype(np.float32)
+    array = nifti.canonical(voxels, affine)[0].astype(np.float32)
     for axis, length in enumerate(array.shape):
         array = np.moveaxis(np.tensordot(_averages(length), array, ([1], [axis])), 0, axis)
     return (rankdata(array) / array.size).astype(np.float32).reshape(array.shape)

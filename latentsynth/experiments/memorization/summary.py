@@ -196,8 +196,8 @@ def _claim_sentence(claim: Claim) -> str:
     alike = " and ".join(f"{rate[0]:.0%}" if (rate := point.rates.get(space)) else "unknown" for point in (more, less))
     return (
         f"that {claim.more.model} copies more than {claim.less.model}, on {claim.more.size} patients, is {claim.verdict}: "
-        f"{value:+.0%} [{low:+.0%}, {high:+.0%}] at the end of equal training; where both are about as far from real patients "
-        f"(Frechet {more.frechet[0]:.3g} and {less.frechet[0]:.3g}), {alike} are copies"
+        f"{value:+.0%} [{low:+.0%}, {high:+.0%}] at the end of equal training; when each first came as near to real patients as the other "
+        f"ever does (Frechet {more.frechet[0]:.3g} and {less.frechet[0]:.3g}), {alike} were copies"
     )
 
 
@@ -220,7 +220,7 @@ def _figure(path: Path, found: Sequence[Curve], rows: Sequence[Row]) -> None:
     panels(
         path,
         drawn,
-        len(drawn),
+        3,
         ["CPU minutes of training"] * len(drawn),
         "means over seeds, 95 % intervals over masks and seeds",
     )
