@@ -171,6 +171,18 @@ def pack(
 
 
 @app.command(rich_help_panel=SHARE)
+def onnx(
+    model: Annotated[Path, typer.Argument(help="Latent diffusion model: run, checkpoint, or one of the package")],
+    out: Annotated[Path, typer.Option(help="Folder to write")],
+) -> None:
+    """Write a model as ONNX files, for programs without torch; each is compared with torch before the folder stands."""
+    from latentsynth.sharing.onnx_files import write_onnx
+    from latentsynth.synthesizers import LatentDiffusion
+
+    say(str(write_onnx(LatentDiffusion.from_pretrained(model), out)))
+
+
+@app.command(rich_help_panel=SHARE)
 def ledger(
     patient: Annotated[str, typer.Argument(help="A patient's id, or the NIfTI file of a scan")],
     folder: Annotated[Path, typer.Argument(help="Where to look")] = Path("runs"),
