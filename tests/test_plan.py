@@ -83,6 +83,21 @@ def test_a_planned_folder_trains_from_the_files_as_written(
     assert all(estimate.gib < 4 for estimate in plan.memory)
 
 
+def test_a_case_that_was_not_read_and_is_larger_ends_no_training(tmp_path: Path, quick: None) -> None:
+    """The grid is laid by the scans that were looked at; a validation patient with a lesion beyond it is zoomed, not refused."""
+    mask = np.zeros((24, 24, 24), np.uint8)
+    mask[8:16, 8:16, 8:16] = 1
+    manifest = cohort(tmp_path, mask, 2.0)
+    planned = plan_runs(manifest, 0.01).autoencoder.data
+    wide = np.zeros((72, 24, 24), np.uint8)
+    wide[2:70, 8:16, 8:16] = 1
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    nifti.write(tmp_path / "1.nii.gz", np.random.default_rng(9).normal(300, 40, wide.shape).astype(np.float32), affine)
+    nifti.write(tmp_path / "1_mask.nii.gz", wide, affine)
+    recipe = Recipe(planned.grid, planned.framing, Labels((0, 1)), planned.augment, 0)
+    assert recipe.read(Manifest.load(manifest).select("val")[0]).zoom > 1.5
+
+
 def cohort(folder: Path, mask: np.ndarray, spacing: float, labels: tuple[int, ...] = (0, 1)) -> Path:
     """Three patients with one mask, each scan its own noise."""
     affine = np.diag([spacing, spacing, spacing, 1.0])

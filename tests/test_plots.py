@@ -8,7 +8,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from latentsynth.figures import Tile, contact_sheet
+from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.plots import COLOURS, critical_differences, curves, histograms, scatters, strips
 
 EDGES = np.linspace(-1, 1, 101)
@@ -130,7 +130,7 @@ def test_names_are_shown_as_they_are_written(tmp_path: Path) -> None:
     name = "case_$x^$_and_$\\frac$"
     assert strips(tmp_path / "a.png", {name: [1.0, 2.0]}, name, name).is_file()
     tile = Tile(name, np.zeros((1, 4, 4, 4), np.float32))
-    assert contact_sheet(tmp_path / "b.png", [[tile]], (1.0, 1.0, 1.0), name).is_file()
+    assert contact_sheet(tmp_path / "b.png", [[tile]], Legend((1.0, 1.0, 1.0)), name).is_file()
 
 
 def test_drawing_leaves_the_callers_backend_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,6 +138,6 @@ def test_drawing_leaves_the_callers_backend_alone(tmp_path: Path, monkeypatch: p
     monkeypatch.setitem(matplotlib.rcParams, "backend", "svg")
     curves(tmp_path / "curves.png", {"loss": ([0.0, 1], [1.0, 0])}, "images")
     image = np.zeros((1, 4, 4, 4), np.float32)
-    contact_sheet(tmp_path / "sheet.png", [[Tile("one", image)]], (1.0, 1.0, 1.0))
+    contact_sheet(tmp_path / "sheet.png", [[Tile("one", image)]], Legend((1.0, 1.0, 1.0)))
     critical_differences(tmp_path / "ranks.png", {"a": 1.0, "b": 2.0}, 0.5)
     assert matplotlib.get_backend() == "svg"

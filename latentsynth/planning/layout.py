@@ -48,7 +48,7 @@ class Layout:
 
     @property
     def fit(self) -> Literal["error", "scale"]:
-        """What becomes of a lesion that it does not hold."""
+        """What becomes of a lesion that it does not hold while lesions are counted: a whole scan is not zoomed for one."""
         return "scale" if self.crop == "lesion" else "error"
 
     @property

@@ -149,7 +149,10 @@ def _configurations(manifest: Path, machine: Machine, layout: Layout, grid: dict
     """Autoencoder, denoiser and segmenter, all but how long they train and on how many copies."""
     name, batch = manifest.stem, machine.batch
     width, blocks = machine.trunk
-    framing = {"crop": layout.crop, "fit": layout.fit}
+    framing = {
+        "crop": layout.crop,
+        "fit": "scale",
+    }  # cases that were not read may be larger, and must not end a night's work
     augment = {"shift_mm": 4.0}
     part = [min(n, machine.crop) for n in layout.shape]
     autoencoder = {

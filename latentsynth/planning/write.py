@@ -68,4 +68,6 @@ def plan_files(name: str, out: Path) -> tuple[Path, Path, Path, Path]:
 
 
 def _where(framing: Framing) -> str:
-    return "centred on the scan" if framing.crop == "whole" else f"centred on the lesion, larger ones: {framing.fit}"
+    return (
+        f"centred on the {'scan' if framing.crop == 'whole' else 'lesion'}, lesions that reach beyond it: {framing.fit}"
+    )
