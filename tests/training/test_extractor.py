@@ -21,7 +21,7 @@ from latentsynth.extractors.contrastive import ContrastiveEncoder
 from latentsynth.phantom.cohort import write_cohort
 from latentsynth.training.recipes.extractor import train_extractor
 
-IMAGES = 640
+IMAGES = 960
 VIEWS = {"rotate_deg": 3.0, "scale": 0.03, "shift": 0.02, "brightness": 0.4, "gamma": 0.5}
 
 
