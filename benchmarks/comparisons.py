@@ -12,15 +12,13 @@ import json
 import os
 import platform
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
-import psutil
 import torch
 import torchio
 from monai.data import PersistentDataset
@@ -37,6 +35,7 @@ from monai.transforms import (
 )
 from torch import Tensor
 
+from latentsynth import workers
 from latentsynth.autoencoders import build_autoencoder
 from latentsynth.autoencoders.space_to_depth import SpaceToDepthDecoder
 from latentsynth.config import AugmentConfig, KLConfig
@@ -49,6 +48,7 @@ from latentsynth.phantom.cohort import write_cohort
 from latentsynth.types import Conditioning, Framing, Grid, Window
 
 ROUNDS = 5
+_COPIES = 7  # per case
 LABELS, BATCH, SHAPE = 3, 4, (32, 48, 40)
 Variants = Mapping[str, Callable[[], int]]  # each call does one round and says how many units it did
 
@@ -64,7 +64,6 @@ class Timed:
         low: Slowest round.
         high: Fastest round.
         ratio: Rate beside the first variant's, median of the rounds, each by its neighbour.
-        mib: Peak memory above what was held before the round, largest of the rounds.
     """
 
     comparison: str
@@ -73,46 +72,22 @@ class Timed:
     low: float
     high: float
     ratio: float
-    mib: float
 
 
 def compare(name: str, variants: Variants) -> list[Timed]:
     """Takes turns."""
     rates: dict[str, list[float]] = {variant: [] for variant in variants}
-    peaks = dict.fromkeys(variants, 0.0)
     for round_ in range(ROUNDS + 1):
         for variant, run in variants.items():
-            with _peak() as peak:
-                began = time.perf_counter()
-                units = run()
-                took = time.perf_counter() - began
+            began = time.perf_counter()
+            units = run()
             if round_:
-                rates[variant].append(units / took)
-                peaks[variant] = max(peaks[variant], peak[0])
+                rates[variant].append(units / (time.perf_counter() - began))
     first = np.array(rates[next(iter(variants))])
     return [
-        Timed(name, variant, float(np.median(of)), min(of), max(of), float(np.median(np.array(of) / first)), peaks[variant])
+        Timed(name, variant, float(np.median(of)), min(of), max(of), float(np.median(np.array(of) / first)))
         for variant, of in rates.items()
     ]  # fmt: skip
-
-
-@contextmanager
-def _peak() -> Iterator[list[float]]:
-    """MiB above what the process holds now, watched every few milliseconds."""
-    process, found, over = psutil.Process(), [0.0], threading.Event()
-    before = process.memory_info().rss
-
-    def watch() -> None:
-        while not over.wait(0.003):
-            found[0] = max(found[0], (process.memory_info().rss - before) / 2**20)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield found
-    finally:
-        over.set()
-        watcher.join()
 
 
 def _denoiser(latent_channels: int, schedule: str) -> Denoiser:
@@ -207,7 +182,7 @@ def _phantoms(folder: Path, cases: int) -> tuple[Manifest, Recipe]:
     manifest = Manifest.load(folder / "manifest.json")
     ct, mr = Window("fixed", -160.0, 240.0), Window("percentile", 0.5, 99.5)
     grid = Grid((32, 32, 32), (3.0, 3.0, 3.0), (ct, mr))
-    return manifest, Recipe(grid, Framing(), manifest.labels, AugmentConfig(), 0)
+    return manifest, Recipe(grid, Framing("lesion", "scale", (3,)), manifest.labels, AugmentConfig(rotate_deg=5.0), 0)
 
 
 def loading(folder: Path) -> Variants:
@@ -250,12 +225,14 @@ def preparing(folder: Path) -> Variants:
     runs = iter(range(1000))
 
     def build(cores: int) -> int:
-        os.environ["LOKY_MAX_CPU_COUNT"] = str(cores)
-        try:
-            VolumeCache(folder / f"cache-{next(runs)}", recipe, manifest.cases).build()
-        finally:
-            del os.environ["LOKY_MAX_CPU_COUNT"]
-        return len(manifest.cases)
+        cache = VolumeCache(folder / f"cache-{next(runs)}", recipe, manifest.cases, _COPIES)
+        # As for a cohort large enough that starting workers is worth it.
+        with (
+            mock.patch.dict(os.environ, {"LOKY_MAX_CPU_COUNT": str(cores)}),
+            mock.patch.multiple(workers, _LOOK_S=0, _WORTH_S=0),
+        ):
+            cache.build()
+        return len(cache)
 
     most = os.cpu_count() or 1
     return {f"{cores} core{'s' * (cores > 1)}": lambda cores=cores: build(cores) for cores in sorted({1, most})}  # type: ignore[misc]
@@ -277,7 +254,7 @@ def main(arguments: list[str]) -> None:
         parser.error(f"no comparison {', '.join(sorted(unknown))}: choose from {', '.join(COMPARISONS)}")
     rows: list[Timed] = []
     print(
-        "| comparison | variant | per second | slowest to fastest | ratio | MiB |\n|---|---|---|---|---|---|",
+        "| comparison | variant | per second | slowest to fastest | ratio |\n|---|---|---|---|---|",
         flush=True,
     )
     for name in given.names or COMPARISONS:
@@ -285,7 +262,7 @@ def main(arguments: list[str]) -> None:
             for row in compare(name, COMPARISONS[name](Path(folder))):
                 rows.append(row)
                 print(
-                    f"| {name} | {row.variant} | {row.rate:.3g} | {row.low:.3g} to {row.high:.3g} | {row.ratio:.2f} | {row.mib:.0f} |",
+                    f"| {name} | {row.variant} | {row.rate:.3g} | {row.low:.3g} to {row.high:.3g} | {row.ratio:.2f} |",
                     flush=True,
                 )
     machine = {
