@@ -17,8 +17,10 @@ from latentsynth.evaluation.segmentation.scores import SegmentationScores, plain
 from latentsynth.experiments.utility.jobs import SeedScores
 from latentsynth.experiments.utility.summary import (
     KIND,
+    MEASURES,
     by_patient,
     comparisons,
+    conclusion,
     over_seeds,
     sentences,
     tables,
@@ -90,6 +92,7 @@ def compare_predictions(
         (),
         (*sentences(design, found), "label maps stand for segmenters: whom each was trained on is your word", *chosen_on(cohort.cases)),
         splits=cohort.splits,
+        conclusions=tuple(conclusion(one) for one in found if one.measure == MEASURES[0] and one.reference == baseline),
     )  # fmt: skip
     if accelerator.is_main_process:
         result.save(out)

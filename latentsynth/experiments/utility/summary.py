@@ -119,7 +119,7 @@ def summarise(config: UtilityStudy, finished: FinishedStudy, accelerator: Accele
         (*(Picture(file, caption) for file, caption, *_ in drawn),
          Picture("utility_examples.png", "the test patients that the baseline segments worst, middling and best, and what each arm finds in them")),
         (*sentences(config, found), *finished.short_of),
-        conclusions=tuple(_conclusion(one) for one in found if _tells(config, one)),
+        conclusions=tuple(conclusion(one) for one in found if _tells(config, one)),
     )  # fmt: skip
     shown = figures.shown(config, jobs, scores, cohort)
     cache = volumes(shown, config.grid, config.framing, labels, config.cache, accelerator, masks=True)
@@ -144,7 +144,7 @@ def _tells(config: UtilityStudy, found: Comparison) -> bool:
     )
 
 
-def _conclusion(found: Comparison) -> Conclusion:
+def conclusion(found: Comparison) -> Conclusion:
     """Whether one arm gains over the baseline."""
     decided = found.verdict not in (Verdict.MIXED, Verdict.NO_EVIDENCE)
     answer: Literal["yes", "no", "undecided"] = (
