@@ -27,7 +27,7 @@ from latentsynth.evaluation.fidelity.comparison import (
     spread,
 )
 from latentsynth.evaluation.fidelity.radiomics import UNIT, regions
-from latentsynth.evaluation.fidelity.sharpness import CONTROL, Cell, Sharpness, sharpness, sharpness_table
+from latentsynth.evaluation.fidelity.sharpness import CONTROL, Cell, Share, Sharpness, sharpness, sharpness_table
 from latentsynth.extractors.networks import Extractor
 from latentsynth.figures import Legend, Tile, contact_sheet
 from latentsynth.metrics.diversity import mean_similarity, ms_ssim_scales, random_pairs
@@ -152,14 +152,19 @@ def _close(extractor: str, pair: Difference) -> Conclusion:
 
 def _sharp(name: str, found: Sharpness) -> Conclusion:
     """Whether detail is as in real patients."""
-    outside = [
-        f"{one.measure.channel} {one.measure.name}: {text(one.value.value)}" for one in found.shares if not one.inside
-    ]
+    outside = [_told(share) for share in found.shares if not share.inside]
     more = f" and {len(outside) - 3} more" if len(outside) > 3 else ""
-    reason = (
-        f"as multiples of real patients': {'; '.join(outside[:3])}{more}" if outside else "detail as in real patients"
-    )
+    reason = f"beside real patients: {'; '.join(outside[:3])}{more}" if outside else "detail as in real patients"
     return Conclusion(Question.LOOK, name, "yes" if found.as_real else "no", reason)
+
+
+def _told(share: Share) -> str:
+    """A measure of detail in words."""
+    one, times = share.measure, f"{share.measure.channel} has {text(share.value.value)} times"
+    band = f"{one.band_mm[0]:.3g} to {one.band_mm[1]:.3g} mm"
+    if one.kind == "power":
+        return f"{times} the detail of {band}"
+    return f"{times} the kurtosis at {band}" if one.kind == "kurtosis" else f"{times} the {one.kind} of latent cells"
 
 
 def check_cohorts(real: Cohort, samples: Sequence[Cohort]) -> None:
