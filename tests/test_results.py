@@ -18,7 +18,18 @@ from rich.console import Console
 from latentsynth.errors import DataError
 from latentsynth.files import write_json
 from latentsynth.invocation import this_command
-from latentsynth.results import Estimate, Picture, Result, Table, TableCell, is_result, text, write_csv
+from latentsynth.results import (
+    Conclusion,
+    Estimate,
+    Picture,
+    Question,
+    Result,
+    Table,
+    TableCell,
+    is_result,
+    text,
+    write_csv,
+)
 
 NAN, INF = float("nan"), float("inf")
 
@@ -33,6 +44,7 @@ def result(*rows: tuple[TableCell, ...], **changes: Any) -> Result:
         "notes": ("first", "second"),
         "command": "latentsynth evaluate obedience",
         "splits": ("val",),
+        "conclusions": (Conclusion(Question.FREE, "samples", "undecided", "too few"),),
     }
     return Result(**{**values, **changes})
 
@@ -44,11 +56,20 @@ def test_a_result_survives_the_disk(tmp_path: Path) -> None:
     loaded = Result.load(path)
     assert loaded.tables == made.tables
     assert isinstance(loaded.tables[0].rows[3][1], int)
-    for field in ("kind", "title", "pictures", "notes", "command"):
+    for field in ("kind", "title", "pictures", "notes", "command", "conclusions"):
         assert getattr(loaded, field) == getattr(made, field)
     assert loaded.facts == {"path": "a/b", "share": 0.5, "count": 3, "hole": None, "7": [None, 1.5]}
     again = loaded.save(tmp_path / "again")
     assert again.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "answer"),
+    [(0.95, 1.0, "yes"), (0.9, 0.94, "no"), (0.9, 0.96, "undecided"), (NAN, NAN, "undecided")],
+)
+def test_a_question_is_decided_by_a_whole_interval(low: float, high: float, answer: str) -> None:
+    found = Conclusion.at_least(Question.LOOK, "samples", Estimate(0.93, low, high), 0.95, "a number")
+    assert found.answer == answer
 
 
 def test_what_is_not_finite_becomes_null_and_comes_back_undefined(tmp_path: Path) -> None:

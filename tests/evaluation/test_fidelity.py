@@ -119,6 +119,10 @@ def test_faults_are_told(tmp_path: Path, cpu: Accelerator, made: dict[str, Manif
     assert looks["good"][2].value < 1.7 * looks[FLOOR][2].value
     for fault in ("blurred", "collapsed"):
         assert looks[fault][2].low > looks["good"][2].value
+    answers = {name: {one.answer for one in result.conclusions if one.about == name} for name in names}
+    assert "no" in answers["blurred"]
+    assert "no" in answers["collapsed"]
+    assert "no" not in answers["good"]
     sharp = result.facts["sharpness"]
     assert {name: sharp[name]["as_real"] for name in ("good", "blurred")} == {"good": True, "blurred": False}
     finest = next(one for one in sharp["blurred"]["measures"] if one["measure"]["kind"] == "power")

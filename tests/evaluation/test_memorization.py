@@ -95,6 +95,13 @@ def test_copies_are_told_from_strangers(measured: tuple[Result, float]) -> None:
         assert not any(note.startswith(f"fresh: copies by {space}") for note in result.notes)
 
 
+def test_the_question_of_copies_is_answered_for_each_set(measured: tuple[Result, float]) -> None:
+    found = {one.about: one.answer for one in measured[0].conclusions}
+    assert set(found) == set(SETS)
+    assert found["copies"] == "no"
+    assert found["fresh"] != "no"
+
+
 def test_measures_stand_beside_those_of_control_patients(measured: tuple[Result, float]) -> None:
     scores = rows(measured[0], "measures that are not calibrated")
     for space in SPACES:

@@ -176,6 +176,10 @@ def test_obedient_and_disobedient_volumes(
     both = [column(by_label, name)["honest"].value for name in by_label.columns[1:]]
     assert np.mean(both) == pytest.approx(own["honest"].value)
     assert result.facts["dice"]["honest"] == pytest.approx(own["honest"].value)
+    answers = {one.about: one.answer for one in result.conclusions}
+    assert "real" not in answers
+    assert answers["shuffled"] == "no"
+    assert answers["honest"] != "no"
     assert [note for note in result.notes if not note.startswith("validation patients")] == []
 
 
