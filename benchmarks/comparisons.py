@@ -166,11 +166,8 @@ def decoding(_: Path) -> Variants:
 
     @torch.no_grad()
     def decoded(tile: int) -> int:
-        kept, SpaceToDepthDecoder.TILE = SpaceToDepthDecoder.TILE, tile
-        try:
+        with mock.patch.object(SpaceToDepthDecoder, "TILE", tile):
             model.decode(z)
-        finally:
-            SpaceToDepthDecoder.TILE = kept
         return 1
 
     return {"whole": lambda: decoded(24), "in parts of 12 cells": lambda: decoded(12)}

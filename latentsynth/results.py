@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from latentsynth import outputs
 from latentsynth.documents import cell as csv_cell
@@ -43,6 +43,9 @@ class Estimate:
         return cls(*(nan if (end := value[key]) is None else end for key in ("value", "low", "high")))
 
 
+Answer = Literal["yes", "no", "undecided"]
+
+
 class Question(StrEnum):
     """What people want to know of a set of synthetic volumes."""
 
@@ -64,21 +67,19 @@ class Conclusion:
 
     question: Question
     about: str
-    answer: Literal["yes", "no", "undecided"]
+    answer: Answer
     reason: str
 
     @classmethod
     def at_least(cls, question: Question, about: str, found: Estimate, bound: float, reason: str) -> Conclusion:
         """Whether a number lies at or above a bound, by its interval; exchange signs for at most."""
-        answer: Literal["yes", "no", "undecided"] = (
-            "yes" if found.low >= bound else "no" if found.high < bound else "undecided"
-        )
+        answer: Answer = "yes" if found.low >= bound else "no" if found.high < bound else "undecided"
         return cls(question, about, answer, reason)
 
     @classmethod
     def of(cls, value: Mapping[str, Any]) -> Conclusion:
         """What JSON made of it."""
-        if value["answer"] not in ("yes", "no", "undecided"):
+        if value["answer"] not in get_args(Answer):
             raise ValueError(f"answer {value['answer']!r} is none of yes, no, undecided")
         return cls(Question(value["question"]), _text(value["about"]), value["answer"], _text(value["reason"]))
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
-from latentsynth.results import Conclusion, Question
+from latentsynth.results import Answer, Conclusion, Question
 
 # Which command answers a question that nothing under the folder answers.
 MEASURED_BY = {
@@ -27,7 +26,7 @@ class Answered:
     """
 
     about: str
-    answer: Literal["yes", "no", "undecided"]
+    answer: Answer
     reasons: tuple[str, ...]
 
 
@@ -44,5 +43,5 @@ def answers(conclusions: Sequence[Conclusion]) -> dict[Question, list[Answered]]
 
 def _together(said: Sequence[Conclusion]) -> Answered:
     given = {one.answer for one in said}
-    answer: Literal["yes", "no", "undecided"] = "no" if "no" in given else "yes" if given == {"yes"} else "undecided"
+    answer: Answer = "no" if "no" in given else "yes" if given == {"yes"} else "undecided"
     return Answered(said[0].about, answer, tuple(dict.fromkeys(one.reason for one in said if one.answer == answer)))

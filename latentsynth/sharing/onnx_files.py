@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,42 +38,15 @@ class _Part:
     output: str
 
 
-class _Encoder(nn.Module):
-    def __init__(self, model: LatentDiffusion):
+class _Call(nn.Module):
+    """A part of the model, called in one way, as what is written must be a module."""
+
+    def __init__(self, part: nn.Module, call: Callable[..., Tensor]):
         super().__init__()
-        self.autoencoder = model.autoencoder
+        self.part, self.call = part, call
 
-    def forward(self, image: Tensor) -> Tensor:
-        return self.autoencoder.encode(image)
-
-
-class _Decoder(nn.Module):
-    def __init__(self, model: LatentDiffusion):
-        super().__init__()
-        self.autoencoder = model.autoencoder
-
-    def forward(self, latents: Tensor) -> Tensor:
-        return self.autoencoder.decode(latents)
-
-
-class _Conditioner(nn.Module):
-    def __init__(self, model: LatentDiffusion):
-        super().__init__()
-        self.conditioner = model.conditioner
-
-    def forward(self, mask: Tensor) -> Tensor:
-        spatial: Tensor = self.conditioner(Condition(mask)).spatial
-        return spatial
-
-
-class _Denoiser(nn.Module):
-    def __init__(self, model: LatentDiffusion):
-        super().__init__()
-        self.denoiser = model.denoiser
-
-    def forward(self, noisy: Tensor, time: Tensor, maps: Tensor) -> Tensor:
-        clean: Tensor = self.denoiser(noisy, time, Conditioning(maps))
-        return clean
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.call(*inputs)
 
 
 def write_onnx(model: LatentDiffusion, out: Path) -> Path:
@@ -112,14 +85,22 @@ def _parts(model: LatentDiffusion) -> dict[str, _Part]:
     index = torch.randint(len(domain.labels), (batch, *domain.grid.shape), generator=rng)
     mask = nn.functional.one_hot(index, len(domain.labels)).movedim(-1, 1).float()
     latents = torch.randn(batch, *latent, generator=rng)
-    maps = model.conditioner(Condition(mask)).spatial
     image = torch.rand(batch, domain.grid.channels, *domain.grid.shape, generator=rng) * 2 - 1
     time = torch.rand(batch, generator=rng) * 0.8 + 0.1
+    autoencoder, conditioner, denoiser = model.autoencoder, model.conditioner, model.denoiser
+
+    def maps_of(mask: Tensor) -> Tensor:
+        return conditioner(Condition(mask)).spatial  # type: ignore[no-any-return]
+
+    def clean(noisy: Tensor, time: Tensor, maps: Tensor) -> Tensor:
+        return denoiser(noisy, time, Conditioning(maps))  # type: ignore[no-any-return]
+
+    noisy = {"noisy": latents, "time": time, "maps": maps_of(mask)}
     return {
-        "encoder": _Part(_Encoder(model), {"image": image}, "latents"),
-        "decoder": _Part(_Decoder(model), {"latents": latents}, "image"),
-        "conditioner": _Part(_Conditioner(model), {"mask": mask}, "maps"),
-        "denoiser": _Part(_Denoiser(model), {"noisy": latents, "time": time, "maps": maps}, "clean"),
+        "encoder": _Part(_Call(autoencoder, autoencoder.encode), {"image": image}, "latents"),
+        "decoder": _Part(_Call(autoencoder, autoencoder.decode), {"latents": latents}, "image"),
+        "conditioner": _Part(_Call(conditioner, maps_of), {"mask": mask}, "maps"),
+        "denoiser": _Part(_Call(denoiser, clean), noisy, "clean"),
     }
 
 

@@ -31,6 +31,7 @@ SPACING_MM = (0.05, 20.0)  # finer is a wrong unit (metres), coarser a wrong hea
 CORNER_MM = 0.01  # two grids agree if no corner of the volume is farther apart than this ...
 CORNER_VOXELS = 0.01  # ... or than this share of the smallest voxel edge, whichever is larger
 
+_ABSENT = "add the file, or leave the case out with --skip-invalid"
 _AXES = "split it into one 3D file per channel or time point and list them in a table or as nnU-Net raw"
 _AXES_OF_A_MASK = "give --several-masks union or labels if its channels are masks, or choose one"
 
@@ -194,8 +195,7 @@ def check_case(
 
 def _absent(number: int, channel: str) -> str:
     """The cure of a missing channel; the first says where a scan lies and whose it is, and is never filled."""
-    cure = "add the file, or leave the case out with --skip-invalid"
-    return f"{cure}, or give --fill-missing {channel}, which marks the channel as missing" if number else cure
+    return f"{_ABSENT}, or give --fill-missing {channel}, which marks the channel as missing" if number else _ABSENT
 
 
 def _turned(path: Path, voxels: np.ndarray) -> tuple[str, ...]:
@@ -221,7 +221,7 @@ def _read(
     case_id: str,
     problems: list[Problem],
     spacing_mm: Spacing | None,
-    absent: str = "add the file, or leave the case out with --skip-invalid",
+    absent: str = _ABSENT,
 ) -> tuple[np.ndarray, np.ndarray] | None:
     """Voxels and affine; None, and a problem, where they are not finite numbers on a usable grid."""
     if not path.is_file():

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from accelerate import Accelerator
@@ -27,7 +27,7 @@ from latentsynth.experiments.utility.jobs import KEPT, FinishedStudy, Job, Patie
 from latentsynth.metrics.bootstrap import mean_interval, ratio_interval
 from latentsynth.metrics.significance import FEWEST_SEEDS, Paired, Verdict, holm, paired, verdict
 from latentsynth.plots import panels
-from latentsynth.results import Conclusion, Estimate, Picture, Question, Result, Table, TableCell, write_csv
+from latentsynth.results import Answer, Conclusion, Estimate, Picture, Question, Result, Table, TableCell, write_csv
 from latentsynth.sharing.filter import read_report
 
 KIND = "utility"
@@ -147,9 +147,7 @@ def _tells(config: UtilityStudy, found: Comparison) -> bool:
 def conclusion(found: Comparison) -> Conclusion:
     """Whether one arm gains over the baseline."""
     decided = found.verdict not in (Verdict.MIXED, Verdict.NO_EVIDENCE)
-    answer: Literal["yes", "no", "undecided"] = (
-        "yes" if found.verdict is Verdict.GAIN else "no" if decided else "undecided"
-    )
+    answer: Answer = "yes" if found.verdict is Verdict.GAIN else "no" if decided else "undecided"
     reason = (
         f"{found.segmenter}, {found.size} patients: Dice of real test patients {found.found.difference:+.3f} [{found.found.low:+.3f}, "
         f"{found.found.high:+.3f}] against {found.reference}: {found.verdict}"
