@@ -161,6 +161,7 @@ class UtilityStudy(StudyConfig):
         fitted = shared and any(arm.model in self.models for arm in self.arms.values())
         if not self.roles.outside and (fitted or any(arm.drop.copies for arm in self.arms.values())):
             raise ValueError("roles.outside is 0, and the autoencoder or drop.copies needs patients outside the study")
+        self._copies_can_be_dropped()
         for size in self.sizes:
             if self.baseline not in self.arms_of(size):
                 raise ValueError(
@@ -186,6 +187,16 @@ class UtilityStudy(StudyConfig):
             values = merged(placed, self.segmenter_settings(name, True))
             scaled(build(SegmenterRun, values, f"segmenters.{name}"), self.scale)
         return self
+
+    def _copies_can_be_dropped(self) -> None:
+        """The search covers everybody that a volume could copy, the autoencoder's patients included: they must be the arm's own."""
+        for name, arm in self.arms.items():
+            latent = arm.model in self.models and "autoencoder" in self.model_settings(arm.model)
+            if arm.drop.copies and latent and self.autoencoder_patients == "outside":
+                raise ValueError(
+                    f"arm {name}: drop.copies searches the subset's patients, and the autoencoder under {arm.model} has seen "
+                    "others: set autoencoder_patients to subset"
+                )
 
     def _contrasts_can_be_tested(self) -> None:
         once("contrasts", [sorted(pair) for pair in self.contrasts])

@@ -20,7 +20,7 @@ ARMS = "arms={real: {}, clean: {model: diffusion, dose: 1, drop: {copies: true}}
 def study(reported: Reported, folder: Path, *changes: str) -> Utility:
     return Utility(load(UtilityStudy, DEBUG, [
         f"folder={folder}", f"manifest={reported.real}", f"cache={reported.folder / 'cache'}", "sizes=[all]", "seeds=[0]",
-        "roles={pool: 0.3, outside: 0.6, heldout: 0.1}", "copy_level=0.1", ARMS, *changes,
+        "roles={pool: 0.3, outside: 0.6, heldout: 0.1}", "copy_level=0.1", "autoencoder_patients=subset", ARMS, *changes,
     ]))  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_too_few_outside_patients_are_said_before_anything_is_trained(reported: 
         study(reported, tmp_path / "study", "copy_level=0.05")
     assert isinstance(caught.value, ValueError)
     with pytest.raises(ConfigError, match="needs patients outside"):
-        study(
-            reported, tmp_path / "study", "roles={pool: 0.7, outside: 0, heldout: 0.3}", "autoencoder_patients=subset"
-        )
+        study(reported, tmp_path / "study", "roles={pool: 0.7, outside: 0, heldout: 0.3}")
+    with pytest.raises(ConfigError, match=r"arm clean: drop\.copies searches the subset's patients"):
+        study(reported, tmp_path / "study", "autoencoder_patients=outside")
     assert not (tmp_path / "study").exists()
