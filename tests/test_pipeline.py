@@ -11,6 +11,7 @@ import yaml
 from latentsynth.config import LdmRun, load
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
+from latentsynth.evaluation.memorization.cost import SearchCost
 from latentsynth.pipeline import STAGES, run
 from latentsynth.pipeline.runner import StageError, forecast
 from latentsynth.pipeline.stages import Work, check
@@ -25,6 +26,7 @@ class Typed:
     def __init__(self, workplace: Path):
         self.commands: list[list[str]] = []
         self.failing: set[str] = set()
+        self.painted = 12
         self.workplace = workplace
 
     def __call__(self, command: list[str], folder: Path) -> int:
@@ -33,6 +35,9 @@ class Typed:
             return 3
         if command[0] == "prepare":
             cohort("phantoms", 12, 4, 4).save(folder / command[3])
+        if command[0] == "sample":
+            out = folder / command[command.index("--out") + 1]
+            cohort("samples", self.painted, 0, 0).save(out / "manifest.json")
         if command[0] == "plan":
             (folder / "configs").mkdir()
             for part in ("autoencoder", "ldm"):
@@ -136,6 +141,28 @@ def test_the_denoiser_takes_the_time_that_is_left(typed: Typed, tmp_path: Path) 
     assert seconds_of_all == pytest.approx(4 * 3600, rel=0.1)
 
 
+def test_the_search_for_copies_fits_into_the_time_or_looks_by_less(
+    typed: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    for seconds in (1.0, 2000.0, 1e6):
+        costs = {1: SearchCost(1.0, 0.0), 2: SearchCost(seconds / 4, 0.1), 3: SearchCost(seconds, 0.2)}
+        monkeypatch.setattr(Work, "search", lambda self, spaces, costs=costs: costs[len(spaces)])
+        typed.commands.clear()
+        run(tmp_path / "My Scans", tmp_path / f"road{seconds:g}", 1)
+        masks = next(command for command in typed.commands if command[0] == "masks")
+        copies = next(command for command in typed.commands if command[0] == "memorization")
+        work = Work(tmp_path, "my-scans", 1, 0, "none", tmp_path / f"road{seconds:g}")
+        work.seconds.update({stage.name: stage.share * 3600 for stage in STAGES[:4]})
+        ldm = next(stage for stage in STAGES if stage.name == "ldm").command(work)
+        images = load(LdmRun, work.folder / ldm[2], ldm[3:]).train.images
+        asked.append((images, int(masks[masks.index("--n") + 1]), copies.count("--space")))
+    # The denoiser makes way for a search that is worth it; a search that would take days looks by less.
+    assert [spaces for *_, spaces in asked] == [0, 0, 1]
+    assert asked[0][0] > asked[1][0] == asked[2][0]
+    assert all(10 <= count <= 1000 for _, count, _ in asked)
+
+
 def test_a_cohort_that_supports_nothing_is_refused_before_training(typed: Typed, tmp_path: Path) -> None:
     check(cohort("enough", 5, 2, 2))
     for counts in ((3, 0, 0), (4, 2, 2), (9, 2, 1)):
@@ -156,6 +183,16 @@ def test_other_settings_in_the_same_folder_are_refused(typed: Typed, tmp_path: P
     with pytest.raises(DataError, match="does not exist: give the folder of scans"):
         run(tmp_path / "Nothing", tmp_path / "other", 4)
     assert not (tmp_path / "other").exists()
+
+
+def test_the_licence_of_the_scans_is_said_where_they_are_prepared(typed: Typed, tmp_path: Path) -> None:
+    run(tmp_path / "My Scans", tmp_path / "road", 4, scans_licence="CC-BY-4.0", scans_credit="A. Author")
+    assert typed.commands[0][-4:] == ["--licence", "CC-BY-4.0", "--credit", "A. Author"]
+    with pytest.raises(DataError, match="scans_licence"):
+        run(tmp_path / "My Scans", tmp_path / "road", 4, scans_licence="CC0-1.0")
+    cohort("ready", 12, 4, 4).save(tmp_path / "ready.json")
+    with pytest.raises(ConfigError, match="is prepared already"):
+        run(tmp_path / "ready.json", tmp_path / "other", 4, scans_licence="CC0-1.0")
 
 
 def test_a_forecast_writes_nothing_and_shares_out_the_hours(tmp_path: Path) -> None:

@@ -24,13 +24,24 @@ def run_road(
             help="Under which the exported set may be shared, for example CC-BY-4.0 [default: none, it is to look at]"
         ),
     ] = None,
+    scans_licence: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of the scans, for example CC-BY-4.0 [default: as dataset.json says]"),
+    ] = None,
+    scans_credit: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Whom the scans are owed to, with --scans-licence"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing")] = False,
 ) -> None:
     """From a folder of scans to models, new patients and a report. Run again, it goes on where it stopped.
 
     Every stage is a command that could have been typed: they stand in OUT/commands.sh.
     """
-    plain_text("--licence", licence)
+    for option, value in (("--licence", licence), ("--scans-licence", scans_licence), ("--scans-credit", scans_credit)):
+        plain_text(option, value)
+    if scans_credit is not None and scans_licence is None:
+        raise typer.BadParameter("--scans-credit needs --scans-licence")
     from latentsynth.pipeline.runner import forecast, run
 
     if dry_run:
@@ -42,7 +53,7 @@ def run_road(
             table.add_row(*row)
         Console().print(table)
         return
-    outcome = run(source, out, hours, seed, licence)
+    outcome = run(source, out, hours, seed, licence, scans_licence, scans_credit)
     took = sum(outcome.seconds.values()) / 3600
     say(f"done in {took:.2f} of {hours:g} h: {outcome.report}")
     if outcome.failed:

@@ -24,7 +24,8 @@ _FULL = 0.3  # of the detail of the fullest block, below which a block is not as
 _SHIFT = 8  # an eighth of each axis: how far a copy may have moved as a whole
 _PEAKS = 3  # displacements that are looked at closely, beside none
 _CLOSE = 32  # reference volumes of which they are, those with the highest cross-correlation
-_CHUNK = 1 << 23  # voxels that are compared at a time
+_MOST_VOXELS = 1 << 24  # of reference volumes at a time: their spectra and surroundings lie in memory
+_IN_CACHE = 1 << 18  # frequencies that are worked on at a time
 
 
 def detail(image: np.ndarray) -> np.ndarray:
@@ -78,54 +79,81 @@ def nearest_by_parts(
     """
     check_volumes(queries, reference, k, shape)
     x, y = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).view(-1, *shape) for a in (queries, reference))
-    size = max(1, _CHUNK // math.prod(shape))
+    size = max(1, _MOST_VOXELS // math.prod(shape))
     score = torch.zeros(len(x), len(y))
     for first in range(0, len(y), size):
         some = slice(first, first + size)
-        for way in (y[some], *(y[some].flip(1 + axis + 1) for axis in mirror)):
-            score[:, some] = torch.maximum(score[:, some], _scores(x, way))
+        laid = _Reference(y[some])
+        for way in (x, *(x.flip(1 + axis + 1) for axis in mirror)):
+            score[:, some] = torch.maximum(score[:, some], laid.scores(way))
     best, rows = score.double().topk(k)
     return (2 * (1 - best).clamp(min=0)).sqrt().numpy(), rows.numpy()
 
 
-def _scores(queries: Tensor, reference: Tensor) -> Tensor:
-    """Mean absolute correlation of the best third of the blocks, ``(N, M)``."""
-    reach = [n // _SHIFT for n in reference.shape[2:]]
-    padded = [n + r for n, r in zip(reference.shape[2:], reach, strict=True)]
-    spectra = torch.fft.rfftn(reference, s=padded, dim=(2, 3, 4))
-    around = functional.pad(reference, [r for r in reversed(reach) for _ in range(2)])
-    power = _blocks(reference.square().sum(1))
-    found = []
-    for query in queries:
-        score = _agreement(query, reference, power)
-        height, places = _peaks(query, spectra, padded, reach)
-        near = height[:, 0].topk(min(_CLOSE, len(reference))).indices
-        for place in places[near].unbind(1):
-            there = _laid(around[near], place, query.shape[1:])
-            score[near] = torch.maximum(score[near], _agreement(query, there, _blocks(there.square().sum(1))))
-        found.append(score)
-    return torch.stack(found)
+class _Reference:
+    """Volumes ``(M, C, I, J, K)`` that others are laid on."""
+
+    def __init__(self, volumes: Tensor):
+        shape = volumes.shape[2:]
+        self.volumes, self.reach = volumes, [n // _SHIFT for n in shape]
+        self.padded = [n + r for n, r in zip(shape, self.reach, strict=True)]
+        self.spectra = torch.fft.rfftn(volumes, s=self.padded, dim=(2, 3, 4))
+        self.around = functional.pad(volumes, [r for r in reversed(self.reach) for _ in range(2)])
+        self.power = _power_everywhere(self.around, shape)
+
+    def scores(self, queries: Tensor) -> Tensor:
+        """Mean absolute correlation of the best third of the blocks, ``(N, M)``."""
+        scores = _where_they_lie(queries, self.volumes)
+        for query, score in zip(queries, scores, strict=True):
+            height, places = _peaks(query, self.spectra, self.padded, self.reach)
+            own = _blocks(query.square().sum(0)[None])[0]
+            for m in height[:, 0].topk(min(_CLOSE, len(height))).indices.tolist():
+                score[m] = torch.maximum(score[m], self._displaced(m, query, own, places[m].tolist()))
+        return scores
+
+    def _displaced(self, m: int, query: Tensor, own: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
+        """The best score of one volume at some first cells."""
+        around, shape = self.around[m], query.shape[1:]
+        product = torch.stack([(query * _laid(around, at, shape)).sum(0) for at in places])
+        power = torch.stack([_blocks_of(self.power[m], at, shape) for at in places])
+        return _agreement(_blocks(product), own, power).max()
 
 
-def _agreement(query: Tensor, there: Tensor, power: Tensor) -> Tensor:
-    """The same of one query and volumes ``(M, C, ...)`` that lie on it, whose power by block is known, ``(M,)``."""
-    own = _blocks(query.square().sum(0)[None])[0]
+def _where_they_lie(queries: Tensor, reference: Tensor) -> Tensor:
+    """The same with no displacement, as products of matrices, one for each half of a block."""
+    size, counts = _halves(queries.shape[2:])
+    x, y = (_cut(volumes, size, counts) for volumes in (queries, reference))
+    products = torch.bmm(x, y.transpose(1, 2)) / math.prod(size)
+    product = _joined(products.flatten(1).T, counts).view(len(queries), len(reference), -1)
+    own, power = (_blocks(volumes.square().sum(1)) for volumes in (queries, reference))
+    return torch.stack([_agreement(product[n], own[n], power) for n in range(len(queries))])
+
+
+def _agreement(product: Tensor, own: Tensor, power: Tensor) -> Tensor:
+    """Mean absolute correlation of the best third of the blocks of one query and volumes ``(M,)`` that lie on it.
+
+    Args:
+        product: Mean product by block, ``(M, blocks)``.
+        own: Mean square of the query by block, ``(blocks,)``.
+        power: Of the volumes, ``(M, blocks)``.
+    """
     asked = own > _FULL * own.max()
-    own, power, product = own[asked], power[:, asked], _blocks((query * there).sum(1))[:, asked]
+    own, power, product = own[asked], power[:, asked], product[:, asked]
     alike = product.abs() / (own * power).clamp(min=1e-12).sqrt()
     alike = torch.where(power > _FULL * own, alike, 0.0)
     count = min(max(1, math.ceil(alike.shape[1] * _SHARE)), alike.shape[1])
-    return alike.topk(count, 1).values.mean(1) if count else torch.zeros(len(there))
+    return alike.topk(count, 1).values.mean(1) if count else torch.zeros(len(product))
 
 
 def _peaks(query: Tensor, spectra: Tensor, padded: Sequence[int], reach: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Highest places of the cross-correlation within reach: heights ``(M, P)``, and first cells there, ``(M, P, 3)``."""
-    product = (spectra * torch.fft.rfftn(query, s=list(padded), dim=(1, 2, 3)).conj()).sum(1)
+    own = torch.fft.rfftn(query, s=list(padded), dim=(1, 2, 3)).conj()
     # The inverse transform, at the few displacements within reach alone.
-    ways = [_inverse(n, r, spectra.shape[2 + axis]) for axis, (n, r) in enumerate(zip(padded, reach, strict=True))]
-    for way in ways:
-        product = torch.tensordot(product, way, ([1], [1]))  # the axis that was transformed comes out last
-    together = product.real.abs()
+    i, j, k = (_inverse(n, r, spectra.shape[2 + axis]) for axis, (n, r) in enumerate(zip(padded, reach, strict=True)))
+    few = spectra.split(max(1, _IN_CACHE // spectra[0].numel()))
+    products = ((part * own).sum(1) if len(own) > 1 else part[:, 0] * own[0] for part in few)
+    together = torch.cat([(i @ (j @ (part @ k.T)).flatten(2)).real.abs() for part in products])
+    together = together.unflatten(2, (len(j), len(k)))
     highest = functional.max_pool3d(together[:, None], 3, 1, 1)[:, 0]
     peaks = torch.where(together == highest, together, -1.0).flatten(1)
     found = peaks.topk(min(_PEAKS, peaks.shape[1]), 1)
@@ -142,13 +170,46 @@ def _inverse(cells: int, reach: int, frequencies: int) -> Tensor:
     return (waves * twice).to(torch.complex64)
 
 
-def _laid(around: Tensor, where: Tensor, shape: Sequence[int]) -> Tensor:
-    """Each volume ``(M, C, ...)`` from its own first cell on."""
-    ways = [tuple(slice(int(a), int(a) + n) for a, n in zip(at, shape, strict=True)) for at in where]
-    return torch.stack([one[(slice(None), *way)] for one, way in zip(around, ways, strict=True)])
+def _laid(around: Tensor, where: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """A volume ``(C, ...)`` from a cell on."""
+    return around[(slice(None), *(slice(at, at + n) for at, n in zip(where, shape, strict=True)))]
+
+
+def _halves(shape: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Cells of half a block by axis, and how many such halves there are."""
+    size = [max(1, min(_BLOCK, n) // 2) for n in shape]
+    return size, [n // cells for n, cells in zip(shape, size, strict=True)]
+
+
+def _cut(volumes: Tensor, size: Sequence[int], counts: Sequence[int]) -> Tensor:
+    """Volumes ``(N, C, I, J, K)`` by halves of blocks, ``(halves, N, cells)``."""
+    (a, b, c), (i, j, k) = size, counts
+    inside = volumes[:, :, : a * i, : b * j, : c * k].reshape(*volumes.shape[:2], i, a, j, b, k, c)
+    return inside.permute(2, 4, 6, 0, 1, 3, 5, 7).reshape(i * j * k, len(volumes), -1)
 
 
 def _blocks(x: Tensor) -> Tensor:
     """Means over blocks of ``(M, I, J, K)``, a step of half a block apart, flattened: ``(M, blocks)``."""
-    halves = functional.avg_pool3d(x[:, None], [max(1, min(_BLOCK, n) // 2) for n in x.shape[1:]])
-    return functional.avg_pool3d(halves, [min(2, n) for n in halves.shape[2:]], 1).flatten(1)
+    size, counts = _halves(x.shape[1:])
+    return _joined(functional.avg_pool3d(x[:, None], size).flatten(1), counts)
+
+
+def _joined(halves: Tensor, counts: Sequence[int]) -> Tensor:
+    """Blocks ``(M, blocks)`` of their halves ``(M, halves)``, each the mean of those it covers."""
+    return functional.avg_pool3d(halves.view(-1, 1, *counts), [min(2, n) for n in counts], 1).flatten(1)
+
+
+def _power_everywhere(around: Tensor, shape: Sequence[int]) -> Tensor:
+    """Mean square of a block of volumes of that shape that begins at each cell of ``(M, C, I, J, K)``, ``(M, I', J', K')``."""
+    power = around.square().sum(1)
+    for axis, (size, count) in enumerate(zip(*_halves(shape), strict=True), 1):
+        power = power.unfold(axis, size * min(2, count), 1).mean(-1)
+    return power
+
+
+def _blocks_of(power: Tensor, where: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """What :func:`_blocks` gives for a volume that lies at a cell, of what :func:`_power_everywhere` gives, ``(blocks,)``."""
+    size, counts = _halves(shape)
+    starts = [n - min(2, n) + 1 for n in counts]
+    ways = [slice(at, at + (many - 1) * step + 1, step) for at, many, step in zip(where, starts, size, strict=True)]
+    return power[tuple(ways)].flatten()

@@ -16,7 +16,8 @@ from latentsynth.metrics.neighbours import check_volumes
 # The largest moves that still count as the same volume: those that training augmentation makes, and some more.
 _ROTATE, _SCALE, _SHIFT = math.radians(25), math.log(1.35), 0.25  # radians, log, share of half an axis
 _MARGIN = 8  # an eighth of each axis on either side is not compared: it may have moved in from outside
-_COARSE, _FINE = 10, 20  # steps of the search
+_COARSE = ((4, 1.0), (4, 0.4), (4, 0.15))  # steps of the search, and of which share of the pairs, the best so far
+_FINE = 20  # steps of the best few
 _KEPT = 4  # pairs per query that are registered finely
 _CHUNK = 1 << 22  # voxels that are moved at a time
 _FLAT = 1e-4  # a channel of less range holds nothing
@@ -44,7 +45,8 @@ def nearest_by_registration(
     """The reference volumes that come nearest after a small rigid move, scaling and mirroring.
 
     Every reference volume, as it is and mirrored, is moved by gradient ascent to the highest absolute correlation with the
-    query, so that an inverted one is found too: all of them on a coarse grid, the best few on the full one. Equal volumes
+    query, so that an inverted one is found too: all of them on a coarse grid for a few steps, fewer for more, the best few on the
+    full one. Equal volumes
     have a distance below 0.001, constant ones the square root of 2.
 
     Args:
@@ -70,8 +72,7 @@ def nearest_by_registration(
     distances = np.empty((len(x), k))
     rows = np.empty((len(x), k), dtype=np.int64)
     for n in range(len(x)):
-        start = torch.zeros(len(moving), 7)
-        level, moves = _register(coarse[0][n], coarse[1], start, _COARSE)
+        level, moves = _coarsely(coarse[0][n], coarse[1], _KEPT + k)
         kept = level.topk(min(max(_KEPT, k), len(level))).indices
         fine, _ = _register(x[n], moving[kept], moves[kept], _FINE)
         # Coarse values are higher, so those that were not looked at closely stand behind those that were.
@@ -84,6 +85,15 @@ def nearest_by_registration(
         distances[n] = (2 * (1 - value).clamp(min=0)).sqrt().numpy()
         rows[n] = order.numpy()
     return np.maximum.accumulate(distances, 1), rows
+
+
+def _coarsely(query: Tensor, moving: Tensor, least: int) -> tuple[Tensor, Tensor]:
+    """As :func:`_register`, with further steps of the best pairs alone, as many as ``least`` of them to the end."""
+    value, moves = torch.full((len(moving),), -2.0), torch.zeros(len(moving), 7)
+    for steps, share in _COARSE:
+        some = value.topk(min(max(least, math.ceil(share * len(value))), len(value))).indices
+        value[some], moves[some] = _register(query, moving[some], moves[some], steps)
+    return value, moves
 
 
 def _register(query: Tensor, moving: Tensor, start: Tensor, steps: int) -> tuple[Tensor, Tensor]:

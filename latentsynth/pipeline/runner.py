@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latentsynth import outputs
@@ -55,7 +55,15 @@ class Outcome:
     failed: tuple[str, ...]
 
 
-def run(source: Path | str, out: Path | str, hours: float = 8.0, seed: int = 0, licence: str | None = None) -> Outcome:
+def run(
+    source: Path | str,
+    out: Path | str,
+    hours: float = 8.0,
+    seed: int = 0,
+    licence: str | None = None,
+    scans_licence: str | None = None,
+    scans_credit: str | None = None,
+) -> Outcome:
     """From scans to trained models, new patients, measures and a report; the same call again goes on where it stopped.
 
     Args:
@@ -64,14 +72,22 @@ def run(source: Path | str, out: Path | str, hours: float = 8.0, seed: int = 0, 
         hours: For everything, on this machine.
         seed: Of splits, masks and volumes.
         licence: Under which the exported set may be shared; None says that it is to look at.
+        scans_licence: Of the scans; None takes what their ``dataset.json`` says. Sharing what it forbids is refused.
+        scans_credit: Whom they are owed to, with ``scans_licence``.
 
     Raises:
-        ConfigError: ``hours`` is too short for anything.
+        ConfigError: ``hours`` is too short for anything, or a licence or credit of scans that are prepared already.
         DataError: The data cannot support it, with what would; or the folder holds something else.
         StageError: A stage failed that the others need.
     """
     work, out = _work(Path(source), Path(out), hours, seed, licence), Path(out)
-    outputs.claim(out, KIND, {"source": str(work.source), "hours": hours, "seed": seed})
+    work = replace(work, scans_licence=scans_licence, scans_credit=scans_credit)
+    if source_is_manifest(work.source) and (scans_licence or scans_credit) is not None:
+        raise ConfigError(
+            f"{source} is prepared already: give the licence of the scans to `latentsynth prepare --licence`"
+        )
+    terms = {"scans_licence": scans_licence, "scans_credit": scans_credit}
+    outputs.claim(out, KIND, {"source": str(work.source), "hours": hours, "seed": seed, **terms})
     state = read_json(out / STATE) if (out / STATE).is_file() else {}
     failed = []
     for number, stage in enumerate(STAGES, 1):

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
+
+if TYPE_CHECKING:
+    from latentsynth.evaluation.memorization.cost import SearchCost
 
 _TRAINING = {"train": 5, "val": 2, "test": 2}  # annotated patients, at least, of each split
 _SHORT_HOURS = 4  # with fewer, feature extractors that have to be trained are left out
 _FEWEST, _MOST = 10, 1000  # new patients
 _PER_MASK = 2  # volumes for each mask of a test patient
+_SEARCHES = (
+    ("voxels", "registered", "parts"),
+    ("voxels", "registered"),
+    ("voxels",),
+)  # for copies, the one that sees most first
+_SEARCHED = 0.15  # of the hours that are kept for a search, at most
+_LATE = 1.25  # of the time left, what a search may be expected to take
+_WORTH = 40  # new patients for which a search that sees more is preferred to more patients
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,8 @@ class Work:
         seed: Of splits, masks and volumes.
         licence: Under which the export is shared.
         folder: Where everything lies.
+        scans_licence: Of the scans, where no ``dataset.json`` says it.
+        scans_credit: Whom the scans are owed to.
         seconds: What every finished stage took.
     """
 
@@ -35,6 +49,8 @@ class Work:
     seed: int
     licence: str
     folder: Path
+    scans_licence: str | None = None
+    scans_credit: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -55,11 +71,28 @@ class Work:
         """A run folder, in the folder."""
         return f"runs/{self.name}-{part}"
 
-    def left_s(self, after: str) -> float:
-        """Seconds that a stage may take, if those before took what they took and those after take their shares."""
-        names = [stage.name for stage in STAGES]
-        later = sum(stage.share for stage in STAGES[names.index(after) + 1 :])
-        return self.hours * 3600 * (1 - later) - sum(self.seconds.values())
+    def left_s(self, stage: str) -> float:
+        """Seconds that a stage may take, if those before took what they took and those after take what is kept for them."""
+        names = [one.name for one in STAGES]
+        later = sum(self.kept_s(one) for one in names[names.index(stage) + 1 :])
+        return self.hours * 3600 - later - sum(self.seconds.values())
+
+    def kept_s(self, stage: str) -> float:
+        """Seconds that are kept for a stage: its share, and for a search for copies what it costs, up to a limit."""
+        share = _share(stage) * self.hours * 3600
+        if stage != "copies":
+            return share
+        return max(share, min(self.search(_SEARCHES[0]).seconds(_WORTH), _SEARCHED * self.hours * 3600))
+
+    def search(self, spaces: Sequence[str]) -> SearchCost:
+        """What a search for copies by these feature spaces costs."""
+        from latentsynth.config import AutoencoderRun, load
+        from latentsynth.evaluation.memorization.cost import search_cost
+
+        shape = load(AutoencoderRun, self.folder / self.config("autoencoder")).data.grid.shape
+        splits = [case.split for case in self.cohort.cases]
+        train = splits.count("train")
+        return search_cost(spaces, (len(self.cohort.channels), *shape), train, len(splits) - train)
 
 
 @dataclass(frozen=True)
@@ -85,7 +118,9 @@ PLANNED_SHARE = 0.75  # of the hours, for everything that `plan` plans
 
 
 def _prepare(work: Work) -> list[str]:
-    return ["prepare", str(work.source), "--out", work.manifest, "--seed", str(work.seed)]
+    terms = {"--licence": work.scans_licence, "--credit": work.scans_credit}
+    said = [word for option, value in terms.items() if value is not None for word in (option, value)]
+    return ["prepare", str(work.source), "--out", work.manifest, "--seed", str(work.seed), *said]
 
 
 def _plan(work: Work) -> list[str]:
@@ -150,10 +185,18 @@ def _of_test(work: Work) -> list[str]:
 
 
 def _masks(work: Work) -> list[str]:
-    """As many as there is time to paint."""
+    """As many as there is time to paint, and to search for copies."""
     tested = sum(case.split == "test" and case.marked for case in work.cohort.cases) * _PER_MASK
-    each = work.seconds.get("test volumes", 1.0) / max(tested, 1)
-    count = int(_share("new volumes") * work.hours * 3600 / max(each, 1e-3))
+    each = max(work.seconds.get("test volumes", 1.0) / max(tested, 1), 1e-3)
+    painted = int(_share("new volumes") * work.hours * 3600 / each)
+    between = sum(map(work.kept_s, ("obedience", "fidelity", "mask measures")))
+    left = work.left_s("copies") - work.kept_s("masks") - between
+    count = 0
+    for spaces in _SEARCHES:
+        cost = work.search(spaces)
+        count = min(int((left - cost.fixed_s) / (each + cost.per_volume_s)), painted)
+        if count >= min(painted, _WORTH):
+            break
     count = min(max(count, _FEWEST), _MOST)
     return ["masks", "--real", work.manifest, "--out", "masks", "--n", str(count), "--seed", str(work.seed)]
 
@@ -186,9 +229,14 @@ def _mask_measures(work: Work) -> list[str]:
 
 
 def _copies(work: Work) -> list[str]:
+    """By as many feature spaces as there is time for; the report says what those do not see."""
+    made, left = len(Manifest.load(work.folder / "samples" / "new" / "manifest.json").cases), work.left_s("copies")
+    fitting = [spaces for spaces in _SEARCHES if work.search(spaces).seconds(made) <= _LATE * left]
+    chosen = [word for space in (fitting or _SEARCHES[-1:])[0] for word in ("--space", space)]
     return [
         *("memorization", "--train", work.manifest, "--heldout", work.manifest),
         *("--samples", "new=samples/new/manifest.json", "--like", work.run("ldm"), "--out", "evaluation/copies"),
+        *([] if fitting[:1] == list(_SEARCHES[:1]) else chosen),
     ]
 
 

@@ -15,7 +15,7 @@ from latentsynth.extractors.networks import Extractor
 
 SHARES = (0.0, 0.01, 0.05, 0.25, 1.0)
 LOST_HEADER = "exact, header lost"
-_MOST = 40  # copies per disguise
+MOST_COPIES = 40  # copies per disguise
 Disguise = Callable[[np.ndarray, np.ndarray, np.random.Generator], np.ndarray]
 """Image ``(C, I, J, K)`` in [-1, 1] of a training case, the same of somebody else, random numbers: the copy."""
 
@@ -127,7 +127,7 @@ def make_copies(
 
 def drawn(cases: int, count: int) -> list[int]:
     """Which training cases are copied, at most 40: drawn at random, all before any again."""
-    rng, wanted = np.random.default_rng(0), min(count, _MOST)
+    rng, wanted = np.random.default_rng(0), min(count, MOST_COPIES)
     turns = -(-wanted // cases)
     return np.concatenate([rng.permutation(cases) for _ in range(turns)])[:wanted].tolist()  # type: ignore[no-any-return]
 

@@ -24,11 +24,13 @@ from latentsynth.metrics.registration import describe, nearest_by_registration
 from latentsynth.metrics.structural import nearest_by_dice, nearest_by_ssim
 from latentsynth.provenance import fingerprint
 from latentsynth.tensors import write_tensors
+from latentsynth.workers import spread
 
 OWN = ("voxels", "ssim", "registered", "parts")  # feature spaces that need no network
 SAME_MASK = 0.02  # 1 - Dice of masks that differ by resampling alone
 _ALIGNED = 0.8  # share of patients that must come nearer to the others where they lie than moved
 _COMPARED = 40  # patients whose alignment is looked at
+_AT_A_TIME = 8  # queries of a slow search that one core looks for
 _ASKED = 2  # neighbours that are searched at least: the second is asked for soon after the first
 
 
@@ -96,7 +98,7 @@ class WholeVolume(Extractor):
 class Smoothed(Extractor):
     """The volume without its finest detail, which generators lose and copies do not need."""
 
-    name, fingerprint, preprocessing = "registered", "registered-3", "smoothed and thinned out, registered to each case"
+    name, fingerprint, preprocessing = "registered", "registered-4", "smoothed and thinned out, registered to each case"
 
     def _features(self, image: Tensor) -> Tensor:
         return torch.from_numpy(describe(image[0].numpy())).flatten()[None]
@@ -105,7 +107,7 @@ class Smoothed(Extractor):
 class Detail(Extractor):
     """The fine structure of a volume alone, of which a copied part keeps its own."""
 
-    name, fingerprint, preprocessing = "parts", "parts-1", "band of fine detail, of one strength everywhere"
+    name, fingerprint, preprocessing = "parts", "parts-2", "band of fine detail, of one strength everywhere"
 
     def _features(self, image: Tensor) -> Tensor:
         return torch.from_numpy(detail(image[0].numpy())).flatten()[None]
@@ -181,13 +183,21 @@ def remembered(search: Search, folder: Path, name: str) -> Search:
         if file.is_file():
             kept = load_file(file)
         else:
-            distances, rows = search(queries, reference, asked)
+            distances, rows = _on_all_cores(search, queries, reference, asked)
             kept = {"distances": np.ascontiguousarray(distances), "rows": np.ascontiguousarray(rows)}
             with atomic_path(file) as temporary:
                 write_tensors(temporary, kept)
         return kept["distances"][:, :k], kept["rows"][:, :k]
 
     return look
+
+
+def _on_all_cores(search: Search, queries: np.ndarray, reference: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the search finds, a few queries at a time."""
+    parts = [queries[first : first + _AT_A_TIME] for first in range(0, max(len(queries), 1), _AT_A_TIME)]
+    found = list(spread(lambda some: search(some, reference, k), parts))
+    distances, rows = (np.concatenate(side) for side in zip(*found, strict=True))
+    return distances, rows
 
 
 def mask_space(shape: Sequence[int]) -> FeatureSpace:
