@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 import torch
+import torch.distributed.nn.functional
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import Tensor
@@ -45,6 +46,16 @@ def start(precision: str = "no", accumulation: int = 1, unused: bool = False) ->
     if precision == "bf16" and accelerator.device.type == "cpu":
         accelerator.print("warning: bf16 is slow on a CPU without bf16 units; train.precision=no is faster there")
     return accelerator
+
+
+def rows_of_all(accelerator: Accelerator, rows: Tensor) -> Tensor:
+    """What all processes hold together, ``(N, ...)`` of each, with gradients: for a loss that compares the rows of a batch.
+
+    Each process then computes the whole loss, whose gradient is right once it is averaged over processes, as theirs are.
+    """
+    if accelerator.num_processes == 1:
+        return rows
+    return torch.cat(torch.distributed.nn.functional.all_gather(rows))
 
 
 def own(accelerator: Accelerator, items: Sequence[T]) -> Sequence[T]:

@@ -158,6 +158,50 @@ def segmenter_config(workplace: Path, name: str, **changes: object) -> Path:
     return _write(workplace / f"{name}.yaml", values)
 
 
+# As with GANs; a section beside them where the family needs one.
+MASK_GENERATORS: dict[str, dict[str, Any]] = {
+    "slice_vae": {"kind": "slice_vae", "channels": [8, 8], "hidden": 16, "latent": 4, "beta": 0.1, "slices": 6},
+    "label_vae": {"kind": "label_vae", "channels": [8, 8], "hidden": 16, "latent": 4, "beta": 0.1},
+    "mask_diffusion": {
+        "kind": "mask_diffusion", "coarsen": 2, "patch": 1, "reach_mm": 30, "sampling": {"steps": 4},
+        "denoiser": {"channels": [16, 16], "attention": [False, False], "head_channels": 16, "res_blocks": 1},
+    },
+    "gan": {"kind": "progressive_gan", "form": "mask_only", "channels": 4, "max_channels": 8, "latent": 8},
+}  # fmt: skip
+_BESIDE: dict[str, dict[str, Any]] = {
+    "gan": {"discriminator": {"channels": 4, "max_channels": 8}, "game": {"grow_images": 4}},
+}
+
+
+def masks_config(workplace: Path, family: str, name: str, **train: Any) -> Path:
+    """Writes the configuration of a tiny generator of masks."""
+    values = {
+        "run": str(workplace / name),
+        "data": {
+            "manifest": str(workplace / "manifest.json"),
+            "grid": {key: GRID[key] for key in ("shape", "spacing_mm")},
+            "framing": {"lesion_labels": [3]},
+            "cache": str(workplace / "cache"),
+        },
+        "generator": MASK_GENERATORS[family],
+        "train": {**SCHEDULE, "images": 32, "validate_every_images": 32, "sample_every_images": 32, **train},
+        **_BESIDE.get(family, {}),
+    }
+    return _write(workplace / f"{name}.yaml", values)
+
+
+def extractor_config(workplace: Path, name: str) -> Path:
+    """Writes the configuration of a tiny contrastive extractor."""
+    values = {
+        "run": str(workplace / name),
+        "data": {"manifest": str(workplace / "manifest.json"), "grid": GRID, "cache": str(workplace / "cache")},
+        "channels": [8, 16],
+        "projection": 16,
+        "train": {**SCHEDULE, "images": 32, "validate_every_images": 32, "sample_every_images": 32},
+    }
+    return _write(workplace / f"{name}.yaml", values)
+
+
 def _write(path: Path, values: object) -> Path:
     path.write_text(yaml.safe_dump(values))
     return path

@@ -10,14 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import autoencoder_config, gan_config, ldm_config
+import yaml
+from tiny_runs import autoencoder_config, extractor_config, gan_config, ldm_config, masks_config
 
+from latentsynth.config import load, run_of
 from latentsynth.data import nifti
 from latentsynth.data.exchange.requests import requests
 from latentsynth.data.manifest import Manifest
 from latentsynth.parallel import start
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import load_synthesizer
+from latentsynth.training.recipes import train
 from latentsynth.training.run import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +106,7 @@ def gans(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     launch = [sys.executable, "-m", "accelerate.commands.launch"]
     launch += ["--config_file", str(ROOT / "configs/accelerate/cpu_2_processes.yaml"), "--main_process_port", "0"]
     subprocess.run(
-        [*launch, str(Path(__file__).with_name("worker.py")), str(folder), "gans", *map(str, configs)],
+        [*launch, str(Path(__file__).with_name("worker.py")), str(folder), "train", *map(str, configs)],
         env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
         check=True,
         capture_output=True,
@@ -136,3 +139,59 @@ def test_losses_of_a_gan_are_those_of_one_process(gans: Path, workplace: Path) -
     one, two = (read_metrics(run)[0] for run in (alone.run, workplace / "spade-pair"))
     for key in ("generator/l1", "generator/divergence", "generator/adversarial", "discriminator/loss"):
         assert one[key] == pytest.approx(two[key], rel=1e-3), key
+
+
+OTHERS = ("slice_vae", "label_vae", "mask_diffusion", "mask_gan", "extractor", "latent_gan", "fsq", "kl")
+
+
+def _config(workplace: Path, kind: str, name: str, autoencoder: Path) -> Path:
+    if kind in ("fsq", "kl"):
+        network = {"kind": kind, "trunk": {"width": 16, "res_blocks": 1}, "latent_channels": 4}
+        return autoencoder_config(workplace, name, autoencoder=network)
+    if kind == "extractor":
+        return extractor_config(workplace, name)
+    if kind == "latent_gan":
+        return gan_config(workplace, name, kind, autoencoder.name)
+    return masks_config(workplace, kind.removeprefix("mask_") if kind == "mask_gan" else kind, name)
+
+
+@pytest.fixture(scope="module")
+def others(workplace: Path, trained_autoencoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Trains one of each other kind on two processes; returns the folder of digests."""
+    folder = tmp_path_factory.mktemp("other-digests")
+    configs = [_config(workplace, kind, f"{kind}-pair", trained_autoencoder) for kind in OTHERS]
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += ["--config_file", str(ROOT / "configs/accelerate/cpu_2_processes.yaml"), "--main_process_port", "0"]
+    done = subprocess.run(
+        [*launch, str(Path(__file__).with_name("worker.py")), str(folder), "train", *map(str, configs)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_whatever_else_is_trained_steps_alike_on_both_and_begins_as_on_one(
+    kind: str, others: Path, workplace: Path, trained_autoencoder: Path
+) -> None:
+    early, late = (
+        [json.loads((others / f"{kind}-pair-{seen}-rank{rank}.json").read_text()) for rank in (0, 1)]
+        for seen in (8, 32)
+    )
+    assert [rank["world"] for rank in late] == [2, 2]
+    assert early[0]["digests"] == early[1]["digests"]
+    assert late[0]["digests"] == late[1]["digests"] != early[0]["digests"]
+    if kind == "mask_gan":
+        return  # its discriminator looks at how much the images of a process's batch differ
+    path = _config(workplace, kind, f"{kind}-alone", trained_autoencoder)
+    alone = load(run_of(yaml.safe_load(path.read_text())), path, ["train.images=16"])
+    train(alone)
+    one, two = (read_metrics(run)[0] for run in (alone.run, workplace / f"{kind}-pair"))
+    losses = [key for key in one if key.endswith("/loss")]
+    assert losses
+    for key in losses:
+        assert one[key] == pytest.approx(two[key], rel=2e-3), key

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
 import yaml
-from tiny_runs import SCHEDULE
+from tiny_runs import GRID
+from tiny_runs import MASK_GENERATORS as GENERATORS
+from tiny_runs import masks_config as write
 
 from latentsynth.cli import main
 from latentsynth.config import GanRun, MaskDiffusionConfig, MaskRun, SliceVAEConfig, build, load, run_of
@@ -26,37 +27,6 @@ from latentsynth.training.recipes.mask_items import DiffusionItems, training_fac
 from latentsynth.training.recipes.mask_losses import VAELoss
 from latentsynth.training.recipes.masks import train_masks
 from latentsynth.training.run import read_metrics
-
-GENERATORS: dict[str, dict[str, Any]] = {
-    "slice_vae": {"kind": "slice_vae", "channels": [8, 8], "hidden": 16, "latent": 4, "beta": 0.1, "slices": 6},
-    "label_vae": {"kind": "label_vae", "channels": [8, 8], "hidden": 16, "latent": 4, "beta": 0.1},
-    "mask_diffusion": {
-        "kind": "mask_diffusion", "coarsen": 2, "patch": 1, "reach_mm": 30, "sampling": {"steps": 4},
-        "denoiser": {"channels": [16, 16], "attention": [False, False], "head_channels": 16, "res_blocks": 1},
-    },
-    "gan": {"kind": "progressive_gan", "form": "mask_only", "channels": 4, "max_channels": 8, "latent": 8},
-}  # fmt: skip
-EXTRA: dict[str, dict[str, Any]] = {
-    "gan": {"discriminator": {"channels": 4, "max_channels": 8}, "game": {"grow_images": 4}},
-}
-GRID = {"shape": [24, 24, 24], "spacing_mm": [8.0, 8.0, 8.0]}
-
-
-def write(workplace: Path, family: str, name: str, **train: Any) -> Path:
-    """A configuration of a tiny run."""
-    values = {
-        "run": str(workplace / name),
-        "data": {
-            "manifest": str(workplace / "manifest.json"), "grid": GRID, "framing": {"lesion_labels": [3]},
-            "cache": str(workplace / "cache"),
-        },
-        "generator": GENERATORS[family],
-        "train": {**SCHEDULE, "images": 32, "validate_every_images": 32, "sample_every_images": 32, **train},
-        **EXTRA.get(family, {}),
-    }  # fmt: skip
-    path = workplace / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +154,7 @@ def test_wrong_configurations_say_so(workplace: Path) -> None:
     gan = load(GanRun, write(workplace, "gan", "wrong"))
     with pytest.raises(ConfigError, match="windows is empty"):
         build(GanRun, {**gan.model_dump(), "generator": {"kind": "progressive_gan", "form": "joint"}})
-    picture = {"manifest": "m", "grid": {**GRID, "windows": [{}]}}
+    picture = {"manifest": "m", "grid": GRID}
     with pytest.raises(ConfigError, match=r"generator\.form is image_given_mask: give form: mask_only"):
         train_masks(build(GanRun, {"run": "r", "data": picture, "generator": {"kind": "spade"}}))
 

@@ -217,7 +217,7 @@ def test_two_processes_train_as_one(workplace: Path, tmp_path: Path) -> None:
     launch += ["--config_file", str(ROOT / "configs/accelerate/cpu_2_processes.yaml"), "--main_process_port", "0"]
     worker, config = Path(__file__).with_name("worker.py"), segmenter_config(workplace, "segmenter-pair")
     done = subprocess.run(
-        [*launch, str(worker), str(tmp_path), str(config)],
+        [*launch, str(worker), str(tmp_path), "train", str(config)],
         env={**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """Run under `accelerate launch`: trains, samples, and leaves a digest of every process's weights.
 
-Arguments: the folder of digests, then the configuration of a segmenter, or ``gans`` and configurations of GANs, or what
-:func:`main` takes.
+Arguments: the folder of digests, then ``train`` and configurations of anything, or what :func:`main` takes.
 """
 
 from __future__ import annotations
@@ -13,15 +12,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from latentsynth.config import AutoencoderRun, GanRun, LdmRun, SegmenterRun, load
+import yaml
+
+from latentsynth.config import AutoencoderRun, LdmRun, load, run_of
 from latentsynth.data.exchange.requests import requests
 from latentsynth.parallel import start
 from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import load_synthesizer
+from latentsynth.training.recipes import train
 from latentsynth.training.recipes.autoencoder import train_autoencoder
-from latentsynth.training.recipes.gan import train_gan
 from latentsynth.training.recipes.ldm import train_ldm
-from latentsynth.training.recipes.segmenter import train_segmenter
 from latentsynth.training.run import RunFolder
 
 
@@ -66,20 +66,15 @@ def main(folder: Path, autoencoder: Path, ldm: Path, masks: Path, samples: Path)
     synthesize(load_synthesizer(run.run), requests(masks), samples, start(), per_mask=3)
 
 
-def segmenter(folder: Path, config: Path) -> None:
+def trainings(folder: Path, *configs: Path) -> None:
     leave_digests(folder)
-    train_segmenter(load(SegmenterRun, config))
-
-
-def gans(folder: Path, *configs: Path) -> None:
-    leave_digests(folder)
-    for config in configs:
-        train_gan(load(GanRun, config))
+    for path in configs:
+        train(load(run_of(yaml.safe_load(path.read_text())), path))
 
 
 if __name__ == "__main__":
     arguments = [Path(argument) for argument in sys.argv[1:]]
-    if arguments[1] == Path("gans"):
-        gans(arguments[0], *arguments[2:])
+    if arguments[1] == Path("train"):
+        trainings(arguments[0], *arguments[2:])
     else:
-        (segmenter if len(arguments) == 2 else main)(*arguments)
+        main(*arguments)

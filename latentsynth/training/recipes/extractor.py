@@ -16,7 +16,7 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import DataError
 from latentsynth.extractors.contrastive import ContrastiveEncoder, contrastive_loss, views
 from latentsynth.figures import Legend, Tile, contact_sheet
-from latentsynth.parallel import fill
+from latentsynth.parallel import fill, rows_of_all
 from latentsynth.provenance import Ledger
 from latentsynth.randomness import VALIDATION, Draws, Stream, seed_weights
 from latentsynth.training.loop import Batch, Hooks, Modules, Player, fit, start_training
@@ -71,8 +71,10 @@ def train_extractor(config: ExtractorRun) -> dict[str, float]:
             _view(batch["image"], config, batch["position"], stream)
             for stream in (Stream.FIRST_VIEW, Stream.SECOND_VIEW)
         ]
-        first, second = modules["network"](torch.cat(pair)).chunk(2)
-        return contrastive_loss(first, second, config.temperature, batch["patient"]), {}
+        # Partners are found among the whole batch, however many processes share it.
+        first, second = (rows_of_all(accelerator, half) for half in modules["network"](torch.cat(pair)).chunk(2))
+        patients = rows_of_all(accelerator, batch["patient"])
+        return contrastive_loss(first, second, config.temperature, patients), {}
 
     @torch.no_grad()
     def validate(modules: Modules) -> dict[str, float]:
