@@ -8,6 +8,7 @@ runs. A part that fails says so in its row; the others go on.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
@@ -344,5 +345,7 @@ def measure(report: Report, folder: Path, small: bool) -> None:
         report.add(f"autoencoder {side}", lambda side=side, batch=batch: autoencoder(folder, side, batch, 60))
     for side, batch in ((64, 32), (128, 8), (192, 4)):
         report.add(f"denoiser {side}", lambda side=side, batch=batch: denoiser(folder, side, batch, 60))
+    if importlib.util.find_spec("xformers"):
+        report.add("denoiser 128, xformers", lambda: denoiser(folder, 128, 8, 60, attention="xformers"))
     for side in (128, 192, 256):
         report.add(f"decode {side}", lambda side=side: decoding(side))

@@ -18,7 +18,7 @@ _OPTIONAL = {
     "tensorboard": "train.tracker=tensorboard; pip install 'latentsynth[tensorboard]'",
     "wandb": "train.tracker=wandb; pip install wandb",
     "mlflow": "train.tracker=mlflow; pip install mlflow",
-    "xformers": "nothing here needs it; torch's own attention is used",
+    "xformers": "train.attention=xformers on a GPU; pip install 'latentsynth[xformers]'",
 }
 
 

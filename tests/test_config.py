@@ -49,7 +49,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "ReconstructionConfig": {"reconstruction": "robust", "lesion_weight": 5, "adversarial_weight": 0.1,
                              "adversarial_after_images": 100, "high_band_weight": 2, "perceptual": {"path": "f.ts"}},
     "TrainConfig": {"images": 5, "batch": 2, "lr": 1e-5, "lr_schedule": "constant", "betas": [0, 0.5],
-                    "precision": "bf16", "gradient_checkpointing": True, "tracker": "wandb"},
+                    "precision": "bf16", "gradient_checkpointing": True, "attention": "xformers", "tracker": "wandb"},
     "Run": {"run": "r", "seed": 7, "train": {"images": 3}, "init_from": "old"},
     "AutoencoderRun": {**AUTOENCODER, "seed": 3, "autoencoder": {"kind": "vq"}, "loss": {"reconstruction": "l2"},
                        "crop": [8, 8, 8]},

@@ -27,6 +27,10 @@ class TrainConfig(Strict):
     # YAML reads a bare `no` as false.
     precision: Annotated[Literal["no", "bf16"], BeforeValidator(lambda value: "no" if value is False else value)] = "no"
     gradient_checkpointing: bool = False
+    attention: Literal["torch", "xformers"] = Field(
+        "torch",
+        description="what computes self-attention: torch's own kernels, or xFormers', on a GPU where it is installed",
+    )
     compile: bool = Field(False, description="torch.compile the trained network (a GPU option)")
     log_every_images: Positive = 200
     save_every_images: Positive = 4_000

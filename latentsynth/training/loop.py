@@ -24,6 +24,7 @@ from latentsynth.parallel import start
 from latentsynth.progress import bar
 from latentsynth.strict import Strict, build
 from latentsynth.tensors import check_tensors
+from latentsynth.training.attention import use_xformers
 from latentsynth.training.optim import Average, lr_factor
 from latentsynth.training.preemption import Notice
 from latentsynth.training.run import RunFolder
@@ -303,6 +304,8 @@ def fit(players: list[Player], items: Positions, run: RunFolder, config: TrainCo
 
 def _prepared(player: Player, config: TrainConfig, accelerator: Accelerator) -> dict[str, nn.Module]:
     """Gives a player its optimizer; returns its modules as they train on this device and beside other processes."""
+    if config.attention == "xformers":
+        use_xformers(player.modules, accelerator.device)
     if config.compile:
         for module in player.modules.values():
             module.compile()
