@@ -48,7 +48,8 @@ from latentsynth.results import (
 )
 from latentsynth.types import Framing, Grid
 
-_LEAST = 8  # real patients; their halves hold the neighbourhoods of precision and recall
+_FEWEST = 2  # real patients: with one there are none to be like
+_LEAST = 8  # for distances between sets; their halves hold the neighbourhoods of precision and recall
 _PAIRS = 60  # pairs of volumes whose similarity is averaged
 _SHOWN = 4
 CLOSE = 0.1  # Frechet distance beyond that of real patients up to which a set is said to be as close: a tenth of their variance
@@ -71,7 +72,8 @@ def evaluate_fidelity(
         samples: Synthetic cohorts.
         caches: The volumes of every cohort, by its name.
         extractors: Networks that turn volumes into features.
-        out: Folder for ``fidelity.json``, ``fidelity.csv`` and pictures.
+        out: Folder for ``fidelity.json``, ``fidelity.csv`` and pictures. With fewer than 8 real patients distances between sets
+            are left out, which the report says.
         accelerator: The processes that share the cases.
         cell: Voxels of the grid per latent cell of the generators, whose traces are looked for; None looks for none.
 
@@ -91,13 +93,20 @@ def evaluate_fidelity(
     tables: list[Table] = []
     concluded: list[Conclusion] = []
     rows: list[tuple[TableCell, ...]] = []
-    for one in extractors:
+    patients = len(set(real.patients))
+    if patients < _LEAST:
+        notes.append(
+            f"no distances between sets: {real.name} has {patients} patients, and halves of fewer than {_LEAST} say nothing of how "
+            "far real ones are apart; another --split or larger --fractions of `prepare` give more"
+        )
+    for one in extractors if patients >= _LEAST else ():
         of = {name: features[name][one.name] for name in names}
         scores = compare(of[real.name], {cohort.name: of[cohort.name] for cohort in samples})
         tables += [scores.table(one.name, one.fingerprint, _UNIT), scores.comparisons(one.name), scores.bias(one.name)]
         rows += [(one.name, *csv_row(row)) for row in scores.rows]
         concluded += [_close(one.name, pair) for pair in scores.differences if pair.other == FLOOR]
-    textures = regions(caches[real.name].recipe.grid, caches[real.name].recipe.framing)
+    grid, framing = caches[real.name].recipe.grid, caches[real.name].recipe.framing
+    textures = regions(grid, framing) if patients >= _LEAST else ()
     for texture in textures:
         of = {cohort.name: texture.of(cohort, caches[cohort.name], accelerator) for cohort in (real, *samples)}
         few = [name for name, one in of.items() if len(set(one.patients)) < (_LEAST if name == real.name else 2)]
@@ -174,9 +183,9 @@ def check_cohorts(real: Cohort, samples: Sequence[Cohort]) -> None:
         DataError: Too few real patients or synthetic volumes, equal names, or other channels.
     """
     patients = len(set(real.patients))
-    if patients < _LEAST:
+    if patients < _FEWEST:
         raise DataError(
-            f"{patients} real patients are too few for a floor: give at least {_LEAST}, by another --split or "
+            f"{patients} real patients are too few to compare with: give at least {_FEWEST}, by another --split or "
             "by larger --fractions of `prepare`"
         )
     check_names((real, *samples))
