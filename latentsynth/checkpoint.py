@@ -23,7 +23,7 @@ from latentsynth.provenance import LEDGER, Ledger, file_fingerprint, fingerprint
 from latentsynth.strict import ConfigT, Strict, build
 from latentsynth.types import Domain
 
-FORMAT = "latentsynth-checkpoint/3"
+FORMAT = "latentsynth-checkpoint/4"
 _SHOWN = 60  # characters of a wrong value
 _Part = Annotated[str, Field(pattern=r"^[a-z_]+$")]  # a folder inside the checkpoint
 
@@ -42,7 +42,7 @@ class Header(Strict):
         checksum: Of everything above.
     """
 
-    format: Literal["latentsynth-checkpoint/3"]
+    format: Literal["latentsynth-checkpoint/4"]
     kind: str
     domain: Domain
     settings: dict[str, Any]

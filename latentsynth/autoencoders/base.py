@@ -7,7 +7,7 @@ mean 0 and deviation 1, which is all that a diffusion model or a latent GAN ever
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -87,9 +87,13 @@ class Autoencoder(Pretrained, ABC):
     def moments(self, image: Tensor) -> Moments:
         """Image in [-1, 1] to a Gaussian over raw latents; a large one in parts, see :meth:`encoded`."""
 
-    @abstractmethod
+    def bottleneck(self, raw: Tensor) -> Tensor:
+        """Raw latents as the decoder takes them in."""
+        return raw
+
     def decode_raw(self, raw: Tensor) -> Tensor:
         """Raw latents to an image in [-1, 1]; large ones in parts, see :meth:`decoded`."""
+        return self.decoded(self.bottleneck(raw)).clamp(-1, 1)
 
     def encoded(self, image: Tensor) -> Tensor:
         """What the encoder gives.
@@ -97,19 +101,22 @@ class Autoencoder(Pretrained, ABC):
         Without gradients a large image goes through it in parts (:mod:`latentsynth.autoencoders.tiling`), and a lone one
         twice where that is faster (:func:`latentsynth.parallel.copies_of_rows`).
         """
-        return self._through(self.encoder, image, self.factors, (1, 1, 1))
+        return self._through(self.encoder, self.encoder, image, self.factors, (1, 1, 1))
 
     def decoded(self, raw: Tensor) -> Tensor:
         """What the decoder gives, in parts as :meth:`encoded`."""
-        return self._through(self.decoder, raw, (1, 1, 1), self.factors)
+        return self._through(self.decoder, self.decoder, raw, (1, 1, 1), self.factors)
 
-    def _through(self, network: nn.Module, x: Tensor, taken: Axes, given: Axes) -> Tensor:
+    def _through(
+        self, call: Callable[[Tensor], Tensor], network: nn.Module, x: Tensor, taken: Axes, given: Axes
+    ) -> Tensor:
+        """What ``call``, of a network, gives."""
         if torch.is_grad_enabled():
-            return network(x)  # type: ignore[no-any-return]
+            return call(x)
         tile, reach = _RESNET
         if isinstance(network, SpaceToDepthEncoder | SpaceToDepthDecoder):
             tile, reach = network.TILE, network.reach
-        return tiled(partial(at_least_two, network), x, taken, given, tile, reach)
+        return tiled(partial(at_least_two, call), x, taken, given, tile, reach)
 
     @abstractmethod
     def forward(self, image: Tensor, noise: Tensor | None = None, level: Tensor | None = None) -> Reconstruction:
@@ -192,14 +199,43 @@ class Autoencoder(Pretrained, ABC):
         moments = self.moments(image)
         return self.whiten(moments.mean if noise is None else moments.sample(noise))
 
-    def decode(self, z: Tensor) -> Tensor:
+    def decode(self, z: Tensor, white: Tensor | None = None) -> Tensor:
         """Latents to an image in [-1, 1].
+
+        Args:
+            z: Shape ``(B, c, i, j, k)``.
+            white: Standard normal, shaped like the image: draws one of the images that the latents may stand for
+                (:mod:`latentsynth.autoencoders.texture`), where a space-to-depth trunk was trained to its end. None, and any
+                other trunk, gives their mean.
 
         Raises:
             CheckpointError: The scale was never fitted.
         """
         self._require_scale()
-        return self.decode_raw(z * _channelwise(self.latent_std) + _channelwise(self.latent_mean))
+        raw = z * _channelwise(self.latent_std) + _channelwise(self.latent_mean)
+        if white is None or not isinstance(self.decoder, SpaceToDepthDecoder):
+            return self.decode_raw(raw)
+        both = self._through(self.decoder.with_deviation, self.decoder, self.bottleneck(raw), (1, 1, 1), self.factors)
+        mean, deviation = both.chunk(2, 1)
+        return (mean + deviation * self.decoder.texture.grained(white.to(mean))).clamp(-1, 1)
+
+    def fit_texture(self, images: Callable[[], Iterable[Tensor]]) -> None:
+        """Fits what is drawn about a decoder's mean to images, ``(1, C, I, J, K)`` each; a trunk without it stays as it is.
+
+        Args:
+            images: Gives them, the same ones at each call.
+        """
+        decoder = self.decoder
+        if not isinstance(decoder, SpaceToDepthDecoder):
+            return
+
+        @torch.no_grad()
+        def residuals() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for image in images():
+                raw = self.bottleneck(self.moments(image).mean)
+                yield decoder.features(raw), self.decoded(raw).clamp(-1, 1), image
+
+        decoder.texture.fit(residuals)
 
     def whiten(self, raw: Tensor) -> Tensor:
         """Raw latents to latents.

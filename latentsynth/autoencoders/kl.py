@@ -43,9 +43,6 @@ class KLAutoencoder(Autoencoder):
         mean, log_variance = self.encoded(image).chunk(2, dim=1)
         return Moments(mean, torch.exp(0.5 * log_variance.clamp(-30, 20)))
 
-    def decode_raw(self, raw: Tensor) -> Tensor:
-        return self.decoded(raw).clamp(-1, 1)
-
     def forward(self, image: Tensor, noise: Tensor | None = None, level: Tensor | None = None) -> Reconstruction:
         channels = image.new_full((), float(self.latent_channels))
         if level is not None and noise is not None:

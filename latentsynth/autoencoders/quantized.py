@@ -37,9 +37,8 @@ class QuantizedAutoencoder(Autoencoder):
         raw = self.encoded(image)
         return Moments(raw, torch.zeros_like(raw))
 
-    def decode_raw(self, raw: Tensor) -> Tensor:
-        image: Tensor = self.decoded(self.quantize(raw)[0])
-        return image.clamp(-1, 1)
+    def bottleneck(self, raw: Tensor) -> Tensor:
+        return self.quantize(raw)[0]
 
     def code_usage(self, image: Tensor) -> Tensor:
         return self._usage(self.quantize(self.encoded(image))[1]).cpu()

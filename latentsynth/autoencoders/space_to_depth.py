@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from latentsynth.autoencoders.principal import PrincipalComponents
+from latentsynth.autoencoders.texture import Texture
 
 Axes = tuple[int, int, int]
 
@@ -129,6 +130,7 @@ class SpaceToDepthDecoder(nn.Module):
         self.head = nn.Sequential(
             CellNorm(width), nn.SiLU(), zeroed(nn.Conv3d(width, image_channels * prod(factors), 1))
         )
+        self.texture = Texture(width, image_channels, SpaceToDepth(factors), self.voxels, prod(factors))
         self.reach = 2 * res_blocks + 1
 
     @torch.no_grad()
@@ -140,10 +142,22 @@ class SpaceToDepthDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Shape ``(B, c, i, j, k)`` to ``(B, C, I, J, K)``."""
+        return self._image(z, self.features(z))
+
+    def features(self, z: Tensor) -> Tensor:
+        """What the image is made of beside the linear map, ``(B, width, i, j, k)``."""
         x = self.stem(z)
         for block in self.blocks:
             x = block(x)
-        image: Tensor = self.voxels(self.linear(z) + self.head(x))
+        return self.head[1](self.head[0](x))  # type: ignore[no-any-return]
+
+    def with_deviation(self, z: Tensor) -> Tensor:
+        """The image, and behind it in the channels the deviation of what it leaves out, ``(B, 2 C, I, J, K)``."""
+        features = self.features(z)
+        return torch.cat([self._image(z, features), self.texture.deviation(features)], 1)
+
+    def _image(self, z: Tensor, features: Tensor) -> Tensor:
+        image: Tensor = self.voxels(self.linear(z) + self.head[2](features))
         return image
 
 

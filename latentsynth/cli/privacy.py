@@ -156,7 +156,10 @@ def pack(
         Optional[list[Path]],  # noqa: UP045
         typer.Option(help="JSON of a measurement of its volumes, printed in the card; repeatable"),
     ] = None,
-    title: Annotated[str, typer.Option(help="First line of the card [default: name of the folder]")] = "",
+    title: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="First line of the card [default: name of the folder]"),
+    ] = None,
     about: Annotated[Optional[Path], typer.Option(help="Text file that is printed under it")] = None,  # noqa: UP045
     accept_licence: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -167,7 +170,7 @@ def pack(
     plain_text("--title", title)
     from latentsynth.sharing.pack import pack as write
 
-    say(str(write(model, out, licence, result or [], title, about, accept_licence or [])))
+    say(str(write(model, out, licence, result or [], title or "", about, accept_licence or [])))
 
 
 @app.command(rich_help_panel=SHARE)

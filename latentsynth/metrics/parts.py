@@ -78,7 +78,7 @@ def nearest_by_parts(
         DataError: Rows of other lengths, or more neighbours than rows.
     """
     check_volumes(queries, reference, k, shape)
-    x, y = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).view(-1, *shape) for a in (queries, reference))
+    x, y = (torch.from_numpy(np.require(a, np.float32, ["C", "W"])).view(-1, *shape) for a in (queries, reference))
     size = max(1, _MOST_VOXELS // math.prod(shape))
     score = torch.zeros(len(x), len(y))
     for first in range(0, len(y), size):

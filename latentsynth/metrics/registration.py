@@ -65,7 +65,7 @@ def nearest_by_registration(
         DataError: Rows of other lengths, or more neighbours than rows.
     """
     check_volumes(queries, reference, k, shape)
-    x, y = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).view(-1, *shape) for a in (queries, reference))
+    x, y = (torch.from_numpy(np.require(a, np.float32, ["C", "W"])).view(-1, *shape) for a in (queries, reference))
     ways = [y, *(y.flip(1 + axis + 1) for axis in mirror)]
     moving = torch.cat(ways)
     coarse = [_halved(v) for v in (x, moving)]

@@ -39,7 +39,7 @@ def nearest_by_ssim(
     window = [min(_WINDOW, n) for n in shape[1:]]
     unbias = float(np.prod(window)) / max(float(np.prod(window)) - 1, 1)
     c1, c2 = (0.01 * _RANGE) ** 2, (0.03 * _RANGE) ** 2
-    x, y = (torch.from_numpy(np.ascontiguousarray(a, np.float32)).view(-1, *shape) + 1 for a in (queries, reference))
+    x, y = (torch.from_numpy(np.require(a, np.float32, ["C", "W"])).view(-1, *shape) + 1 for a in (queries, reference))
     step = max(1, _CHUNK // y[0].numel())
     found = torch.empty(len(x), len(y), dtype=torch.float64)
     for start in range(0, len(y), step):

@@ -116,7 +116,9 @@ class LatentDiffusion(Synthesizer, Checkpointed):
         rows = len(seeds)
         if condition is None:
             condition = Condition(torch.zeros(rows, len(self.domain.labels), *self.grid.shape))
-        noise = Draws.seeded(seeds).normal(*self.autoencoder.latent_shape(self.grid.shape))
+        draws = Draws.seeded(seeds)
+        noise = draws.normal(*self.autoencoder.latent_shape(self.grid.shape))
+        white = draws.normal(self.grid.channels, *self.grid.shape)
         mask = condition.mask.to(device)
         wanted = self.conditioner(replace(condition, mask=mask, context=None, cut=None), self._cut(condition))
         denoise = self._denoise(wanted, chosen)
@@ -129,7 +131,8 @@ class LatentDiffusion(Synthesizer, Checkpointed):
             chosen.grid_shift,
             progress,
         )
-        return Generated(self.autoencoder.decode(z).cpu(), condition.mask, self._shown(condition.context))
+        made = self.autoencoder.decode(z, white).cpu()
+        return Generated(made, condition.mask, self._shown(condition.context, white))
 
     def _denoise(self, wanted: Conditioning, chosen: SamplingConfig) -> Denoise:
         """The denoiser with its condition, and guided as chosen."""
@@ -170,12 +173,12 @@ class LatentDiffusion(Synthesizer, Checkpointed):
             )
         return Blend(cut, cut + 2 * cell if margin_mm is None else margin_mm)
 
-    def _shown(self, scan: Tensor | None) -> Tensor | None:
-        """Scans through the autoencoder, on the CPU."""
+    def _shown(self, scan: Tensor | None, white: Tensor) -> Tensor | None:
+        """Scans through the autoencoder, on the CPU; with the grain of the volume, which is not added to the scan's own then."""
         if scan is None:
             return None
         device = next(self.autoencoder.parameters()).device
-        return self.autoencoder.decode(self.autoencoder.encode(scan.to(device))).cpu()
+        return self.autoencoder.decode(self.autoencoder.encode(scan.to(device)), white).cpu()
 
     def _cut(self, condition: Condition) -> Tensor | None:
         """Latents of the scans to paint into, their lesions cut out as in training."""

@@ -78,8 +78,10 @@ class LatentGAN(Synthesizer, Checkpointed):
             condition = Condition(torch.zeros(rows, len(self.domain.labels), *self.grid.shape))
         repeat = copies_of_rows(rows, device)
         spatial = self.conditioner(Condition(condition.mask.repeat(repeat, 1, 1, 1, 1).to(device))).spatial
-        z = self.generator(Inputs(Draws.seeded(list(seeds) * repeat, device), spatial, truncation=truncation)).image
-        return Generated(self.autoencoder.decode(z)[:rows].cpu(), condition.mask)
+        draws = Draws.seeded(list(seeds) * repeat, device)
+        z = self.generator(Inputs(draws, spatial, truncation=truncation)).image
+        white = draws.normal(self.grid.channels, *self.grid.shape)
+        return Generated(self.autoencoder.decode(z, white)[:rows].cpu(), condition.mask)
 
     def check(self, condition: Condition | None, seeds: Sequence[int]) -> None:
         super().check(condition, seeds)

@@ -85,6 +85,7 @@ def train_autoencoder(config: AutoencoderRun) -> dict[str, float]:
     def export(modules: Modules, last: dict[str, float]) -> None:
         model = cast(Autoencoder, modules["autoencoder"])
         model.fit_latent_stats(_moments(model, training, device))
+        model.fit_texture(lambda: (image.to(device) for image in _spread(training)))
         if accelerator.is_main_process:
             checkpoint.write(run.path / "checkpoint", KIND, domain, {}, {"autoencoder": model}, ledger, last)
         accelerator.wait_for_everyone()
