@@ -57,7 +57,7 @@ CHANGED: dict[str, dict[str, Any]] = {
     "DiffusionConfig": {"schedule": "cosine", "prediction": "x0", "time": "uniform", "shift": 1.5},
     "SelectionConfig": {"guidance": [1.0, 3.0], "keep": "last", "segmenter": "runs/judge", "cases": 3},
     "SamplingConfig": {"scheduler": "heun", "steps": 5, "guidance": 2.5, "guidance_interval": [0.1, 0.9],
-                       "patch_overlap": 0.5},
+                       "patch_overlap": 0.5, "grain": 0.5},
     "LatentDataConfig": {"manifest": "m", "augment": {"copies": 2}, "cache": "c"},
     "ConditionerConfig": {"detail": 4, "context": True, "cut_margin_mm": 6, "cut_weight": 2.0, "decoys": 0.1, "context_dropout": 0.2,
                           "patch": [8, 8, 4]},

@@ -59,16 +59,11 @@ class Texture(nn.Module):
 
     def grained(self, white: Tensor) -> Tensor:
         """White noise ``(B, C, I, J, K)`` as alike from voxel to voxel as residuals are; each voxel still has variance 1."""
-        channels = white.shape[1]
-        for axis, taps in enumerate(self.grain.to(white)):
-            shape = [1, 1, 1]
-            shape[axis] = _TAPS
-            around = [0] * 6
-            around[2 * (2 - axis)] = around[2 * (2 - axis) + 1] = _TAPS // 2
-            # Beyond the border the noise goes round, so that its variance is the same everywhere.
-            padded = functional.pad(white, around, mode="circular") if white.shape[2 + axis] > _TAPS else white
-            if padded is not white:
-                white = functional.conv3d(padded, taps.view(channels, 1, *shape), groups=channels)
+        for axis, taps in enumerate(self.grain.to(white)[..., None, None, None], 2):
+            if white.shape[axis] > _TAPS:  # beyond the border the noise goes round: its variance is the same everywhere
+                # Not a convolution, whose last digits depend on how many volumes are made together.
+                moved = (taps[:, n] * white.roll(n - _TAPS // 2, axis) for n in range(_TAPS))
+                white = sum(moved, torch.zeros_like(white))
         return white
 
     @torch.no_grad()

@@ -58,6 +58,12 @@ def sample(
             help="Guide away from this worse checkpoint of the same latents (`RUN/early`) in place of from no mask, with --guidance"
         ),
     ] = None,
+    grain: Annotated[
+        Optional[float],  # noqa: UP045
+        typer.Option(
+            help="How much of a scan's grain is drawn; 0 gives smooth volumes [default: as trained, 1]", min=0
+        ),
+    ] = None,
     scheduler: Annotated[Optional[str], typer.Option(help="See --list-schedulers [default: as trained]")] = None,  # noqa: UP045
     truncation: Annotated[
         Optional[float],  # noqa: UP045
@@ -108,7 +114,7 @@ def sample(
     wanted = requests_of(hosts) if remove else asked_for
     manifest = synthesize(
         model, wanted, out, start(), count or per_mask, seed, batch, fit, styles, hosts, margin_mm, remove,  # type: ignore[arg-type]
-        scheduler=scheduler, steps=steps, shift=shift, guidance=guidance, truncation=truncation,
+        scheduler=scheduler, steps=steps, shift=shift, guidance=guidance, grain=grain, truncation=truncation,
     )  # fmt: skip
     _say_what_was_lost(out, model.grid)
     say(f"{len(manifest.cases)} volumes: {out / 'manifest.json'}\npicture: {out / 'contact_sheet.png'}")

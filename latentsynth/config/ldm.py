@@ -135,6 +135,10 @@ class SamplingConfig(Strict):
     patch_overlap: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.25, description="share of a patch, along each axis, that its neighbour has too; for a model of patches"
     )
+    grain: NotNegative = Field(
+        1.0,
+        description="of volumes: how much of what the decoder's mean leaves out is drawn; 0 gives the mean, which is smooth",
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> SamplingConfig:

@@ -103,8 +103,8 @@ class LatentDiffusion(Synthesizer, Checkpointed):
             condition: Masks ``(B, L, I, J, K)``; None samples without a mask.
             seeds: One per volume.
             progress: Called with (denoiser calls done, in all).
-            settings: ``scheduler``, ``steps``, ``shift``, ``guidance``, ``guidance_interval``,
-                ``patch_overlap``.
+            settings: ``scheduler``, ``steps``, ``shift``, ``guidance``, ``guidance_interval``, ``patch_overlap``,
+                ``grain``.
 
         Raises:
             DataError: The condition does not fit the model.
@@ -118,7 +118,7 @@ class LatentDiffusion(Synthesizer, Checkpointed):
             condition = Condition(torch.zeros(rows, len(self.domain.labels), *self.grid.shape))
         draws = Draws.seeded(seeds)
         noise = draws.normal(*self.autoencoder.latent_shape(self.grid.shape))
-        white = draws.normal(self.grid.channels, *self.grid.shape)
+        white = chosen.grain * draws.normal(self.grid.channels, *self.grid.shape)
         mask = condition.mask.to(device)
         wanted = self.conditioner(replace(condition, mask=mask, context=None, cut=None), self._cut(condition))
         denoise = self._denoise(wanted, chosen)

@@ -106,6 +106,7 @@ def test_what_is_drawn_is_as_far_from_the_mean_as_images_are(kind: str) -> None:
     model.fit_texture(noise)
     drawn, mean = model.decode(z, white), model.decode(z)
     assert torch.equal(drawn, model.decode(z, white))
+    torch.testing.assert_close(model.decode(z, 0 * white), mean, atol=1e-6, rtol=0)
     left = next(noise()) - mean
     assert float((drawn - mean).square().mean()) == pytest.approx(float(left.square().mean()), rel=0.1)
 
