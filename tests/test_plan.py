@@ -22,7 +22,8 @@ from latentsynth.data.manifest import Manifest
 from latentsynth.errors import ConfigError, DataError
 from latentsynth.metrics.lesions import components
 from latentsynth.planning import plan_runs, write_plan
-from latentsynth.planning.plan import _FEWEST_IMAGES, _SHARES
+from latentsynth.planning.machine import this_machine
+from latentsynth.planning.plan import _FEWEST_IMAGES, _SHARES, _denoiser
 from latentsynth.training.recipes.autoencoder import train_autoencoder
 from latentsynth.training.recipes.ldm import train_ldm
 from latentsynth.training.recipes.segmenter import train_segmenter
@@ -229,6 +230,16 @@ def test_small_scans_get_no_more_channels_than_their_blocks_can_fill(tmp_path: P
 
 
 @pytest.mark.usefixtures("quick")
+def test_few_images_get_a_narrow_denoiser_and_many_a_wide_one() -> None:
+    machine = this_machine()
+    few, many = (_denoiser(machine, images) for images in (5_000, 50_000))
+    assert few["channels"] == machine.narrow
+    assert many["channels"] == machine.denoiser == _denoiser(machine)["channels"]
+    assert sum(machine.narrow) <= sum(machine.denoiser)
+    for chosen in (few, many):
+        LdmRun.model_validate({"run": "r", "autoencoder": "a", "denoiser": chosen})
+
+
 def test_preparation_is_counted_and_never_eats_the_hours(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = Recipe.read
     plans = {}
@@ -246,4 +257,5 @@ def test_preparation_is_counted_and_never_eats_the_hours(workplace: Path, monkey
     assert dear.segmenter.data.augment.copies == dear.autoencoder.data.augment.copies
     facts = dict(dear.facts)
     assert "minutes of the 0.01 hours" in facts["preparation"]
-    assert "learns next to nothing: give at least --hours" in facts["too short"]
+    short = dict(plan_runs(workplace / "manifest.json", 0.001).facts)
+    assert "learns next to nothing: give at least --hours" in short["too short"]

@@ -217,7 +217,8 @@ class Autoencoder(Pretrained, ABC):
             return self.decode_raw(raw)
         both = self._through(self.decoder.with_deviation, self.decoder, self.bottleneck(raw), (1, 1, 1), self.factors)
         mean, deviation = both.chunk(2, 1)
-        return (mean + deviation * self.decoder.texture.grained(white.to(mean))).clamp(-1, 1)
+        drawn = self.decoder.texture.grained(white.to(mean)) * deviation
+        return drawn.add_(mean).clamp_(-1, 1)  # in place: volumes may be large
 
     def fit_texture(self, images: Callable[[], Iterable[Tensor]]) -> None:
         """Fits what is drawn about a decoder's mean to images, ``(1, C, I, J, K)`` each; a trunk without it stays as it is.

@@ -62,8 +62,10 @@ class Texture(nn.Module):
         for axis, taps in enumerate(self.grain.to(white)[..., None, None, None], 2):
             if white.shape[axis] > _TAPS:  # beyond the border the noise goes round: its variance is the same everywhere
                 # Not a convolution, whose last digits depend on how many volumes are made together.
-                moved = (taps[:, n] * white.roll(n - _TAPS // 2, axis) for n in range(_TAPS))
-                white = sum(moved, torch.zeros_like(white))
+                filtered = torch.zeros_like(white)
+                for n in range(_TAPS):
+                    filtered.add_(white.roll(n - _TAPS // 2, axis).mul_(taps[:, n]))
+                white = filtered
         return white
 
     @torch.no_grad()

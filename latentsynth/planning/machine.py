@@ -21,6 +21,7 @@ class Machine:
         trunk: Width and residual blocks of the autoencoder.
         crop: Voxels along each axis of what the autoencoder trains on, at most.
         denoiser: Feature channels, one per level.
+        narrow: The same of one that has time for few images.
         denoiser_blocks: Its residual blocks per level.
         batch: Images that an autoencoder or a segmenter sees at once.
         denoiser_batch: Latents that a denoiser sees at once: few on a CPU, where a large batch fills the cores no better
@@ -34,6 +35,7 @@ class Machine:
     trunk: tuple[int, int]
     crop: int
     denoiser: tuple[int, ...]
+    narrow: tuple[int, ...]
     denoiser_blocks: int
     batch: int
     denoiser_batch: int
@@ -47,12 +49,14 @@ def this_machine() -> Machine:
         import psutil
 
         memory = psutil.virtual_memory().available / 2**30
-        return Machine("CPU", 400_000, (64, 2), 48, (48, 96), 1, 4, 2, memory, "no")
+        return Machine("CPU", 400_000, (64, 2), 48, (48, 96), (32, 64), 1, 4, 2, memory, "no")
     memory = torch.cuda.mem_get_info()[1] / 2**30
     precision: Literal["no", "bf16"] = "bf16" if torch.cuda.is_bf16_supported() else "no"
     if memory < 40:
-        return Machine(torch.cuda.get_device_name(), 128**3, (96, 2), 96, (128, 256, 256), 2, 4, 8, memory, precision)
-    return Machine(torch.cuda.get_device_name(), 176**3, (128, 3), 128, (256, 256, 512), 2, 8, 16, memory, precision)
+        widths = (128, 256, 256)
+        return Machine(torch.cuda.get_device_name(), 128**3, (96, 2), 96, widths, widths, 2, 4, 8, memory, precision)
+    widths = (256, 256, 512)
+    return Machine(torch.cuda.get_device_name(), 176**3, (128, 3), 128, widths, widths, 2, 8, 16, memory, precision)
 
 
 def device() -> torch.device:

@@ -50,6 +50,7 @@ _READ_CASES = 40  # scans read to learn extents and intensities
 _TIMED_CELLS = (8, 8, 8)
 # Latent channels by the images that the denoiser has time for: more show more, and take longer to learn (docs/results.md).
 _CHANNELS = ((0, 4), (4_000, 8), (15_000, 16))
+_WIDE_IMAGES = 8_000  # fewer, and a narrower denoiser, which sees more of them in the time, is ahead (docs/results.md)
 _DETAIL_CASES = 3  # scans brought to the grid and back, to see what it loses
 
 
@@ -110,9 +111,10 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
     cells = affordable / _FEWEST_IMAGES
     layout = lay_out(scans, machine, crop, cells)
     block = len(manifest.channels) * math.prod(layout.factors)
-    channels = _latent_channels(affordable / layout.cells, block)
+    images = affordable / layout.cells
+    channels = _latent_channels(images, block)
     grid = {"shape": layout.shape, "spacing_mm": layout.spacing, "windows": [choice.window for choice in choices]}
-    planned = _configurations(manifest_path, machine, layout, grid, channels)
+    planned = _configurations(manifest_path, machine, layout, grid, channels, images)
     preparation = _prepare(planned, training, manifest.labels, hours)
     left = max(hours - preparation / 3600, hours / 2)
     speeds = _speeds(*_built(planned), manifest.labels)
@@ -145,7 +147,9 @@ def plan_runs(manifest_path: Path, hours: float, crop: Literal["auto", "whole", 
 Values = tuple[dict[str, Any], dict[str, Any], dict[str, Any]]
 
 
-def _configurations(manifest: Path, machine: Machine, layout: Layout, grid: dict[str, Any], channels: int) -> Values:
+def _configurations(
+    manifest: Path, machine: Machine, layout: Layout, grid: dict[str, Any], channels: int, images: float
+) -> Values:
     """Autoencoder, denoiser and segmenter, all but how long they train and on how many copies."""
     name, batch = manifest.stem, machine.batch
     width, blocks = machine.trunk
@@ -172,7 +176,7 @@ def _configurations(manifest: Path, machine: Machine, layout: Layout, grid: dict
         "run": f"runs/{name}-ldm",
         "autoencoder": f"runs/{name}-autoencoder",
         "conditioner": {"detail": 4 if min(layout.factors) == 4 else 2},
-        "denoiser": _denoiser(machine),
+        "denoiser": _denoiser(machine, images),
         "diffusion": {"lesion_weight": 2.0},
         "selection": {"segmenter": f"runs/{name}-selection-unet"},
         "train": {"batch": machine.denoiser_batch, "lr": 6e-4, "precision": machine.precision},
@@ -208,13 +212,15 @@ def _prepare(planned: Values, training: Sequence[Case], labels: Labels, hours: f
     return per_copy * (copies + 1)
 
 
-def _denoiser(machine: Machine) -> dict[str, Any]:
-    levels = len(machine.denoiser)
+def _denoiser(machine: Machine, images: float = math.inf) -> dict[str, Any]:
+    """The network of a denoiser that has time for so many images."""
+    widths = machine.denoiser if images >= _WIDE_IMAGES else machine.narrow
+    levels = len(widths)
     return {
-        "channels": machine.denoiser,
+        "channels": widths,
         "attention": [False] * (levels - 1) + [True],
         "res_blocks": machine.denoiser_blocks,
-        "head_channels": next(n for n in (64, 48, 32) if all(width % n == 0 for width in machine.denoiser)),
+        "head_channels": next(n for n in (64, 48, 32) if all(width % n == 0 for width in widths)),
     }
 
 
