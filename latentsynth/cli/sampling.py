@@ -58,12 +58,7 @@ def sample(
             help="Guide away from this worse checkpoint of the same latents (`RUN/early`) in place of from no mask, with --guidance"
         ),
     ] = None,
-    grain: Annotated[
-        Optional[float],  # noqa: UP045
-        typer.Option(
-            help="How much of a scan's grain is drawn; 0 gives smooth volumes [default: as trained, 1]", min=0
-        ),
-    ] = None,
+    grain: Annotated[Optional[float], typer.Option(help="Grain, 0 for none [default: as trained]", min=0)] = None,  # noqa: UP045
     scheduler: Annotated[Optional[str], typer.Option(help="See --list-schedulers [default: as trained]")] = None,  # noqa: UP045
     truncation: Annotated[
         Optional[float],  # noqa: UP045
