@@ -87,7 +87,7 @@ class Texture(nn.Module):
             wanted = torch.log(self.cells((image - made).double()) ** 2 + _SMALL) + _BIAS
             square += rows.T @ rows
             product += rows.T @ rearrange(wanted, "n o i j k -> (n i j k) o").cpu()
-        ridge = _RIDGE * square.diagonal()[:-1].mean() * torch.eye(len(square), dtype=square.dtype)
+        ridge = _RIDGE * (square.diagonal()[:-1].mean() + _SMALL) * torch.eye(len(square), dtype=square.dtype)
         ridge[-1, -1] = 0  # the mean is not held back
         found = torch.linalg.solve(square + ridge, product)
         self.log_variance.copy_(found[:-1].T[..., None, None, None])
@@ -109,8 +109,11 @@ class Texture(nn.Module):
                     if n > 0:
                         pair = even.narrow(2 + axis, 0, n) * even.narrow(2 + axis, lag, n)
                         alike[axis, :, lag] += pair.mean((0, 2, 3, 4)).cpu()
-        self.offset += torch.log(left / expected).repeat_interleave(len(self.offset) // channels).to(self.offset)
-        self.grain.copy_(filter_of(alike / alike[..., :1].clamp(min=1e-12)))
+        level = torch.log((left / expected).clamp(min=math.exp(_NONE)))  # a channel that is always empty leaves nothing
+        self.offset += level.repeat_interleave(len(self.offset) // channels).to(self.offset)
+        alike /= alike[..., :1].clone().clamp(min=_SMALL)
+        alike[..., 0] = 1
+        self.grain.copy_(filter_of(alike))
 
 
 def filter_of(autocorrelation: Tensor) -> Tensor:

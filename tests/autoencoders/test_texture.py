@@ -72,6 +72,17 @@ def test_lags_that_no_noise_has_give_the_nearest_that_some_has() -> None:
     assert float(taps.square().sum()) == pytest.approx(1)
 
 
+def test_a_channel_that_is_always_empty_gets_no_grain() -> None:
+    made = texture()
+    empty = torch.zeros(1, CHANNELS, *SHAPE)
+    half = torch.cat([torch.randn(1, 1, *SHAPE, generator=torch.Generator().manual_seed(1)) * 0.1, empty[:, :1]], 1)
+    made.fit(lambda: [(torch.zeros(1, FEATURES, *CELLS), empty, half)])
+    drawn = made.deviation(torch.zeros(1, FEATURES, *CELLS)) * made.grained(torch.randn(1, CHANNELS, *SHAPE))
+    assert torch.isfinite(drawn).all()
+    assert float(drawn[:, 0].std()) == pytest.approx(0.1, rel=0.1)
+    assert float(drawn[:, 1].abs().max()) < 1e-6
+
+
 def test_axes_shorter_than_the_filter_are_left_white() -> None:
     white = torch.randn(1, CHANNELS, 3, 2, 5)
     assert torch.equal(known().grained(white), white)
