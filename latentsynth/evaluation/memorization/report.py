@@ -342,7 +342,8 @@ def _facts(
                     *([EXACT] if case.case_id in twins else []),
                     *(space for space, flags in decided.items() if flags[n]),
                 ],
-                "mask_copy": bool(copied[n]) or bool(case.parents),
+                # Without a comparison a mask that was made from a patient's counts as theirs; one that was bent until it is not, does not.
+                "mask_copy": bool(copied[n]) if masks else bool(case.parents),
                 "nearest": {one.space.name: one.reference.train.ids[one.sets[cohort.name].nearest[n]] for one in valid}
                 | ({EXACT: twins[case.case_id]} if case.case_id in twins else {}),
             }
