@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +203,27 @@ def extractor_config(workplace: Path, name: str) -> Path:
         "train": {**SCHEDULE, "images": 32, "validate_every_images": 32, "sample_every_images": 32},
     }
     return _write(workplace / f"{name}.yaml", values)
+
+
+def on_two_processes(folder: Path, *arguments: object) -> None:
+    """Gives ``training/worker.py`` its arguments on two processes of a CPU, which leave digests in a folder."""
+    tests = Path(__file__).parent
+    launch = [sys.executable, "-m", "accelerate.commands.launch"]
+    launch += [
+        "--config_file",
+        str(tests.parent / "configs/accelerate/cpu_2_processes.yaml"),
+        "--main_process_port",
+        "0",
+    ]
+    done = subprocess.run(
+        [*launch, str(tests / "training" / "worker.py"), str(folder), *map(str, arguments)],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def _write(path: Path, values: object) -> Path:

@@ -234,7 +234,8 @@ class Autoencoder(Pretrained, ABC):
         def residuals() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
             for image in images():
                 raw = self.bottleneck(self.moments(image).mean)
-                yield decoder.features(raw), self.decoded(raw).clamp(-1, 1), image
+                features = decoder.features(raw)
+                yield features, decoder.image(raw, features).clamp(-1, 1), image
 
         decoder.texture.fit(residuals)
 

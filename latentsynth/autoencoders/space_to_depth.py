@@ -142,7 +142,7 @@ class SpaceToDepthDecoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """Shape ``(B, c, i, j, k)`` to ``(B, C, I, J, K)``."""
-        return self._image(z, self.features(z))
+        return self.image(z, self.features(z))
 
     def features(self, z: Tensor) -> Tensor:
         """What the image is made of beside the linear map, ``(B, width, i, j, k)``."""
@@ -154,9 +154,10 @@ class SpaceToDepthDecoder(nn.Module):
     def with_deviation(self, z: Tensor) -> Tensor:
         """The image, and behind it in the channels the deviation of what it leaves out, ``(B, 2 C, I, J, K)``."""
         features = self.features(z)
-        return torch.cat([self._image(z, features), self.texture.deviation(features)], 1)
+        return torch.cat([self.image(z, features), self.texture.deviation(features)], 1)
 
-    def _image(self, z: Tensor, features: Tensor) -> Tensor:
+    def image(self, z: Tensor, features: Tensor) -> Tensor:
+        """The image, where the features of the latents are known."""
         image: Tensor = self.voxels(self.linear(z) + self.head[2](features))
         return image
 

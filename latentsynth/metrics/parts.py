@@ -100,16 +100,24 @@ class _Reference:
         self.spectra = torch.fft.rfftn(volumes, s=self.padded, dim=(2, 3, 4))
         self.around = functional.pad(volumes, [r for r in reversed(self.reach) for _ in range(2)])
         self.power = _power_everywhere(self.around, shape)
+        self.halves, self.blocks = _cut(volumes), _blocks(volumes.square().sum(1))
 
     def scores(self, queries: Tensor) -> Tensor:
         """Mean absolute correlation of the best third of the blocks, ``(N, M)``."""
-        scores = _where_they_lie(queries, self.volumes)
-        for query, score in zip(queries, scores, strict=True):
+        owns = _blocks(queries.square().sum(1))
+        scores = self._where_they_lie(queries, owns)
+        for query, own, score in zip(queries, owns, scores, strict=True):
             height, places = _peaks(query, self.spectra, self.padded, self.reach)
-            own = _blocks(query.square().sum(0)[None])[0]
             for m in height[:, 0].topk(min(_CLOSE, len(height))).indices.tolist():
                 score[m] = torch.maximum(score[m], self._displaced(m, query, own, places[m].tolist()))
         return scores
+
+    def _where_they_lie(self, queries: Tensor, owns: Tensor) -> Tensor:
+        """The same with no displacement, as products of matrices, one for each half of a block."""
+        size, counts = _halves(queries.shape[2:])
+        products = torch.bmm(_cut(queries), self.halves.transpose(1, 2)) / math.prod(size)
+        product = _joined(products.flatten(1).T, counts).view(len(queries), len(self.volumes), -1)
+        return torch.stack([_agreement(one, own, self.blocks) for one, own in zip(product, owns, strict=True)])
 
     def _displaced(self, m: int, query: Tensor, own: Tensor, places: Sequence[Sequence[int]]) -> Tensor:
         """The best score of one volume at some first cells."""
@@ -117,16 +125,6 @@ class _Reference:
         product = torch.stack([(query * _laid(around, at, shape)).sum(0) for at in places])
         power = torch.stack([_blocks_of(self.power[m], at, shape) for at in places])
         return _agreement(_blocks(product), own, power).max()
-
-
-def _where_they_lie(queries: Tensor, reference: Tensor) -> Tensor:
-    """The same with no displacement, as products of matrices, one for each half of a block."""
-    size, counts = _halves(queries.shape[2:])
-    x, y = (_cut(volumes, size, counts) for volumes in (queries, reference))
-    products = torch.bmm(x, y.transpose(1, 2)) / math.prod(size)
-    product = _joined(products.flatten(1).T, counts).view(len(queries), len(reference), -1)
-    own, power = (_blocks(volumes.square().sum(1)) for volumes in (queries, reference))
-    return torch.stack([_agreement(product[n], own[n], power) for n in range(len(queries))])
 
 
 def _agreement(product: Tensor, own: Tensor, power: Tensor) -> Tensor:
@@ -181,9 +179,9 @@ def _halves(shape: Sequence[int]) -> tuple[list[int], list[int]]:
     return size, [n // cells for n, cells in zip(shape, size, strict=True)]
 
 
-def _cut(volumes: Tensor, size: Sequence[int], counts: Sequence[int]) -> Tensor:
+def _cut(volumes: Tensor) -> Tensor:
     """Volumes ``(N, C, I, J, K)`` by halves of blocks, ``(halves, N, cells)``."""
-    (a, b, c), (i, j, k) = size, counts
+    (a, b, c), (i, j, k) = _halves(volumes.shape[2:])
     inside = volumes[:, :, : a * i, : b * j, : c * k].reshape(*volumes.shape[:2], i, a, j, b, k, c)
     return inside.permute(2, 4, 6, 0, 1, 3, 5, 7).reshape(i * j * k, len(volumes), -1)
 

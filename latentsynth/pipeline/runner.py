@@ -82,11 +82,11 @@ def run(
     """
     work, out = _work(Path(source), Path(out), hours, seed, licence), Path(out)
     work = replace(work, scans_licence=scans_licence, scans_credit=scans_credit)
-    if source_is_manifest(work.source) and (scans_licence or scans_credit) is not None:
+    terms = {"scans_licence": scans_licence, "scans_credit": scans_credit}
+    if source_is_manifest(work.source) and any(value is not None for value in terms.values()):
         raise ConfigError(
             f"{source} is prepared already: give the licence of the scans to `latentsynth prepare --licence`"
         )
-    terms = {"scans_licence": scans_licence, "scans_credit": scans_credit}
     outputs.claim(out, KIND, {"source": str(work.source), "hours": hours, "seed": seed, **terms})
     state = read_json(out / STATE) if (out / STATE).is_file() else {}
     failed = []

@@ -231,12 +231,13 @@ def _mask_measures(work: Work) -> list[str]:
 def _copies(work: Work) -> list[str]:
     """By as many feature spaces as there is time for; the report says what those do not see."""
     made, left = len(Manifest.load(work.folder / "samples" / "new" / "manifest.json").cases), work.left_s("copies")
-    fitting = [spaces for spaces in _SEARCHES if work.search(spaces).seconds(made) <= _LATE * left]
-    chosen = [word for space in (fitting or _SEARCHES[-1:])[0] for word in ("--space", space)]
+    fitting = (spaces for spaces in _SEARCHES if work.search(spaces).seconds(made) <= _LATE * left)
+    chosen = next(fitting, _SEARCHES[-1])
+    named = [] if chosen == _SEARCHES[0] else [word for space in chosen for word in ("--space", space)]
     return [
         *("memorization", "--train", work.manifest, "--heldout", work.manifest),
         *("--samples", "new=samples/new/manifest.json", "--like", work.run("ldm"), "--out", "evaluation/copies"),
-        *([] if fitting[:1] == list(_SEARCHES[:1]) else chosen),
+        *named,
     ]
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from tiny_runs import autoencoder_config, extractor_config, gan_config, ldm_config, masks_config
+from tiny_runs import autoencoder_config, extractor_config, gan_config, ldm_config, masks_config, on_two_processes
 
 from latentsynth.config import load, run_of
 from latentsynth.data import nifti
@@ -22,8 +19,6 @@ from latentsynth.synthesis import synthesize
 from latentsynth.synthesizers import load_synthesizer
 from latentsynth.training.recipes import train
 from latentsynth.training.run import read_metrics
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +31,7 @@ def pair(workplace: Path, trained_autoencoder: Path, tmp_path_factory: pytest.Te
         workplace / "manifest.json",
         folder / "samples",
     ]
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    launch += ["--config_file", str(ROOT / "configs/accelerate/cpu_2_processes.yaml"), "--main_process_port", "0"]
-    subprocess.run(
-        [*launch, str(Path(__file__).with_name("worker.py")), str(folder), *map(str, arguments)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=500,
-    )
+    on_two_processes(folder, *arguments)
     return folder
 
 
@@ -103,15 +90,7 @@ def gans(workplace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "stylegan1": {"grow_images": 8},
     }
     configs = [gan_config(workplace, f"{family}-pair", family, game=game.get(family, {}), seed=1) for family in GANS]
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    launch += ["--config_file", str(ROOT / "configs/accelerate/cpu_2_processes.yaml"), "--main_process_port", "0"]
-    subprocess.run(
-        [*launch, str(Path(__file__).with_name("worker.py")), str(folder), "train", *map(str, configs)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        timeout=500,
-    )
+    on_two_processes(folder, "train", *configs)
     return folder
 
 
@@ -160,17 +139,7 @@ def others(workplace: Path, trained_autoencoder: Path, tmp_path_factory: pytest.
     """Trains one of each other kind on two processes; returns the folder of digests."""
     folder = tmp_path_factory.mktemp("other-digests")
     configs = [_config(workplace, kind, f"{kind}-pair", trained_autoencoder) for kind in OTHERS]
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    launch += ["--config_file", str(ROOT / "configs/accelerate/cpu_2_processes.yaml"), "--main_process_port", "0"]
-    done = subprocess.run(
-        [*launch, str(Path(__file__).with_name("worker.py")), str(folder), "train", *map(str, configs)],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    on_two_processes(folder, "train", *configs)
     return folder
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_runs import segmenter_config
+from tiny_runs import on_two_processes, segmenter_config
 
 from latentsynth import checkpoint
 from latentsynth.config import SegmenterRun, load
@@ -36,7 +36,6 @@ from latentsynth.training.recipes.segmenter import SegmentationLoss, TrainingMix
 from latentsynth.training.run import read_metrics
 from latentsynth.types import Case, Labels
 
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 SOURCE = "0123456789abcdef:0"
 
@@ -213,14 +212,7 @@ def test_two_processes_train_as_one(workplace: Path, tmp_path: Path) -> None:
     """Equal weights on both, and the loss curve and the validation scores of one process."""
     alone = load(SegmenterRun, segmenter_config(workplace, "segmenter-alone"))
     train_segmenter(alone)
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    launch += ["--config_file", str(ROOT / "configs/accelerate/cpu_2_processes.yaml"), "--main_process_port", "0"]
-    worker, config = Path(__file__).with_name("worker.py"), segmenter_config(workplace, "segmenter-pair")
-    done = subprocess.run(
-        [*launch, str(worker), str(tmp_path), "train", str(config)],
-        env={**ENVIRONMENT, "ACCELERATE_USE_CPU": "true"}, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    on_two_processes(tmp_path, "train", segmenter_config(workplace, "segmenter-pair"))
     ranks = [json.loads((tmp_path / f"segmenter-pair-32-rank{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["world"] for rank in ranks] == [2, 2]
     assert ranks[0]["digests"] == ranks[1]["digests"]

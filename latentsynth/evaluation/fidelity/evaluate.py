@@ -93,20 +93,20 @@ def evaluate_fidelity(
     tables: list[Table] = []
     concluded: list[Conclusion] = []
     rows: list[tuple[TableCell, ...]] = []
-    patients = len(set(real.patients))
-    if patients < _LEAST:
+    patients, recipe = len(set(real.patients)), caches[real.name].recipe
+    halved = patients >= _LEAST
+    if not halved:
         notes.append(
             f"no distances between sets: {real.name} has {patients} patients, and halves of fewer than {_LEAST} say nothing of how "
             "far real ones are apart; another --split or larger --fractions of `prepare` give more"
         )
-    for one in extractors if patients >= _LEAST else ():
+    for one in extractors if halved else ():
         of = {name: features[name][one.name] for name in names}
         scores = compare(of[real.name], {cohort.name: of[cohort.name] for cohort in samples})
         tables += [scores.table(one.name, one.fingerprint, _UNIT), scores.comparisons(one.name), scores.bias(one.name)]
         rows += [(one.name, *csv_row(row)) for row in scores.rows]
         concluded += [_close(one.name, pair) for pair in scores.differences if pair.other == FLOOR]
-    grid, framing = caches[real.name].recipe.grid, caches[real.name].recipe.framing
-    textures = regions(grid, framing) if patients >= _LEAST else ()
+    textures = regions(recipe.grid, recipe.framing) if halved else ()
     for texture in textures:
         of = {cohort.name: texture.of(cohort, caches[cohort.name], accelerator) for cohort in (real, *samples)}
         few = [name for name, one in of.items() if len(set(one.patients)) < (_LEAST if name == real.name else 2)]
@@ -117,12 +117,11 @@ def evaluate_fidelity(
         tables += [scores.table(texture.name, texture.fingerprint, UNIT), scores.comparisons(texture.name)]
         rows += [(texture.name, *csv_row(row)) for row in scores.rows]
     tables.append(_diversity((real, *samples), caches, accelerator))
-    sharp = sharpness((real, *samples), caches[real.name].recipe, cell, accelerator)
+    sharp = sharpness((real, *samples), recipe, cell, accelerator)
     tables += [sharpness_table(cohort.name, sharp[cohort.name], sharp[CONTROL]) for cohort in samples]
     concluded += [_sharp(cohort.name, sharp[cohort.name]) for cohort in samples]
     for cohort in samples:
         notes += [*_related(real, cohort), *generator_saw(real.cases, cohort), *other_spacing(real.cases, cohort)]
-    recipe = caches[real.name].recipe
     result = Result(
         "fidelity",
         "How close do synthetic volumes come to real ones?",

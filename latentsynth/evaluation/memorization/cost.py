@@ -61,11 +61,11 @@ def _measured(space: str, shape: tuple[int, ...]) -> tuple[float, float]:
     if space not in _SLOW:
         return 0.0, 0.0
     of, search = _SLOW[space]
-    volumes = np.random.default_rng(0).uniform(-1, 1, (_QUERIES + _REFERENCE, *shape)).astype(np.float32)
-    described = np.stack([of(volume) for volume in volumes[: _QUERIES + 1]])
+    volumes = np.random.default_rng(0).uniform(-1, 1, (_QUERIES + 1, *shape)).astype(np.float32)
     each = _seconds(lambda: of(volumes[0]))
-    rows = np.concatenate([described] * -(-len(volumes) // len(described)))[: len(volumes)].reshape(len(volumes), -1)
-    queries, reference = rows[:_QUERIES], rows[_QUERIES:]
+    described = np.stack([of(volume) for volume in volumes])
+    queries = described[:_QUERIES].reshape(_QUERIES, -1)
+    reference = np.resize(described, (_REFERENCE, queries.shape[1]))  # the same ones over and over
     took = _seconds(lambda: search(queries, reference, 2, described.shape[1:]))
     return each, took / _QUERIES / _REFERENCE
 

@@ -333,7 +333,8 @@ def _facts(
     sets = {}
     for cohort in samples:
         decided, twins = decisions(searches, cohort.name), exact.get(cohort.name, {})
-        copied = mask_copies(masks, cohort.name) if masks else np.zeros(len(cohort.cases), bool)
+        # Without a comparison a mask that was made from a patient's counts as theirs; one that was bent until it is not, does not.
+        copied = mask_copies(masks, cohort.name) if masks else np.array([bool(case.parents) for case in cohort.cases])
         sets[cohort.name] = {
             case.case_id: {
                 "files": case_files(case),
@@ -342,8 +343,7 @@ def _facts(
                     *([EXACT] if case.case_id in twins else []),
                     *(space for space, flags in decided.items() if flags[n]),
                 ],
-                # Without a comparison a mask that was made from a patient's counts as theirs; one that was bent until it is not, does not.
-                "mask_copy": bool(copied[n]) if masks else bool(case.parents),
+                "mask_copy": bool(copied[n]),
                 "nearest": {one.space.name: one.reference.train.ids[one.sets[cohort.name].nearest[n]] for one in valid}
                 | ({EXACT: twins[case.case_id]} if case.case_id in twins else {}),
             }
